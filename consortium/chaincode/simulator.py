@@ -1,0 +1,463 @@
+"""Simulating a transaction: reads come from one view of the state, writes are only recorded.
+
+What comes out is a read-write set, equal to the byte on every peer that has the same state: keys,
+collections and namespaces in order of their UTF-8 bytes, versions of all that was read, and for
+ranges either the reads one by one or a Merkle summary. A read never sees the transaction's own
+writes. (Rules: Fabric core/ledger/kvledger/txmgmt/txmgr/tx_simulator.go and rwsetutil/.)
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from consortium.ledger.merkle import RangeSummary
+from consortium.ledger.state import StateView, Version, VersionedValue, key_hash
+from consortium.wire import kvrwset_pb2, rwset_pb2
+
+MAX_RANGE_RESULTS = 100_000
+"""Results of one range read (Fabric's `totalQueryLimit`)."""
+MAX_WRITE_BYTES = 10 * 1024 * 1024
+"""Keys and values written by one transaction; no block could hold more (`AbsoluteMaxBytes`)."""
+
+
+class SimulationError(Exception):
+    """The transaction asked for something that no transaction may do; the message says what."""
+
+
+class SimulationClosedError(SimulationError):
+    """The simulation was given up, for instance at its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResults:
+    """What a transaction read and wrote."""
+
+    rwset: bytes
+    """`rwset.TxReadWriteSet`: public sets and the hashes of private ones."""
+    private: rwset_pb2.TxPvtReadWriteSet | None
+    """Private keys and values written, for members of the collections alone."""
+    private_reads: tuple[tuple[str, str], ...]
+    """(namespace, collection) of the private values read; only members could."""
+
+
+class StateReader(Protocol):
+    """The part of a simulator that looks collections up; its reads are recorded too."""
+
+    def get_state(self, namespace: str, key: str) -> bytes | None:
+        """A public value."""
+
+
+type CollectionLookup = Callable[[StateReader, str], Collection[str]]
+"""Names the collections that a namespace has, from its definition."""
+
+
+@dataclass(slots=True)
+class _Range:
+    namespace: str
+    info: kvrwset_pb2.RangeQueryInfo
+    summary: RangeSummary = field(default_factory=RangeSummary)
+
+
+@dataclass(slots=True)
+class _Collection:
+    reads: dict[str, Version | None] = field(default_factory=dict)
+    writes: dict[str, kvrwset_pb2.KVWrite] = field(default_factory=dict)
+    purged: dict[str, bool] = field(default_factory=dict)
+    metadata: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Namespace:
+    reads: dict[str, Version | None] = field(default_factory=dict)
+    writes: dict[str, bytes] = field(default_factory=dict)
+    metadata: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    collections: dict[str, _Collection] = field(default_factory=dict)
+
+
+class TransactionSimulator:
+    """Records one transaction over `view`.
+
+    Used by one thread at a time; `close` may come from another, after which every access raises
+    SimulationClosedError, so that the view can be closed even if a contract does not return.
+    `collections` is asked once for each namespace whose private data is touched; without it any
+    collection's name is taken.
+    """
+
+    def __init__(
+        self,
+        view: StateView,
+        channel_id: str = "",
+        *,
+        collections: CollectionLookup | None = None,
+        max_range_results: int = MAX_RANGE_RESULTS,
+        max_write_bytes: int = MAX_WRITE_BYTES,
+    ) -> None:
+        self.channel_id = channel_id
+        self._view = view
+        self._lookup = collections
+        self._known_collections: dict[str, Collection[str]] = {}
+        self._max_range_results = max_range_results
+        self._max_write_bytes = max_write_bytes
+        self._namespaces: dict[str, _Namespace] = {}
+        self._ranges: list[_Range] = []
+        self._private_reads: dict[tuple[str, str], None] = {}
+        self._written_bytes = 0
+        self._wrote = False
+        self._queried_private = False
+        self._closed = ""
+        self._lock = threading.Lock()
+
+    # public state
+
+    def get_state(self, namespace: str, key: str) -> bytes | None:
+        """The committed value of a key, None if it has none; its version is recorded."""
+        found = self._read(namespace, key)
+        return None if found is None else found.value
+
+    def get_metadata(self, namespace: str, key: str) -> dict[str, bytes]:
+        """The committed metadata of a key; recorded as a read of the key."""
+        found = self._read(namespace, key)
+        return {} if found is None else _metadata(found.metadata)
+
+    def range(self, namespace: str, start: str, end: str) -> Iterator[tuple[str, bytes]]:
+        """Keys with start <= key < end in order; an empty end means the namespace's last key.
+
+        Recorded as far as the caller has iterated: whoever stops early depends on those keys alone.
+        """
+        self._check_open()
+        self._namespace(namespace)
+        recorded = _Range(namespace, kvrwset_pb2.RangeQueryInfo(start_key=start))
+        self._ranges.append(recorded)
+        return self._iterate(recorded, end)
+
+    def put_state(self, namespace: str, key: str, value: bytes) -> None:
+        """Record a write; an empty value is a deletion."""
+        self._before_write(key, value)
+        self._namespace(namespace).writes[key] = value
+
+    def del_state(self, namespace: str, key: str) -> None:
+        """Record a deletion, whether the key exists or not."""
+        self.put_state(namespace, key, b"")
+
+    def put_metadata(self, namespace: str, key: str, metadata: Mapping[str, bytes]) -> None:
+        """Record a key's whole metadata anew; nothing in it takes the metadata away."""
+        self._before_write(key)
+        self._namespace(namespace).metadata[key] = dict(metadata)
+
+    # private state
+
+    def get_private(self, namespace: str, collection: str, key: str) -> bytes | None:
+        """A private value, None if it has none.
+
+        Raises the ledger's PrivateDataUnavailableError where this peer has not the value that the
+        current hash belongs to.
+        """
+        recorded = self._collection(namespace, collection)
+        with self._lock:
+            self._check_open()
+            found = self._view.get_private(namespace, collection, key)
+        recorded.reads[key] = None if found is None else found.version
+        self._private_reads[namespace, collection] = None
+        return None if found is None else found.value
+
+    def get_private_hash(self, namespace: str, collection: str, key: str) -> bytes | None:
+        """SHA-256 of a private value; every peer has it."""
+        found = self._read_hash(namespace, collection, key)
+        return None if found is None else found.value
+
+    def get_private_metadata(self, namespace: str, collection: str, key: str) -> dict[str, bytes]:
+        """The metadata of a private key; it stands with the hash."""
+        found = self._read_hash(namespace, collection, key)
+        return {} if found is None else _metadata(found.metadata)
+
+    def range_private(
+        self, namespace: str, collection: str, start: str, end: str
+    ) -> Iterator[tuple[str, bytes]]:
+        """Private keys in order, for transactions that write nothing: the reads are not recorded.
+
+        Peers may hold different private data, so nothing that is written may depend on it.
+        """
+        self._check_collection(namespace, collection)
+        self._check_open()
+        if self._wrote:
+            raise SimulationError(
+                "private data can be queried by range only in a transaction that writes nothing; "
+                "read single private keys instead"
+            )
+        self._queried_private = True
+        self._private_reads[namespace, collection] = None
+        return self._iterate_private(namespace, collection, start, end)
+
+    def put_private(self, namespace: str, collection: str, key: str, value: bytes) -> None:
+        """Record a private write; an empty value is a deletion."""
+        recorded = self._collection(namespace, collection)
+        self._before_write(key, value)
+        recorded.writes[key] = _write(key, value)
+        recorded.purged.pop(key, None)
+
+    def del_private(self, namespace: str, collection: str, key: str) -> None:
+        """Record the deletion of a private key."""
+        self.put_private(namespace, collection, key, b"")
+
+    def purge_private(self, namespace: str, collection: str, key: str) -> None:
+        """Record a deletion that takes the key's history away too."""
+        self.put_private(namespace, collection, key, b"")
+        self._collection(namespace, collection).purged[key] = True
+
+    def put_private_metadata(
+        self, namespace: str, collection: str, key: str, metadata: Mapping[str, bytes]
+    ) -> None:
+        """Record a private key's whole metadata anew."""
+        recorded = self._collection(namespace, collection)
+        self._before_write(key)
+        recorded.metadata[key] = dict(metadata)
+
+    # the end
+
+    def close(self, reason: str = "the simulation is over") -> None:
+        """Refuse every later access; returns when no access is under way."""
+        with self._lock:
+            self._closed = self._closed or reason
+
+    def results(self) -> SimulationResults:
+        """The read-write sets. Call once, at the end: later reads and writes are refused."""
+        with self._lock:
+            self._check_open()
+            self._closed = "its results were already taken"
+        private = self._private()
+        ranges = self._finished_ranges()
+        namespaces = rwset_pb2.TxReadWriteSet(data_model=rwset_pb2.TxReadWriteSet.KV)
+        for name, public in _in_order(self._namespaces):
+            added = namespaces.ns_rwset.add(
+                namespace=name,
+                rwset=_bytes(
+                    kvrwset_pb2.KVRWSet(
+                        reads=[_read(key, version) for key, version in _in_order(public.reads)],
+                        range_queries_info=[r.info for r in ranges if r.namespace == name],
+                        writes=[_write(key, value) for key, value in _in_order(public.writes)],
+                        metadata_writes=[
+                            kvrwset_pb2.KVMetadataWrite(key=key, entries=_entries(metadata))
+                            for key, metadata in _in_order(public.metadata)
+                        ],
+                    )
+                ),
+            )
+            for collection, hashed in _in_order(public.collections):
+                added.collection_hashed_rwset.add(
+                    collection_name=collection,
+                    hashed_rwset=_bytes(_hashed(hashed)),
+                    pvt_rwset_hash=_private_hash(private, name, collection),
+                )
+        return SimulationResults(
+            rwset=_bytes(namespaces),
+            private=private if private.ns_pvt_rwset else None,
+            private_reads=tuple(sorted(self._private_reads)),
+        )
+
+    def _private(self) -> rwset_pb2.TxPvtReadWriteSet:
+        private = rwset_pb2.TxPvtReadWriteSet(data_model=rwset_pb2.TxReadWriteSet.KV)
+        for name, public in _in_order(self._namespaces):
+            written = [
+                (collection, recorded)
+                for collection, recorded in _in_order(public.collections)
+                if recorded.writes or recorded.metadata
+            ]
+            if not written:
+                continue
+            namespace = private.ns_pvt_rwset.add(namespace=name)
+            for collection, recorded in written:
+                namespace.collection_pvt_rwset.add(
+                    collection_name=collection,
+                    rwset=_bytes(
+                        kvrwset_pb2.KVRWSet(
+                            writes=[write for _, write in _in_order(recorded.writes)],
+                            # Only the key: its metadata stands with the hash.
+                            metadata_writes=[
+                                kvrwset_pb2.KVMetadataWrite(key=key)
+                                for key, _ in _in_order(recorded.metadata)
+                            ],
+                        )
+                    ),
+                )
+        return private
+
+    def _finished_ranges(self) -> list[_Range]:
+        """Ranges in the order they were asked for, the same range only once."""
+        finished: dict[tuple[str, str, str, bool], _Range] = {}
+        for recorded in self._ranges:
+            info = recorded.info
+            reads, summary = recorded.summary.finish()
+            if summary is not None:
+                info.reads_merkle_hashes.CopyFrom(summary)
+            elif reads:
+                info.raw_reads.kv_reads.extend(reads)
+            identity = (recorded.namespace, info.start_key, info.end_key, info.itr_exhausted)
+            finished.setdefault(identity, recorded)
+        return list(finished.values())
+
+    # recording
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SimulationClosedError(f"the transaction cannot go on: {self._closed}")
+
+    def _namespace(self, name: str) -> _Namespace:
+        return self._namespaces.setdefault(name, _Namespace())
+
+    def _check_collection(self, namespace: str, collection: str) -> None:
+        if self._lookup is None:
+            return
+        if namespace not in self._known_collections:
+            self._known_collections[namespace] = self._lookup(self, namespace)
+        if collection not in self._known_collections[namespace]:
+            raise SimulationError(
+                f"chaincode {namespace} has no collection {collection!r}; it has "
+                f"{', '.join(sorted(self._known_collections[namespace])) or 'none'}"
+            )
+
+    def _collection(self, namespace: str, collection: str) -> _Collection:
+        self._check_collection(namespace, collection)
+        return self._namespace(namespace).collections.setdefault(collection, _Collection())
+
+    def _read(self, namespace: str, key: str) -> VersionedValue | None:
+        with self._lock:
+            self._check_open()
+            found = self._view.get(namespace, key)
+        self._namespace(namespace).reads[key] = None if found is None else found.version
+        return found
+
+    def _read_hash(self, namespace: str, collection: str, key: str) -> VersionedValue | None:
+        recorded = self._collection(namespace, collection)
+        with self._lock:
+            self._check_open()
+            found = self._view.get_private_hash(namespace, collection, key_hash(key))
+        recorded.reads[key] = None if found is None else found.version
+        return found
+
+    def _before_write(self, key: str, value: bytes = b"") -> None:
+        self._check_open()
+        if self._queried_private:
+            raise SimulationError(
+                "this transaction queried private data by range, so it may not write; read single "
+                "private keys instead"
+            )
+        self._wrote = True
+        self._written_bytes += len(key) + len(value)
+        if self._written_bytes > self._max_write_bytes:
+            raise SimulationError(
+                f"the transaction writes more than {self._max_write_bytes} bytes; split it"
+            )
+
+    def _iterate(self, recorded: _Range, end: str) -> Iterator[tuple[str, bytes]]:
+        info = recorded.info
+        results = self._view.range(recorded.namespace, info.start_key, end)
+        for key, found in self._bounded(results):
+            recorded.summary.add(key, found.version)
+            info.end_key = key
+            yield key, found.value
+        info.itr_exhausted = True
+        info.end_key = end
+
+    def _iterate_private(
+        self, namespace: str, collection: str, start: str, end: str
+    ) -> Iterator[tuple[str, bytes]]:
+        for key, found in self._bounded(
+            self._view.range_private(namespace, collection, start, end)
+        ):
+            yield key, found.value
+
+    def _bounded(
+        self, results: Iterator[tuple[str, VersionedValue]]
+    ) -> Iterator[tuple[str, VersionedValue]]:
+        count = 0
+        while True:
+            with self._lock:
+                self._check_open()
+                result = next(results, None)
+            if result is None:
+                return
+            count += 1
+            if count > self._max_range_results:
+                raise SimulationError(
+                    f"a range has more than {self._max_range_results} results; ask for less"
+                )
+            yield result
+
+
+def _in_order[V](items: Mapping[str, V]) -> list[tuple[str, V]]:
+    """By the keys' UTF-8 bytes, which is also the order of their code points."""
+    return sorted(items.items(), key=lambda item: item[0])
+
+
+def _bytes(
+    message: kvrwset_pb2.KVRWSet
+    | kvrwset_pb2.HashedRWSet
+    | rwset_pb2.TxReadWriteSet
+    | rwset_pb2.TxPvtReadWriteSet,
+) -> bytes:
+    return message.SerializeToString(deterministic=True)
+
+
+def _version(version: Version | None) -> kvrwset_pb2.Version | None:
+    """None, which leaves the field out, means that the key did not exist."""
+    if version is None:
+        return None
+    return kvrwset_pb2.Version(block_num=version.block, tx_num=version.tx)
+
+
+def _read(key: str, version: Version | None) -> kvrwset_pb2.KVRead:
+    return kvrwset_pb2.KVRead(key=key, version=_version(version))
+
+
+def _write(key: str, value: bytes) -> kvrwset_pb2.KVWrite:
+    return kvrwset_pb2.KVWrite(key=key, is_delete=not value, value=value)
+
+
+def _entries(metadata: Mapping[str, bytes]) -> list[kvrwset_pb2.KVMetadataEntry]:
+    return [
+        kvrwset_pb2.KVMetadataEntry(name=name, value=value) for name, value in _in_order(metadata)
+    ]
+
+
+def _metadata(stored: bytes) -> dict[str, bytes]:
+    try:
+        entries = kvrwset_pb2.KVMetadataWrite.FromString(stored).entries
+    except DecodeError as error:
+        raise SimulationError("the stored metadata of a key cannot be read") from error
+    return {entry.name: entry.value for entry in entries}
+
+
+def _hashed(recorded: _Collection) -> kvrwset_pb2.HashedRWSet:
+    """A collection's hashed set, in order of the keys themselves."""
+    return kvrwset_pb2.HashedRWSet(
+        hashed_reads=[
+            kvrwset_pb2.KVReadHash(key_hash=key_hash(key), version=_version(version))
+            for key, version in _in_order(recorded.reads)
+        ],
+        hashed_writes=[
+            kvrwset_pb2.KVWriteHash(
+                key_hash=key_hash(key),
+                is_delete=write.is_delete,
+                value_hash=b"" if write.is_delete else hashlib.sha256(write.value).digest(),
+                is_purge=key in recorded.purged,
+            )
+            for key, write in _in_order(recorded.writes)
+        ],
+        metadata_writes=[
+            kvrwset_pb2.KVMetadataWriteHash(key_hash=key_hash(key), entries=_entries(metadata))
+            for key, metadata in _in_order(recorded.metadata)
+        ],
+    )
+
+
+def _private_hash(private: rwset_pb2.TxPvtReadWriteSet, namespace: str, collection: str) -> bytes:
+    for recorded in private.ns_pvt_rwset:
+        if recorded.namespace == namespace:
+            for written in recorded.collection_pvt_rwset:
+                if written.collection_name == collection:
+                    return hashlib.sha256(written.rwset).digest()
+    return b""

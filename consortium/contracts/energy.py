@@ -1,0 +1,13 @@
+"""Chaincode `energy`: all that moves money, in one chaincode.
+
+A chaincode that is called by another cannot know who called it, so contracts that share accounts
+share the chaincode and its policy.
+"""
+
+from consortium.chaincode.api import Chaincode
+
+from .market import Market
+from .registry import Registry
+from .wallet import Wallet
+
+CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market()))

@@ -1,0 +1,16 @@
+"""Money: integers of micro-units of the channel's currency, rounded half to even, once."""
+
+WH_PER_KWH = 1000
+
+
+def half_even(numerator: int, denominator: int) -> int:
+    """The quotient rounded to the nearest integer, ties to the even one; denominator > 0."""
+    quotient, rest = divmod(numerator, denominator)
+    if 2 * rest > denominator or (2 * rest == denominator and quotient % 2):
+        quotient += 1
+    return quotient
+
+
+def amount_micro(energy_wh: int, price_micro_per_kwh: int) -> int:
+    """The price of an energy."""
+    return half_even(energy_wh * price_micro_per_kwh, WH_PER_KWH)

@@ -1,0 +1,641 @@
+"""`gateway.Gateway`: Evaluate, Endorse, Submit, CommitStatus and ChaincodeEvents.
+
+Codes, messages and details follow Fabric's gateway (`internal/pkg/gateway/`, facts only), since
+its client libraries build their typed errors from them.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+from google.protobuf.message import Message
+
+from consortium.identity.msp import Identity, IdentityError, check_not_expired
+from consortium.identity.policies import Policy, PolicyNotFoundError
+from consortium.ledger.lifecycle import Policies, definition
+from consortium.peer.channel import ChannelPeer
+from consortium.peer.endorser import (
+    ERROR,
+    ERROR_THRESHOLD,
+    Endorser,
+    OpenedProposal,
+    ProposalRefused,
+    open_proposal,
+)
+from consortium.peer.system_chaincodes import SYSTEM_CHAINCODES
+from consortium.wire import any_pb2, common_pb2, gateway_pb2, peer_pb2, rpc_pb2, services
+from consortium.wire.envelopes import WireError, open_envelope, parse
+
+from .broadcast import Broadcaster, BroadcastRefused, TooManyWaiting
+
+_LOGGER = logging.getLogger(__name__)
+
+ENDORSE_TIMEOUT_S = 30.0
+SUBMIT_TIMEOUT_S = 30.0
+type Context = grpc.aio.ServicerContext[bytes, bytes]
+DETAIL_TYPE = "type.googleapis.com/gateway.ErrorDetail"
+
+
+class GatewayError(Exception):
+    """A gRPC status for the client, with one detail for each node that failed."""
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        details: Sequence[gateway_pb2.ErrorDetail] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = tuple(details)
+
+
+@dataclass(frozen=True, slots=True)
+class EndorserFailed(Exception):
+    """One endorser's refusal: what to tell the client, and whether another peer may do better."""
+
+    code: grpc.StatusCode
+    message: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsingPeer:
+    """A peer that the gateway can ask to endorse."""
+
+    msp_id: str
+    address: str
+    ask: Callable[[peer_pb2.SignedProposal], Awaitable[peer_pb2.ProposalResponse]]
+
+    def detail(self, message: str) -> gateway_pb2.ErrorDetail:
+        """What went wrong at this peer, for the client."""
+        return gateway_pb2.ErrorDetail(address=self.address, msp_id=self.msp_id, message=message)
+
+
+class PeerDirectory:
+    """Who endorses on a channel: this peer itself, and the others' anchor peers."""
+
+    def __init__(
+        self,
+        endorser: Endorser,
+        msp_id: str,
+        address: str,
+        credentials: Callable[[bytes], grpc.ChannelCredentials],
+    ) -> None:
+        self._local = EndorsingPeer(msp_id, address, endorser.process)
+        self._credentials = credentials
+        self._connections: dict[tuple[str, bytes], grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        """Close the connections to the other peers."""
+        for connection in self._connections.values():
+            await connection.close()
+
+    @property
+    def local(self) -> EndorsingPeer:
+        """The peer that this gateway is part of."""
+        return self._local
+
+    def of(self, channel: ChannelPeer) -> dict[str, list[EndorsingPeer]]:
+        """Endorsing peers by organisation, this gateway's own first."""
+        config = channel.ledger.config
+        peers: dict[str, list[EndorsingPeer]] = {self._local.msp_id: [self._local]}
+        for msp_id, anchors in config.anchor_peers.items():
+            if msp_id == self._local.msp_id:
+                continue
+            roots = config.msps.tls_roots_pem(msp_id)
+            peers[msp_id] = [
+                EndorsingPeer(msp_id, address, self._remote(address, roots))
+                for address in (f"{host}:{port}" for host, port in anchors)
+            ]
+        return peers
+
+    def _remote(
+        self, address: str, roots: bytes
+    ) -> Callable[[peer_pb2.SignedProposal], Awaitable[peer_pb2.ProposalResponse]]:
+        connection = self._connections.get((address, roots))
+        if connection is None:
+            connection = self._connections[address, roots] = grpc.aio.secure_channel(
+                address, self._credentials(roots), options=services.NODE_CHANNEL_OPTIONS
+            )
+        process = connection.unary_unary(
+            services.PROCESS_PROPOSAL,
+            request_serializer=peer_pb2.SignedProposal.SerializeToString,
+            response_deserializer=peer_pb2.ProposalResponse.FromString,
+        )
+
+        async def ask(proposal: peer_pb2.SignedProposal) -> peer_pb2.ProposalResponse:
+            return await process(proposal)
+
+        return ask
+
+
+class Gateway:
+    """The service that homes, tools and Fabric's own client libraries call."""
+
+    def __init__(
+        self,
+        channels: dict[str, ChannelPeer],
+        directory: PeerDirectory,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._channels = channels
+        self._directory = directory
+        self._clock = clock
+        self._broadcasters: dict[str, Broadcaster] = {}
+
+    async def stop(self) -> None:
+        """Close the streams to the orderers and the connections to other peers."""
+        for broadcaster in self._broadcasters.values():
+            await broadcaster.stop()
+        await self._directory.close()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service for a gRPC server.
+
+        Requests are parsed here: a malformed one is answered with INVALID_ARGUMENT and a sentence.
+        """
+
+        def unary[M: Message](
+            request_type: type[M], call: Callable[[M], Awaitable[Message]]
+        ) -> grpc.RpcMethodHandler[bytes, bytes]:
+            async def serve(raw: bytes, context: Context) -> bytes:
+                try:
+                    return (await call(_request(request_type, raw))).SerializeToString()
+                except GatewayError as error:
+                    await _abort(context, error)
+
+            return grpc.unary_unary_rpc_method_handler(serve)
+
+        async def events(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+            try:
+                request = _request(gateway_pb2.SignedChaincodeEventsRequest, raw)
+                async for response in self.chaincode_events(request):
+                    yield response.SerializeToString()
+            except GatewayError as error:
+                await _abort(context, error)
+
+        return grpc.method_handlers_generic_handler(
+            "gateway.Gateway",
+            {
+                "Evaluate": unary(gateway_pb2.EvaluateRequest, self.evaluate),
+                "Endorse": unary(gateway_pb2.EndorseRequest, self.endorse),
+                "Submit": unary(gateway_pb2.SubmitRequest, self.submit),
+                "CommitStatus": unary(gateway_pb2.SignedCommitStatusRequest, self.commit_status),
+                "ChaincodeEvents": grpc.unary_stream_rpc_method_handler(events),
+            },
+        )
+
+    async def evaluate(self, request: gateway_pb2.EvaluateRequest) -> gateway_pb2.EvaluateResponse:
+        """Run a query on one peer: this one if it may, else another organisation's."""
+        opened = _open(request.proposed_transaction)
+        channel_id = opened.channel_header.channel_id
+        channel = self._channels.get(channel_id)
+        if channel is None:
+            raise GatewayError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"failed to create discovery client for channel {channel_id}: "
+                "this gateway's peer has not joined it",
+            )
+        targets: Sequence[str] = request.target_organizations
+        if opened.payload.TransientMap and not targets:
+            # Transient data is confidential: without being told, it goes no further than here.
+            targets = [self._directory.local.msp_id]
+        by_organization = self._directory.of(channel)
+        candidates = [
+            peer
+            for msp_id, peers in by_organization.items()
+            if not targets or msp_id in targets
+            for peer in peers
+        ]
+        name = opened.planned_chaincode
+        if not candidates or not _is_defined(channel, name):
+            raise GatewayError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"no peers available to evaluate chaincode {name} in channel {channel_id}",
+            )
+        details = []
+        for peer in candidates:
+            try:
+                response = await _process(peer, request.proposed_transaction)
+            except EndorserFailed as failed:
+                details.append(peer.detail(failed.message))
+                if not failed.retry:
+                    raise GatewayError(
+                        failed.code,
+                        f"evaluate call to endorser returned error: {failed.message}",
+                        details,
+                    ) from None
+                code = failed.code
+                continue
+            result = peer_pb2.Response()
+            result.CopyFrom(response.response)
+            result.payload = _result(response.payload)
+            return gateway_pb2.EvaluateResponse(result=result)
+        raise GatewayError(
+            code, "failed to evaluate transaction, see attached details for more info", details
+        )
+
+    async def endorse(self, request: gateway_pb2.EndorseRequest) -> gateway_pb2.EndorseResponse:
+        """Collect endorsements that satisfy every policy the transaction falls under."""
+        opened = _open(request.proposed_transaction)
+        channel_id, name = opened.channel_header.channel_id, opened.planned_chaincode
+        channel = self._channels.get(channel_id)
+        if channel is None or not _is_defined(channel, name):
+            raise GatewayError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "no combination of peers can be derived which satisfy the endorsement policy: "
+                f"no metadata was found for chaincode {name} in channel {channel_id}",
+            )
+        peers = self._directory.of(channel)
+        if wanted := list(dict.fromkeys(request.endorsing_organizations)):
+            missing = [msp_id for msp_id in wanted if not peers.get(msp_id)]
+            if missing:
+                raise GatewayError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "failed to find any endorsing peers for org(s): " + ", ".join(missing),
+                )
+            layouts: list[tuple[str, ...]] = [tuple(wanted)]
+            collected: dict[str, peer_pb2.ProposalResponse] = {}
+        else:
+            local = self._directory.local
+            try:
+                first = await _process(local, request.proposed_transaction)
+            except EndorserFailed as failed:
+                raise GatewayError(
+                    grpc.StatusCode.ABORTED,
+                    "failed to endorse transaction, see attached details for more info",
+                    [local.detail(failed.message)],
+                ) from None
+            collected = {local.msp_id: first}
+            layouts = _layouts(channel, name, first.interest, tuple(peers), local.msp_id)
+            if not layouts:
+                raise GatewayError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "no combination of peers can be derived which satisfy the endorsement "
+                    f"policy of chaincode {name}; known organisations: {', '.join(peers)}",
+                )
+        endorsements = await _collect(layouts, peers, collected, request.proposed_transaction)
+        return gateway_pb2.EndorseResponse(prepared_transaction=_prepare(opened, endorsements))
+
+    async def submit(self, request: gateway_pb2.SubmitRequest) -> gateway_pb2.SubmitResponse:
+        """Hand a signed transaction to the orderers; returns when one says it is ordered."""
+        if not request.HasField("prepared_transaction"):
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, "a prepared transaction is required"
+            )
+        if not request.prepared_transaction.signature:
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, "prepared transaction must be signed"
+            )
+        channel = self._channels.get(request.channel_id)
+        if channel is None:
+            raise GatewayError(
+                grpc.StatusCode.FAILED_PRECONDITION, f"channel {request.channel_id!r} not found"
+            )
+        envelope = request.prepared_transaction.SerializeToString()
+        await asyncio.to_thread(self._check_envelope, envelope, channel)
+        broadcaster = self._broadcasters.get(request.channel_id)
+        if broadcaster is None:
+            broadcaster = self._broadcasters[request.channel_id] = Broadcaster(channel)
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+                await broadcaster.submit(envelope)
+        except BroadcastRefused as error:
+            raise GatewayError(grpc.StatusCode.ABORTED, str(error)) from None
+        except TooManyWaiting as error:
+            raise GatewayError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+        except TimeoutError:
+            raise GatewayError(
+                grpc.StatusCode.UNAVAILABLE,
+                "no orderers could successfully process transaction",
+                [
+                    gateway_pb2.ErrorDetail(address=address, msp_id=msp_id, message=message)
+                    for address, msp_id, message in broadcaster.last_errors
+                ],
+            ) from None
+        return gateway_pb2.SubmitResponse()
+
+    async def commit_status(
+        self, request: gateway_pb2.SignedCommitStatusRequest
+    ) -> gateway_pb2.CommitStatusResponse:
+        """Wait until a transaction commits and give its validation code.
+
+        The client's deadline bounds the wait.
+        """
+        if not request.request:
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, "a commit status request is required"
+            )
+        query = _request(gateway_pb2.CommitStatusRequest, request.request)
+        if not query.identity:
+            raise GatewayError(grpc.StatusCode.INVALID_ARGUMENT, "no identity provided")
+        if not query.channel_id:
+            raise GatewayError(grpc.StatusCode.INVALID_ARGUMENT, "no channel ID provided")
+        if not query.transaction_id:
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, "transaction ID should not be empty"
+            )
+        channel = await self._reader(
+            query.channel_id, query.identity, request.signature, request.request
+        )
+        record = await channel.wait_for_transaction(query.transaction_id)
+        return gateway_pb2.CommitStatusResponse(
+            result=peer_pb2.TxValidationCode.Name(record.code), block_number=record.block
+        )
+
+    async def chaincode_events(
+        self, request: gateway_pb2.SignedChaincodeEventsRequest
+    ) -> AsyncIterator[gateway_pb2.ChaincodeEventsResponse]:
+        """Events of one chaincode's valid transactions, a response for each block that has any."""
+        if not request.request:
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, "a chaincode events request is required"
+            )
+        query = _request(gateway_pb2.ChaincodeEventsRequest, request.request)
+        channel = await self._reader(
+            query.channel_id, query.identity, request.signature, request.request
+        )
+        number, after = _events_start(channel, query)
+        while True:
+            await channel.wait_for_height(number + 1)
+            events = [event for _, event in channel.committed(number).events]
+            if after:
+                ids = [event.tx_id for event in events]
+                # The transaction named set no event: all of its block's come after or before it.
+                events = events[ids.index(after) + 1 :] if after in ids else []
+                after = ""
+            matching = [event for event in events if event.chaincode_id == query.chaincode_id]
+            if matching:
+                yield gateway_pb2.ChaincodeEventsResponse(events=matching, block_number=number)
+            number += 1
+
+    async def _reader(
+        self, channel_id: str, creator: bytes, signature: bytes, signed: bytes
+    ) -> ChannelPeer:
+        """The channel, if the caller may read it; raises GatewayError(PERMISSION_DENIED)."""
+        channel = self._channels.get(channel_id)
+        try:
+            if channel is None:
+                raise IdentityError(f"channel {channel_id!r} is unknown to this peer")
+            config = channel.ledger.config
+            identity = config.msps.identity(creator)
+            await asyncio.to_thread(
+                self._check_member,
+                identity,
+                config.policy("/Channel/Application/Readers"),
+                signature,
+                signed,
+            )
+        except (IdentityError, PolicyNotFoundError) as error:
+            raise GatewayError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"failed access check for channel [{channel_id}]: {error}",
+            ) from None
+        return channel
+
+    def _check_member(
+        self, identity: Identity, policy: Policy, signature: bytes, signed: bytes
+    ) -> None:
+        if not identity.verify(signature, signed):
+            raise IdentityError("the signature does not hold")
+        check_not_expired(identity, self._clock())
+        if not policy.satisfied_by([identity]):
+            raise IdentityError("the identity does not satisfy the channel's policy")
+
+    def _check_envelope(self, raw: bytes, channel: ChannelPeer) -> None:
+        """Refuse here what the orderer would refuse, since a refusal ends the shared stream."""
+        config = channel.ledger.config
+        limit = config.orderer.absolute_max_bytes
+        status = "REQUEST_ENTITY_TOO_LARGE" if len(raw) > limit else "BAD_REQUEST"
+        try:
+            if len(raw) > limit:
+                raise WireError(f"the envelope has {len(raw)} bytes; the channel allows {limit}")
+            opened = open_envelope(raw)
+            if opened.channel_header.channel_id != channel.channel_id:
+                raise WireError(
+                    f"the envelope is for channel {opened.channel_header.channel_id!r}, "
+                    f"the request for {channel.channel_id!r}"
+                )
+            status = "FORBIDDEN"
+            self._check_member(
+                config.msps.identity(opened.signature_header.creator),
+                config.policy("/Channel/Application/Writers"),
+                opened.envelope.signature,
+                opened.envelope.payload,
+            )
+        except (WireError, IdentityError) as error:
+            raise GatewayError(
+                grpc.StatusCode.ABORTED,
+                "received unsuccessful response from orderer: "
+                f"status={status}, info={error} (checked at the gateway)",
+            ) from None
+
+
+def _request[M: Message](request_type: type[M], raw: bytes) -> M:
+    try:
+        return parse(request_type, raw, "the request")
+    except WireError as error:
+        raise GatewayError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def _open(signed: peer_pb2.SignedProposal) -> OpenedProposal:
+    try:
+        opened = open_proposal(signed)
+    except WireError as error:
+        raise GatewayError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"failed to unpack transaction proposal: {error}"
+        ) from None
+    if not opened.channel_header.channel_id:
+        raise GatewayError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "failed to unpack transaction proposal: no channel id provided",
+        )
+    if not opened.planned_chaincode:
+        raise GatewayError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "failed to unpack transaction proposal: no chaincode name is provided, "
+            f"channel id [{opened.channel_header.channel_id}]",
+        )
+    return opened
+
+
+async def _abort(context: Context, error: GatewayError) -> NoReturn:
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    if error.details:
+        status = rpc_pb2.Status(
+            code=error.code.value[0],
+            message=str(error),
+            details=[
+                any_pb2.Any(type_url=DETAIL_TYPE, value=detail.SerializeToString())
+                for detail in error.details
+            ],
+        )
+        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(error.code, str(error), trailing_metadata=metadata)
+
+
+async def _process(
+    peer: EndorsingPeer, proposal: peer_pb2.SignedProposal
+) -> peer_pb2.ProposalResponse:
+    """Ask one peer; raises EndorserFailed for whatever isn't a success."""
+    try:
+        async with asyncio.timeout(ENDORSE_TIMEOUT_S):
+            response = await peer.ask(proposal)
+    except ProposalRefused as error:
+        raise EndorserFailed(grpc.StatusCode.FAILED_PRECONDITION, str(error), False) from None
+    except TimeoutError:
+        message = f"no answer within {ENDORSE_TIMEOUT_S:.0f} s"
+        raise EndorserFailed(grpc.StatusCode.UNAVAILABLE, message, True) from None
+    except grpc.aio.AioRpcError as error:
+        raise EndorserFailed(
+            grpc.StatusCode.UNAVAILABLE, error.details() or error.code().name, True
+        ) from None
+    status = response.response.status
+    if 200 <= status < ERROR_THRESHOLD:
+        return response
+    if status == ERROR and not response.payload:
+        raise EndorserFailed(grpc.StatusCode.ABORTED, response.response.message, True)
+    raise EndorserFailed(
+        grpc.StatusCode.UNKNOWN,
+        f"chaincode response {status}, {response.response.message}",
+        False,
+    )
+
+
+async def _collect(
+    layouts: Sequence[tuple[str, ...]],
+    peers: dict[str, list[EndorsingPeer]],
+    collected: dict[str, peer_pb2.ProposalResponse],
+    proposal: peer_pb2.SignedProposal,
+) -> list[peer_pb2.ProposalResponse]:
+    """Fill the first layout that can be filled with equal answers."""
+    details: list[gateway_pb2.ErrorDetail] = []
+    failed: set[str] = set()
+
+    async def ask(msp_id: str) -> None:
+        for peer in peers[msp_id]:
+            try:
+                response = await _process(peer, proposal)
+            except EndorserFailed as error:
+                details.append(peer.detail(error.message))
+                continue
+            if any(response.payload != other.payload for other in collected.values()):
+                details.append(
+                    peer.detail("ProposalResponsePayloads do not match: this peer's result differs")
+                )
+                continue
+            collected[msp_id] = response
+            return
+        failed.add(msp_id)
+
+    for layout in layouts:
+        if failed.isdisjoint(layout):
+            # The first answer is what the others are compared with, so two are never in a race.
+            missing = [msp_id for msp_id in layout if msp_id not in collected]
+            if missing and not collected:
+                await ask(missing.pop(0))
+            await asyncio.gather(*(ask(msp_id) for msp_id in missing))
+            if all(msp_id in collected for msp_id in layout):
+                return [collected[msp_id] for msp_id in layout]
+    raise GatewayError(
+        grpc.StatusCode.ABORTED,
+        "failed to collect enough transaction endorsements, see attached details for more info",
+        details,
+    )
+
+
+def _is_defined(channel: ChannelPeer, chaincode: str) -> bool:
+    if chaincode in SYSTEM_CHAINCODES:
+        return True
+    with channel.ledger.view() as view:
+        return definition(view, chaincode) is not None
+
+
+def _layouts(
+    channel: ChannelPeer,
+    chaincode: str,
+    interest: peer_pb2.ChaincodeInterest,
+    organizations: tuple[str, ...],
+    local: str,
+) -> list[tuple[str, ...]]:
+    """Sets of organisations whose endorsement satisfies every policy, smallest first.
+
+    No set contains another; those with this gateway's own organisation come first.
+    """
+    calls = list(interest.chaincodes) or [peer_pb2.ChaincodeCall(name=chaincode)]
+    config = channel.ledger.config
+    with channel.ledger.view() as view:
+        lookup = Policies(view, config)
+        required = {
+            lookup.collection(call.name, collection) if collection else lookup.namespace(call.name)
+            for call in calls
+            for collection in (call.collection_names or ("",))
+        }
+    policies = [config.application_policy(policy) for policy in required if policy is not None]
+    if len(policies) < len(required):
+        return []
+    layouts: list[tuple[str, ...]] = []
+    for size in range(1, len(organizations) + 1):
+        for chosen in itertools.combinations(organizations, size):
+            if any(set(layout) <= set(chosen) for layout in layouts):
+                continue
+            if all(policy.satisfied_by_peers_of(chosen) for policy in policies):
+                layouts.append(chosen)
+    return sorted(layouts, key=lambda layout: (local not in layout, len(layout)))
+
+
+def _result(payload: bytes) -> bytes:
+    response = peer_pb2.ProposalResponsePayload.FromString(payload)
+    return peer_pb2.ChaincodeAction.FromString(response.extension).response.payload
+
+
+def _prepare(
+    opened: OpenedProposal, responses: Sequence[peer_pb2.ProposalResponse]
+) -> common_pb2.Envelope:
+    """The transaction for the client to sign.
+
+    It holds the proposal without its transient data, the result, and the endorsements.
+    """
+    action = peer_pb2.ChaincodeActionPayload(
+        chaincode_proposal_payload=peer_pb2.ChaincodeProposalPayload(
+            input=opened.payload.input
+        ).SerializeToString(),
+        action=peer_pb2.ChaincodeEndorsedAction(
+            proposal_response_payload=responses[0].payload,
+            endorsements=[response.endorsement for response in responses],
+        ),
+    )
+    transaction = peer_pb2.Transaction(
+        actions=[
+            peer_pb2.TransactionAction(
+                header=opened.header.signature_header, payload=action.SerializeToString()
+            )
+        ]
+    )
+    payload = common_pb2.Payload(header=opened.header, data=transaction.SerializeToString())
+    return common_pb2.Envelope(payload=payload.SerializeToString())
+
+
+def _events_start(
+    channel: ChannelPeer, query: gateway_pb2.ChaincodeEventsRequest
+) -> tuple[int, str]:
+    """First block to look into, and the transaction there to skip through."""
+    if query.after_transaction_id:
+        record = channel.ledger.transaction(query.after_transaction_id)
+        if record is not None:
+            return record.block, query.after_transaction_id
+    match query.start_position.WhichOneof("Type"):
+        case "specified":
+            return query.start_position.specified.number, ""
+        case None | "next_commit":
+            return channel.ledger.height, ""
+        case other:
+            raise GatewayError(
+                grpc.StatusCode.INVALID_ARGUMENT, f"invalid start position type: {other}"
+            )

@@ -1,0 +1,519 @@
+"""Private data: what members of a collection keep besides the hashes that everyone has.
+
+An endorser stores what it simulated in the *transient* table, under the transaction id. When the
+transaction commits, each collection that this organization belongs to is looked up there: what has
+the hash that the block holds becomes private state, the rest goes on the *missing* list, to be
+asked from members later (`reconcile`). Commit never waits for the network.
+
+The write sets stay in `private_sets` for other members who miss them. A collection's `blockToLive`
+and a contract's purge take values, sets and missing entries away; LMDB's free pages may still hold
+their bytes until `Ledger.open` rewrites the file, which it does after any such removal.
+(Rules: Fabric core/ledger/kvledger/txmgmt/pvtstatepurgemgmt, .../validation/batch_preparer.go,
+core/ledger/pvtdatastorage, gossip/privdata.)
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+
+from consortium.storage.environment import ReadTransaction, WriteTransaction
+from consortium.wire import kvrwset_pb2, rwset_pb2
+from consortium.wire.envelopes import parse
+
+from .lifecycle import Policies, implicit_organization, member_organizations
+from .mvcc import Space, Update, UpdateBatch
+from .rwset import VALID, NamespaceSet, Transaction
+from .state import (
+    STATE,
+    LedgerError,
+    StoredState,
+    Version,
+    VersionedValue,
+    encode_value,
+    hash_key,
+    key_hash,
+    private_namespace,
+    state_key,
+)
+
+TRANSIENT = "transient"
+SETS = "private_sets"
+SET_KEYS = "private_set_keys"
+MISSING = "missing"
+EXPIRY = "expiry"
+PURGES = "purges"
+TABLES = (TRANSIENT, SETS, SET_KEYS, MISSING, EXPIRY, PURGES)
+
+TRANSIENT_SETS_PER_TRANSACTION = 16
+"""Different results kept for one transaction id, as endorsers may disagree."""
+
+_DIGEST_BYTES = 8
+
+
+class PrivateDataError(LedgerError):
+    """Private data that cannot be taken; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivatePlace:
+    """The private write set of one collection in one transaction."""
+
+    block: int
+    tx: int
+    namespace: str
+    collection: str
+
+    def to_key(self) -> bytes:
+        """The key in `private_sets` and `missing`, sorted by block and transaction."""
+        space = (self.namespace, self.collection)
+        return _number(self.block) + self.tx.to_bytes(4) + _space_key(space)
+
+    @classmethod
+    def from_key(cls, key: bytes) -> PrivatePlace:
+        """The inverse of `to_key`."""
+        namespace, collection = key[12:].decode().split("\0")
+        return cls(int.from_bytes(key[:8]), int.from_bytes(key[8:12]), namespace, collection)
+
+
+def _number(number: int) -> bytes:
+    return number.to_bytes(8)
+
+
+def _space_key(space: Space) -> bytes:
+    return f"{space[0]}\0{space[1]}".encode()
+
+
+@dataclass(slots=True)
+class PrivateEffects:
+    """What a block does to private data on this peer, prepared before anything is written."""
+
+    values: dict[Space, dict[str, Update]] = field(default_factory=dict)
+    sets: dict[PrivatePlace, bytes] = field(default_factory=dict)
+    missing: list[PrivatePlace] = field(default_factory=list)
+    purges: dict[tuple[str, str, bytes], Version] = field(default_factory=dict)
+    expiries: dict[bytes, bytes] = field(default_factory=dict)
+    expired: list[bytes] = field(default_factory=list)
+    """Keys of the `expiry` table that are due in this block."""
+    expired_hashes: list[tuple[str, str, bytes]] = field(default_factory=list)
+    transaction_ids: list[str] = field(default_factory=list)
+
+    @property
+    def removes(self) -> bool:
+        """Whether private values are taken away for good."""
+        return bool(self.purges or self.expired)
+
+
+# --- the transient table ---------------------------------------------------------------------
+
+
+def store_transient(
+    transaction: WriteTransaction, transaction_id: str, data: bytes, height: int
+) -> None:
+    """Keep `TxPvtReadWriteSet` bytes until their transaction commits or is given up.
+
+    Raises PrivateDataError if they are unreadable or if there are too many for one transaction.
+    """
+    parse(rwset_pb2.TxPvtReadWriteSet, data, "the private read-write set")
+    prefix = _transient_prefix(transaction_id)
+    stored = sum(1 for _ in transaction.prefixed(TRANSIENT, prefix))
+    key = prefix + hashlib.sha256(data).digest()[:_DIGEST_BYTES]
+    if stored >= TRANSIENT_SETS_PER_TRANSACTION and transaction.get(TRANSIENT, key) is None:
+        raise PrivateDataError(
+            f"transaction {transaction_id} has {stored} different private read-write sets waiting, "
+            "which is the limit"
+        )
+    transaction.put(TRANSIENT, key, _number(height) + data)
+
+
+def purge_transient(transaction: WriteTransaction, below_height: int) -> int:
+    """Remove sets stored when the ledger was lower than that; how many were removed."""
+    stale = [
+        key
+        for key, value in transaction.range(TRANSIENT)
+        if int.from_bytes(value[:8]) < below_height
+    ]
+    for key in stale:
+        transaction.delete(TRANSIENT, key)
+    return len(stale)
+
+
+def _transient_prefix(transaction_id: str) -> bytes:
+    return transaction_id.encode() + b"\0"
+
+
+def transient_sets(transaction: ReadTransaction, transaction_id: str) -> Iterator[bytes]:
+    """The `TxPvtReadWriteSet`s waiting for a transaction."""
+    for _, value in transaction.prefixed(TRANSIENT, _transient_prefix(transaction_id)):
+        yield value[8:]
+
+
+def _transient_collection(
+    transaction: ReadTransaction, transaction_id: str, space: Space, expected_hash: bytes
+) -> bytes | None:
+    """A collection's write set bytes with the expected hash."""
+    for data in transient_sets(transaction, transaction_id):
+        for namespace in rwset_pb2.TxPvtReadWriteSet.FromString(data).ns_pvt_rwset:
+            for collection in namespace.collection_pvt_rwset:
+                if (namespace.namespace, collection.collection_name) == space and hashlib.sha256(
+                    collection.rwset
+                ).digest() == expected_hash:
+                    return collection.rwset
+    return None
+
+
+# --- preparing a block -----------------------------------------------------------------------
+
+
+def prepare(
+    number: int,
+    transactions: Sequence[Transaction],
+    codes: bytes,
+    updates: UpdateBatch,
+    policies: Policies,
+    transaction: ReadTransaction,
+    msp_id: str,
+) -> PrivateEffects:
+    """What block `number` does to private data, as seen from the state before it."""
+    effects = PrivateEffects()
+    metadata_keys: set[tuple[str, str, str]] = set()
+    state = StoredState(transaction)
+    for one in transactions:
+        if codes[one.index] != VALID:
+            continue
+        for namespace in one.namespaces:
+            if namespace.collections:
+                _note_purges(namespace, Version(number, one.index), effects)
+                _find_sets(
+                    number, one, namespace, policies, transaction, msp_id, effects, metadata_keys
+                )
+        if one.namespaces and any(n.collections for n in one.namespaces):
+            effects.transaction_ids.append(one.id)
+    _follow_metadata(metadata_keys, updates, state, effects)
+    for (name, collection, digest), version in effects.purges.items():
+        key = _raw_key(transaction, (name, collection), digest, effects)
+        if key is not None:
+            values = effects.values.setdefault((name, collection), {})
+            present = values.get(key)
+            if present is None or present.version < version:
+                values[key] = Update(None, b"", version)
+    _schedule_expiry(number, updates, policies, effects)
+    _expire(number, updates, transaction, effects)
+    return effects
+
+
+def _find_sets(
+    number: int,
+    one: Transaction,
+    namespace: NamespaceSet,
+    policies: Policies,
+    transaction: ReadTransaction,
+    msp_id: str,
+    effects: PrivateEffects,
+    metadata_keys: set[tuple[str, str, str]],
+) -> None:
+    """Take this peer's share of a transaction's private writes in one namespace."""
+    for collection in namespace.collections:
+        space = (namespace.name, collection.name)
+        if not collection.private_hash or not is_member(policies, space, msp_id):
+            continue
+        place = PrivatePlace(number, one.index, *space)
+        data = _transient_collection(transaction, one.id, space, collection.private_hash)
+        if data is None:
+            effects.missing.append(place)
+            continue
+        effects.sets[place] = data
+        written = kvrwset_pb2.KVRWSet.FromString(data)
+        values = effects.values.setdefault(space, {})
+        for write in written.writes:
+            gone = write.is_delete or not write.value
+            value = None if gone else write.value
+            values[write.key] = Update(value, b"", Version(number, one.index))
+        metadata_keys.update((*space, metadata.key) for metadata in written.metadata_writes)
+
+
+def is_member(policies: Policies, space: Space, msp_id: str) -> bool:
+    """Whether an organization belongs to a collection."""
+    owner = implicit_organization(space[1])
+    if owner is not None:
+        return owner == msp_id
+    config = policies.collection_config(*space)
+    return config is not None and msp_id in member_organizations(config)
+
+
+def _follow_metadata(
+    keys: Iterable[tuple[str, str, str]],
+    updates: UpdateBatch,
+    state: StoredState,
+    effects: PrivateEffects,
+) -> None:
+    """A change of a key's policy moves its hash's version; the value goes along."""
+    for namespace, collection, key in keys:
+        hashed = updates.hashed.get((namespace, collection), {}).get(key_hash(key))
+        if hashed is None or hashed.value is None:
+            continue
+        values = effects.values.setdefault((namespace, collection), {})
+        latest: Update | VersionedValue | None = values.get(key) or state.get(
+            private_namespace(namespace, collection), key
+        )
+        if (
+            latest is not None
+            and latest.value is not None
+            and latest.version != hashed.version
+            and hashlib.sha256(latest.value).digest() == hashed.value
+        ):
+            values[key] = Update(latest.value, b"", hashed.version)
+
+
+def _note_purges(namespace: NamespaceSet, version: Version, effects: PrivateEffects) -> None:
+    for collection in namespace.collections:
+        for write in collection.hashed.hashed_writes:
+            if write.is_purge:
+                effects.purges[namespace.name, collection.name, write.key_hash] = version
+
+
+def _raw_key(
+    transaction: ReadTransaction, space: Space, digest: bytes, effects: PrivateEffects
+) -> str | None:
+    """The name of a private key whose hash is known, if any set that this peer holds has it."""
+    for key in effects.values.get(space, ()):
+        if key_hash(key) == digest:
+            return key
+    for _, name in transaction.prefixed(SET_KEYS, _space_key(space) + b"\0" + digest):
+        return name.decode()
+    return None
+
+
+# --- expiry ----------------------------------------------------------------------------------
+
+
+def _expiring_block(policies: Policies, space: Space, committed: int) -> int | None:
+    """The block that takes away what block `committed` wrote, None for never."""
+    config = policies.collection_config(*space)
+    if config is None or config.block_to_live == 0:
+        return None
+    block = committed + config.block_to_live + 1
+    return block if block < 2**64 else None
+
+
+def _expiry_key(expiring: int, committed: int, space: Space, digest: bytes) -> bytes:
+    return _number(expiring) + _number(committed) + _space_key(space) + b"\0" + digest
+
+
+def _schedule_expiry(
+    number: int, updates: UpdateBatch, policies: Policies, effects: PrivateEffects
+) -> None:
+    """Note when this block's hashes, values, sets and missing entries end."""
+    spaces = {*updates.hashed, *effects.values}
+    spaces.update((p.namespace, p.collection) for p in (*effects.sets, *effects.missing))
+    for space in spaces:
+        expiring = _expiring_block(policies, space, number)
+        if expiring is None:
+            continue
+        effects.expiries[_expiry_key(expiring, number, space, b"")] = b""
+        for digest, update in updates.hashed.get(space, {}).items():
+            if update.value is not None:
+                effects.expiries[_expiry_key(expiring, number, space, digest)] = b""
+        for key, value in effects.values.get(space, {}).items():
+            if value.value is not None:
+                entry = _expiry_key(expiring, number, space, key_hash(key))
+                effects.expiries[entry] = b"\x01" + key.encode()
+
+
+def _expire(
+    number: int, updates: UpdateBatch, transaction: ReadTransaction, effects: PrivateEffects
+) -> None:
+    """Find what ends with this block, unless the block writes it anew."""
+    state = StoredState(transaction)
+    for entry, raw in transaction.prefixed(EXPIRY, _number(number)):
+        effects.expired.append(entry)
+        committed, space, digest = _read_expiry_key(entry)
+        if not digest:
+            continue
+        hashed = state.get_private_hash(*space, digest)
+        current = hashed is not None and hashed.version.block == committed
+        if current and digest not in updates.hashed.get(space, {}):
+            effects.expired_hashes.append((*space, digest))
+        if raw:
+            key = raw[1:].decode()
+            value = state.get(private_namespace(*space), key)
+            values = effects.values.setdefault(space, {})
+            if value is not None and value.version.block == committed and key not in values:
+                values[key] = Update(None, b"", Version(number, 0))
+
+
+def _read_expiry_key(entry: bytes) -> tuple[int, Space, bytes]:
+    namespace, collection, digest = entry[16:].split(b"\0", 2)
+    return int.from_bytes(entry[8:16]), (namespace.decode(), collection.decode()), digest
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write(transaction: WriteTransaction, effects: PrivateEffects) -> None:
+    """Write a block's private effects, in the block's own transaction."""
+    for transaction_id in effects.transaction_ids:
+        for key, _ in list(transaction.prefixed(TRANSIENT, _transient_prefix(transaction_id))):
+            transaction.delete(TRANSIENT, key)
+    for place, data in effects.sets.items():
+        _put_set(transaction, place, data)
+    for place in effects.missing:
+        transaction.put(MISSING, place.to_key(), b"")
+    for (namespace, collection, digest), version in effects.purges.items():
+        _purge_sets(transaction, (namespace, collection), digest, version)
+    for space, values in effects.values.items():
+        _put_values(transaction, space, values)
+    for namespace, collection, digest in effects.expired_hashes:
+        transaction.delete(STATE, hash_key(namespace, collection, digest))
+    for entry, raw in effects.expiries.items():
+        transaction.put(EXPIRY, entry, raw)
+    for entry in effects.expired:
+        transaction.delete(EXPIRY, entry)
+        committed, space, digest = _read_expiry_key(entry)
+        if not digest:
+            _remove_places(transaction, committed, space)
+
+
+def _put_values(transaction: WriteTransaction, space: Space, values: dict[str, Update]) -> None:
+    for key, update in values.items():
+        place = state_key(private_namespace(*space), key)
+        if update.value is None:
+            transaction.delete(STATE, place)
+        else:
+            value = VersionedValue(update.value, update.metadata, update.version)
+            transaction.put(STATE, place, encode_value(value))
+
+
+def _put_set(transaction: WriteTransaction, place: PrivatePlace, data: bytes) -> None:
+    transaction.put(SETS, place.to_key(), data)
+    for one in kvrwset_pb2.KVRWSet.FromString(data).writes:
+        transaction.put(SET_KEYS, _set_key(place, key_hash(one.key)), one.key.encode())
+
+
+def _set_key(place: PrivatePlace, digest: bytes) -> bytes:
+    space = _space_key((place.namespace, place.collection))
+    return space + b"\0" + digest + place.to_key()[:12]
+
+
+def _purge_sets(
+    transaction: WriteTransaction, space: Space, digest: bytes, version: Version
+) -> None:
+    """Take a key out of all sets up to a version, and remember that for later arrivals."""
+    prefix = _space_key(space) + b"\0" + digest
+    last = _number(version.block) + version.tx.to_bytes(4)
+    transaction.put(PURGES, prefix, last)
+    for entry, _ in list(transaction.prefixed(SET_KEYS, prefix)):
+        position = entry[len(prefix) :]
+        if len(position) != len(last) or position > last:
+            continue
+        place = PrivatePlace(int.from_bytes(position[:8]), int.from_bytes(position[8:]), *space)
+        transaction.delete(SET_KEYS, entry)
+        stored = transaction.get(SETS, place.to_key())
+        if stored is not None:
+            remaining = kvrwset_pb2.KVRWSet.FromString(stored)
+            kept = [one for one in remaining.writes if key_hash(one.key) != digest]
+            data = kvrwset_pb2.KVRWSet(writes=kept).SerializeToString()
+            transaction.put(SETS, place.to_key(), data)
+
+
+def _remove_places(transaction: WriteTransaction, block: int, space: Space) -> None:
+    """Forget the sets and missing entries of a collection in one block."""
+    ending = _space_key(space)
+    for table in (SETS, MISSING):
+        for key, data in list(transaction.prefixed(table, _number(block))):
+            if key[12:] != ending:
+                continue
+            transaction.delete(table, key)
+            if table == SETS:
+                place = PrivatePlace.from_key(key)
+                for one in kvrwset_pb2.KVRWSet.FromString(data).writes:
+                    transaction.delete(SET_KEYS, _set_key(place, key_hash(one.key)))
+
+
+# --- reconciliation --------------------------------------------------------------------------
+
+
+def reconcile(
+    transaction: WriteTransaction,
+    place: PrivatePlace,
+    data: bytes,
+    expected: Sequence[NamespaceSet],
+    policies: Policies,
+    height: int,
+) -> None:
+    """Take a missing write set that a member sent; raises PrivateDataError if it isn't the one.
+
+    `expected` are the read-write sets that the block holds for the transaction. Keys purged since
+    may be absent. A value becomes state only if its hash is still the current one.
+    """
+    collection = next(
+        (
+            c
+            for n in expected
+            if n.name == place.namespace
+            for c in n.collections
+            if c.name == place.collection
+        ),
+        None,
+    )
+    if collection is None:
+        raise PrivateDataError(f"{place} has no private writes in the block")
+    try:
+        writes = list(kvrwset_pb2.KVRWSet.FromString(data).writes)
+    except DecodeError as error:
+        raise PrivateDataError(f"the private write set of {place} is unreadable: {error}") from None
+    if hashlib.sha256(data).digest() != collection.private_hash:
+        writes = _without_purged(transaction, place, writes, collection.hashed)
+        data = kvrwset_pb2.KVRWSet(writes=writes).SerializeToString()
+    space = (place.namespace, place.collection)
+    expiring = _expiring_block(policies, space, place.block)
+    transaction.delete(MISSING, place.to_key())
+    if expiring is not None and expiring < height:
+        return
+    _put_set(transaction, place, data)
+    state = StoredState(transaction)
+    values: dict[str, Update] = {}
+    for one in writes:
+        gone = one.is_delete or not one.value
+        digest = key_hash(one.key)
+        hashed = state.get_private_hash(*space, digest)
+        written = Version(place.block, place.tx)
+        if gone:
+            if hashed is None:
+                values[one.key] = Update(None, b"", written)
+        elif hashed is not None and (
+            hashed.version == written or hashlib.sha256(one.value).digest() == hashed.value
+        ):
+            values[one.key] = Update(one.value, b"", hashed.version)
+            if expiring is not None:
+                entry = _expiry_key(expiring, place.block, space, digest)
+                transaction.put(EXPIRY, entry, b"\x01" + one.key.encode())
+    _put_values(transaction, space, values)
+
+
+def _without_purged(
+    transaction: WriteTransaction,
+    place: PrivatePlace,
+    writes: Iterable[kvrwset_pb2.KVWrite],
+    hashed: kvrwset_pb2.HashedRWSet,
+) -> list[kvrwset_pb2.KVWrite]:
+    """The writes that are expected and not purged; raises PrivateDataError if some lack."""
+    position = place.to_key()[:12]
+    expected = {}
+    for one in hashed.hashed_writes:
+        space = (place.namespace, place.collection)
+        purged = transaction.get(PURGES, _space_key(space) + b"\0" + one.key_hash)
+        if purged is None or position > purged:
+            expected[one.key_hash] = one.value_hash
+    kept = []
+    for write_ in writes:
+        wanted = expected.pop(key_hash(write_.key), None)
+        if wanted is not None:
+            value_hash = hashlib.sha256(write_.value).digest() if write_.value else b""
+            if wanted != value_hash:
+                raise PrivateDataError(f"the private write set of {place} has a wrong value")
+            kept.append(write_)
+    if expected:
+        raise PrivateDataError(f"the private write set of {place} lacks {len(expected)} keys")
+    return kept

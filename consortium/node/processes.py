@@ -1,0 +1,119 @@
+"""A network with each node in a process of its own, on this machine."""
+
+import asyncio
+import contextlib
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Callable
+
+from .network import HOST, Network, Utility
+from .nodes import KINDS
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
+
+
+class NodeFailed(Exception):
+    """A node's process ended, or did not come up in time."""
+
+
+class ProcessNetwork:
+    """Starts `gridledger node run` for every node, and stops them with SIGTERM.
+
+    `processes` maps a node, such as ("Aurora", "peer"), to its process, so that a test can kill
+    one and `start_node` it again.
+    """
+
+    def __init__(self, network: Network, *, log_level: str = "warning") -> None:
+        self.network = network
+        self.processes: dict[tuple[str, str], Process] = {}
+        self._log_level = log_level
+
+    async def start(self, progress: Callable[[str], None] = lambda _message: None) -> None:
+        """Start every node and wait until each one listens; raises NodeFailed."""
+        try:
+            await asyncio.gather(
+                *(
+                    self.start_node(utility, kind, progress)
+                    for kind in KINDS
+                    for utility in self.network.utilities
+                )
+            )
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def start_node(
+        self,
+        utility: Utility,
+        kind: str,
+        progress: Callable[[str], None] = lambda _message: None,
+    ) -> None:
+        """Start one node and wait until it listens; raises NodeFailed."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "consortium.cli.main",
+            "--log-level",
+            self._log_level,
+            "node",
+            "run",
+            "--data-dir",
+            str(self.network.directory),
+            utility.name,
+            kind,
+            # Ctrl-C reaches the parent alone, which then stops its nodes in order.
+            process_group=0,
+        )
+        self.processes[utility.name, kind] = process
+        name = f"{kind} of {utility.name}"
+        port = {
+            "ca": utility.ports.ca,
+            "peer": utility.ports.peer,
+            "orderer": utility.ports.orderer,
+        }[kind]
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while not await _accepts(port):
+                    if process.returncode is not None:
+                        raise NodeFailed(f"the {name} ended with status {process.returncode}")
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise NodeFailed(f"the {name} did not listen within {START_TIMEOUT_S:.0f} s") from None
+        progress(f"{name} is up (process {process.pid})")
+
+    async def kill(self, utility: Utility, kind: str) -> None:
+        """`kill -9` one node and wait until it is gone."""
+        process = self.processes.pop((utility.name, kind))
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM to all, peers first; SIGKILL to those that do not end in time."""
+        for kind in reversed(KINDS):
+            stopping = [self.processes.pop(key) for key in list(self.processes) if key[1] == kind]
+            await asyncio.gather(*(_stop(process) for process in stopping))
+
+
+async def _stop(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _reader, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

@@ -1,0 +1,155 @@
+"""What may be ordered and who may read: the checks at the orderer's edge.
+
+Fabric's rules and their order (hyperledger/fabric `orderer/common/msgprocessor`): not empty, not
+larger than AbsoluteMaxBytes, the creator's certificate not expired, the creator's signature under
+/Channel/Writers. One `Admission` belongs to one configuration of a channel; with the next
+configuration comes the next one, and what it remembered about creators goes with the old one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from consortium.identity.msp import Identity, IdentityError, check_not_expired
+from consortium.identity.policies import Policy, PolicyNotFound
+from consortium.ledger.channel_config import ChannelConfig
+from consortium.wire import common_pb2
+from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope
+
+CREATORS_REMEMBERED = 10_000
+"""Identities whose standing is kept for each configuration."""
+
+TIME_WINDOW_S = 15 * 60
+"""How far a Deliver request's timestamp may be from this node's clock (Fabric's default)."""
+
+WRITERS = "/Channel/Writers"
+READERS = "/Channel/Readers"
+
+_NO_ORDERING: dict[int, str] = {
+    common_pb2.CONFIG: "configuration transactions are made by the orderer: send the CONFIG_UPDATE",
+    common_pb2.ORDERER_TRANSACTION: "the system channel is not supported",
+}
+
+
+class Refused(Exception):
+    """A request that is answered with a status other than SUCCESS."""
+
+    def __init__(self, status: int, info: str) -> None:
+        """`status` is a common.Status, `info` a sentence for the caller."""
+        super().__init__(info)
+        self.status = status
+        self.info = info
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An envelope that may be ordered under the configuration of `sequence`."""
+
+    raw: bytes
+    size_bytes: int
+    sequence: int
+    is_config: bool = False
+
+
+class Admission:
+    """The checks under one configuration of a channel. Safe to use from several threads."""
+
+    def __init__(self, config: ChannelConfig, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since 1970 (UTC)."""
+        self.config = config
+        self.sequence = config.sequence
+        self._clock = clock
+        self._standing = lru_cache(maxsize=CREATORS_REMEMBERED)(self._find_standing)
+
+    def check(self, envelope: OpenedEnvelope) -> Admitted:
+        """Admit an envelope for ordering or raise Refused.
+
+        A CONFIG_UPDATE passes these checks too; turning it into a CONFIG is the chain's matter.
+        """
+        size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
+        limit = self.config.orderer.absolute_max_bytes
+        if size > limit:
+            raise Refused(
+                common_pb2.BAD_REQUEST,
+                f"the envelope has {size} bytes and the channel's limit (AbsoluteMaxBytes) is"
+                f" {limit}; send smaller transactions",
+            )
+        problem = _NO_ORDERING.get(envelope.channel_header.type)
+        if problem is not None:
+            raise Refused(common_pb2.BAD_REQUEST, problem)
+        self._check_signed(envelope, WRITERS)
+        return Admitted(envelope.raw, size, self.sequence)
+
+    def check_reader(self, envelope: OpenedEnvelope) -> None:
+        """Check that a Deliver request's creator may read the channel; raises Refused."""
+        self._check_signed(envelope, READERS)
+
+    def _check_signed(self, envelope: OpenedEnvelope, policy: str) -> None:
+        identity, refusal = self._standing(envelope.signature_header.creator, policy)
+        if identity is None:
+            raise Refused(common_pb2.FORBIDDEN, refusal)
+        try:
+            check_not_expired(identity, self._clock())
+        except IdentityError as error:
+            raise Refused(common_pb2.BAD_REQUEST, str(error)) from None
+        if not identity.verify(envelope.envelope.signature, envelope.envelope.payload):
+            raise Refused(
+                common_pb2.FORBIDDEN,
+                f"the signature is not one of {identity.common_name} ({identity.msp_id}) over the"
+                " payload (ECDSA over SHA-256, low S)",
+            )
+        if refusal:
+            raise Refused(common_pb2.FORBIDDEN, refusal)
+
+    def _find_standing(self, creator: bytes, policy: str) -> tuple[Identity | None, str]:
+        """Who the creator is and why the policy does not accept it (empty: it does)."""
+        try:
+            identity = self.config.msps.deserialize(creator)
+            rule: Policy = self.config.policy(policy)
+        except (IdentityError, PolicyNotFound) as error:
+            return None, f"access denied: {error}"
+        if identity.problem is not None:
+            return identity, f"access denied: {identity.problem}"
+        if not rule.satisfied_by([identity]):
+            return identity, (
+                f"access denied: {identity.common_name} ({identity.msp_id}) does not satisfy"
+                f" {policy} of channel {self.config.channel_id}"
+            )
+        return identity, ""
+
+
+def opened(raw: bytes) -> OpenedEnvelope:
+    """Parse an envelope and check its form; raises Refused (BAD_REQUEST).
+
+    It must re-marshal to the bytes that arrived: else two different lists of envelopes could have
+    one data hash (hyperledger/fabric `protoutil/blockutils.go`).
+    """
+    if not raw:
+        raise Refused(common_pb2.BAD_REQUEST, "the envelope is empty")
+    try:
+        envelope = open_envelope(raw)
+    except WireError as error:
+        raise Refused(common_pb2.BAD_REQUEST, str(error)) from None
+    if envelope.envelope.SerializeToString() != raw:
+        raise Refused(
+            common_pb2.BAD_REQUEST,
+            "the envelope does not marshal to the bytes that were sent; leave out unknown fields",
+        )
+    if not envelope.channel_header.channel_id:
+        raise Refused(common_pb2.BAD_REQUEST, "the channel header names no channel")
+    return envelope
+
+
+def check_timestamp(envelope: OpenedEnvelope, now: float) -> None:
+    """Check that a Deliver request was made about now (s since 1970); raises Refused."""
+    header = envelope.channel_header
+    if not header.HasField("timestamp"):
+        raise Refused(common_pb2.BAD_REQUEST, "the channel header has no timestamp")
+    made = header.timestamp.seconds + header.timestamp.nanos / 1e9
+    if abs(now - made) > TIME_WINDOW_S:
+        raise Refused(
+            common_pb2.BAD_REQUEST,
+            f"the request's timestamp is {now - made:.0f} s from this orderer's clock, more than"
+            f" {TIME_WINDOW_S} s; set the clocks",
+        )

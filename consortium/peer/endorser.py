@@ -1,0 +1,331 @@
+"""The endorser: checks a proposal, runs its contract, and signs what came out.
+
+Order of checks and their messages are Fabric's (`core/endorser/`, facts only).
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import grpc
+
+from consortium.chaincode.api import Creator
+from consortium.chaincode.executor import ExecutionError, Executor, Invocation
+from consortium.chaincode.simulator import SimulationError, TransactionSimulator
+from consortium.identity.msp import Identity, IdentityError, check_not_expired
+from consortium.identity.signing import Signer
+from consortium.ledger.lifecycle import definition
+from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
+from consortium.wire.envelopes import WireError, parse, transaction_id
+
+from . import system_chaincodes
+from .channel import ChannelPeer
+from .system_chaincodes import SYSTEM_CHAINCODES, SystemCall
+
+_LOGGER = logging.getLogger(__name__)
+
+TIME_WINDOW_S = 15 * 60
+"""How far a proposal's timestamp may be from this node's clock (Fabric's default)."""
+
+OK = 200
+ERROR_THRESHOLD = 400
+ERROR = 500
+
+
+class ProposalRefused(Exception):
+    """A proposal that never reached a contract; the sentence says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedProposal:
+    """A proposal's parts, and the bytes that its hash covers."""
+
+    signed: peer_pb2.SignedProposal
+    header: common_pb2.Header
+    channel_header: common_pb2.ChannelHeader
+    signature_header: common_pb2.SignatureHeader
+    payload: peer_pb2.ChaincodeProposalPayload
+    chaincode: str
+    """The chaincode to execute: the one that the channel header's extension names."""
+    planned_chaincode: str
+    """The chaincode named in the invocation; a gateway plans its endorsements from it."""
+    arguments: tuple[bytes, ...]
+    proposal_hash: bytes
+
+
+def open_proposal(signed: peer_pb2.SignedProposal) -> OpenedProposal:
+    """Take a proposal apart; raises WireError naming the part that is missing or broken."""
+    if not signed.proposal_bytes:
+        raise WireError("a signed proposal is required")
+    proposal = parse(peer_pb2.Proposal, signed.proposal_bytes, "the proposal")
+    header = parse(common_pb2.Header, proposal.header, "the proposal's header")
+    channel = parse(common_pb2.ChannelHeader, header.channel_header, "the channel header")
+    signature = parse(common_pb2.SignatureHeader, header.signature_header, "the signature header")
+    extension = parse(
+        peer_pb2.ChaincodeHeaderExtension, channel.extension, "the channel header's extension"
+    )
+    if not extension.chaincode_id.name:
+        raise WireError("the channel header's extension names no chaincode")
+    payload = parse(peer_pb2.ChaincodeProposalPayload, proposal.payload, "the proposal's payload")
+    invocation = parse(peer_pb2.ChaincodeInvocationSpec, payload.input, "the chaincode invocation")
+    if not invocation.HasField("chaincode_spec"):
+        raise WireError("no chaincode spec is provided")
+    if not invocation.chaincode_spec.HasField("input"):
+        raise WireError("the chaincode spec has no input")
+    without_transient = peer_pb2.ChaincodeProposalPayload(input=payload.input)
+    digest = hashlib.sha256(header.channel_header)
+    digest.update(header.signature_header)
+    digest.update(without_transient.SerializeToString())
+    return OpenedProposal(
+        signed=signed,
+        header=header,
+        channel_header=channel,
+        signature_header=signature,
+        payload=payload,
+        chaincode=extension.chaincode_id.name,
+        planned_chaincode=invocation.chaincode_spec.chaincode_id.name,
+        arguments=tuple(invocation.chaincode_spec.input.args),
+        proposal_hash=digest.digest(),
+    )
+
+
+class Endorser:
+    """Simulates proposals on this peer's state and endorses what they would change.
+
+    `clock` gives epoch seconds; it decides nothing but whether a proposal is fresh and its
+    creator's certificate not expired.
+    """
+
+    def __init__(
+        self,
+        channels: dict[str, ChannelPeer],
+        signer: Signer,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._channels = channels
+        self._signer = signer
+        self._executor = executor
+        self._clock = clock
+
+    async def process(self, signed: peer_pb2.SignedProposal) -> peer_pb2.ProposalResponse:
+        """Endorse a proposal.
+
+        Raises ProposalRefused before any contract runs (malformed, forged, replayed, not allowed).
+        A contract's own refusal is a normal response: status 400 to 499 bare, 500 and above with
+        the payload, both without an endorsement.
+        """
+        try:
+            opened = open_proposal(signed)
+        except WireError as error:
+            raise ProposalRefused(f"error validating proposal: {error}") from None
+        channel = self._channels.get(opened.channel_header.channel_id)
+        if channel is None:
+            return _failure(f"channel '{opened.channel_header.channel_id}' not found")
+        creator = await asyncio.to_thread(self._check, opened, channel)
+        try:
+            return await self._simulate(opened, channel, creator)
+        except (ExecutionError, SimulationError) as error:
+            return _failure(f"error in simulation: {error}")
+
+    def _check(self, opened: OpenedProposal, channel: ChannelPeer) -> Identity:
+        header, signature = opened.channel_header, opened.signature_header
+        prefix = "error validating proposal: "
+        # CONFIG is let through as Fabric does; it reaches no more than an ENDORSER_TRANSACTION.
+        if header.type not in (common_pb2.ENDORSER_TRANSACTION, common_pb2.CONFIG):
+            raise ProposalRefused(f"{prefix}invalid header type {header.type}")
+        if header.epoch:
+            raise ProposalRefused(f"{prefix}epoch is non-zero")
+        if not signature.nonce:
+            raise ProposalRefused(f"{prefix}nonce is empty")
+        if not signature.creator:
+            raise ProposalRefused(f"{prefix}creator is empty")
+        expected = transaction_id(signature.nonce, signature.creator)
+        if header.tx_id != expected:
+            raise ProposalRefused(
+                f"{prefix}incorrectly computed txid '{header.tx_id}' -- expected '{expected}'"
+            )
+        config = channel.ledger.config
+        try:
+            creator = config.msps.identity(signature.creator)
+        except IdentityError as error:
+            _LOGGER.info("proposal %s: %s", header.tx_id, error)
+            msp_id = _claimed_msp(signature.creator)
+            known = f"creator org [{msp_id}]" if msp_id in config.msps else "creator org unknown"
+            raise ProposalRefused(
+                f"{prefix}access denied: channel [{channel.channel_id}] {known}, {error}"
+            ) from None
+        denied = (
+            f"{prefix}access denied: channel [{channel.channel_id}] creator org [{creator.msp_id}]"
+        )
+        if not creator.verify(opened.signed.signature, opened.signed.proposal_bytes):
+            raise ProposalRefused(f"{denied}, the signature over the proposal does not hold")
+        now = self._clock()
+        try:
+            check_not_expired(creator, now)
+        except IdentityError as error:
+            raise ProposalRefused(f"{denied}, {error}") from None
+        if abs(header.timestamp.seconds - now) > TIME_WINDOW_S:
+            raise ProposalRefused(
+                f"{prefix}the timestamp {header.timestamp.seconds} is more than {TIME_WINDOW_S} s "
+                "away from this peer's clock; check the client's clock"
+            )
+        if channel.ledger.transaction(header.tx_id) is not None:
+            raise ProposalRefused(f"duplicate transaction found [{header.tx_id}]")
+        if not config.policy("/Channel/Application/Writers").satisfied_by([creator]):
+            raise ProposalRefused(f"{denied}, it is not among the channel's writers")
+        return creator
+
+    async def _simulate(
+        self, opened: OpenedProposal, channel: ChannelPeer, creator: Identity
+    ) -> peer_pb2.ProposalResponse:
+        header = opened.channel_header
+        with channel.ledger.view() as view:
+            version = "syscc"
+            simulator = TransactionSimulator(
+                view,
+                channel.channel_id,
+                collections=partial(
+                    system_chaincodes.collection_names,
+                    channel.ledger.config.application_orgs,
+                ),
+            )
+            if opened.chaincode not in SYSTEM_CHAINCODES:
+                found = definition(view, opened.chaincode)
+                if found is None:
+                    return _failure(
+                        f"make sure the chaincode {opened.chaincode} has been successfully defined "
+                        f"on channel {channel.channel_id} and try again: "
+                        f"chaincode {opened.chaincode} not found"
+                    )
+                version = found.version
+                # Ties the endorsement to this definition: an upgrade in between is a conflict.
+                simulator.get_state("_lifecycle", f"namespaces/fields/{found.name}/Sequence")
+            response, event = await self._execute(opened, channel, creator, simulator)
+            if ERROR_THRESHOLD <= response.status < ERROR:
+                return peer_pb2.ProposalResponse(response=response)
+            results = simulator.results()
+            interest = _interest(results.rwset)
+        payload = peer_pb2.ProposalResponsePayload(
+            proposal_hash=opened.proposal_hash,
+            extension=peer_pb2.ChaincodeAction(
+                results=results.rwset,
+                events=event.SerializeToString() if event is not None else b"",
+                response=response,
+                chaincode_id=peer_pb2.ChaincodeID(name=opened.chaincode, version=version),
+            ).SerializeToString(),
+        ).SerializeToString()
+        if response.status >= ERROR:
+            return peer_pb2.ProposalResponse(response=response, payload=payload, interest=interest)
+        if results.private is not None:
+            await asyncio.to_thread(
+                channel.ledger.store_transient,
+                header.tx_id,
+                results.private.SerializeToString(),
+                channel.ledger.height,
+            )
+        endorser = self._signer.serialized
+        return peer_pb2.ProposalResponse(
+            version=1,
+            response=response,
+            payload=payload,
+            endorsement=peer_pb2.Endorsement(
+                endorser=endorser, signature=self._signer.sign(payload + endorser)
+            ),
+            interest=interest,
+        )
+
+    async def _execute(
+        self,
+        opened: OpenedProposal,
+        channel: ChannelPeer,
+        creator: Identity,
+        simulator: TransactionSimulator,
+    ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
+        if opened.chaincode in SYSTEM_CHAINCODES:
+            call = SystemCall(
+                channel.ledger, channel.ledger.config, simulator, creator, self._signer.msp_id
+            )
+            response = await asyncio.to_thread(
+                system_chaincodes.invoke, opened.chaincode, call, opened.arguments
+            )
+            return response, None
+        header = opened.channel_header
+        return await self._executor.invoke(
+            Invocation(
+                chaincode=opened.chaincode,
+                channel_id=channel.channel_id,
+                transaction_id=header.tx_id,
+                timestamp=header.timestamp.seconds,
+                creator=Creator.from_identity(creator),
+                args=list(opened.arguments),
+                transient=dict(opened.payload.TransientMap),
+                signed_proposal=opened.signed,
+            ),
+            simulator,
+        )
+
+
+def endorser_handler(endorser: Endorser) -> grpc.GenericRpcHandler:
+    """The service for a gRPC server.
+
+    A proposal that never reaches its contract fails the call; Fabric's clients and gateways expect
+    the contract's own refusals inside the answer.
+    """
+
+    async def process(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            signed = parse(peer_pb2.SignedProposal, raw, "the signed proposal")
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        try:
+            return (await endorser.process(signed)).SerializeToString()
+        except ProposalRefused as error:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
+
+    return grpc.method_handlers_generic_handler(
+        "protos.Endorser", {"ProcessProposal": grpc.unary_unary_rpc_method_handler(process)}
+    )
+
+
+def _failure(message: str) -> peer_pb2.ProposalResponse:
+    """Fabric's way of saying that the peer, not the contract, could not go on."""
+    return peer_pb2.ProposalResponse(response=peer_pb2.Response(status=ERROR, message=message))
+
+
+def _claimed_msp(creator: bytes) -> str:
+    try:
+        return parse(msp_pb2.SerializedIdentity, creator, "the creator").mspid
+    except WireError:
+        return ""
+
+
+def _interest(rwset: bytes) -> peer_pb2.ChaincodeInterest:
+    """What the transaction touched, so that a gateway can tell whose policies it must satisfy.
+
+    A namespace whose public keys are not written, but whose collections are, needs the
+    collections' policies alone; one that writes nothing needs its chaincode's.
+    """
+    interest = peer_pb2.ChaincodeInterest()
+    for namespace in rwset_pb2.TxReadWriteSet.FromString(rwset).ns_rwset:
+        if namespace.namespace in SYSTEM_CHAINCODES:
+            continue
+        public = kvrwset_pb2.KVRWSet.FromString(namespace.rwset)
+        writes_public = bool(public.writes or public.metadata_writes)
+        writes_private = False
+        for collection in namespace.collection_hashed_rwset:
+            hashed = kvrwset_pb2.HashedRWSet.FromString(collection.hashed_rwset)
+            writes_private |= bool(hashed.hashed_writes or hashed.metadata_writes)
+            interest.chaincodes.add(
+                name=namespace.namespace,
+                collection_names=[collection.collection_name],
+                no_private_reads=not hashed.hashed_reads,
+                disregard_namespace_policy=not writes_public,
+            )
+        if writes_public or not writes_private:
+            interest.chaincodes.add(name=namespace.namespace)
+    return interest

@@ -1,0 +1,1 @@
+"""Durable storage that knows nothing of ledgers: LMDB environments and append-only segments."""

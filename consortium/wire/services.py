@@ -1,0 +1,55 @@
+"""gRPC service paths and the options that every channel and server of a network is opened with.
+
+Handlers are registered by hand, with raw bytes where a message is passed on as received, so that
+nothing depends on the version of gRPC's code generator.
+"""
+
+from collections.abc import Sequence
+
+BROADCAST = "/orderer.AtomicBroadcast/Broadcast"
+ORDERER_DELIVER = "/orderer.AtomicBroadcast/Deliver"
+CLUSTER_STEP = "/orderer.Cluster/Step"
+PROCESS_PROPOSAL = "/protos.Endorser/ProcessProposal"
+DELIVER = "/protos.Deliver/Deliver"
+DELIVER_FILTERED = "/protos.Deliver/DeliverFiltered"
+EVALUATE = "/gateway.Gateway/Evaluate"
+ENDORSE = "/gateway.Gateway/Endorse"
+SUBMIT = "/gateway.Gateway/Submit"
+COMMIT_STATUS = "/gateway.Gateway/CommitStatus"
+CHAINCODE_EVENTS = "/gateway.Gateway/ChaincodeEvents"
+
+MESSAGE_LIMIT_BYTES = 100 * 1024 * 1024
+"""Largest gRPC message between nodes, Fabric's own default (blocks may be of many megabytes)."""
+
+CLIENT_MESSAGE_LIMIT_BYTES = 12 * 1024 * 1024
+"""Largest message a client's listener takes: an envelope of the largest block, and its frame."""
+
+ChannelOptions = Sequence[tuple[str, int | str]]
+
+NODE_CHANNEL_OPTIONS: ChannelOptions = (
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+NODE_SERVER_OPTIONS: ChannelOptions = (
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+CLIENT_SERVER_OPTIONS: ChannelOptions = (
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_receive_message_length", CLIENT_MESSAGE_LIMIT_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", 2_000),
+    ("grpc.so_reuseport", 0),
+)

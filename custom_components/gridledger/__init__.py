@@ -1,0 +1,126 @@
+"""GridLedger: a home's meter, battery and wallet on its microgrid's ledger.
+
+This module is imported before the integration's requirements are installed: it must not import
+``client`` or anything that does, nor grpc nor protobuf.
+"""
+
+import importlib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from homeassistant.const import EVENT_HOMEASSISTANT_STOP
+from homeassistant.core import Event, HomeAssistant
+from homeassistant.exceptions import ConfigEntryAuthFailed, ConfigEntryError
+from homeassistant.helpers import config_validation as cv
+from homeassistant.helpers.typing import ConfigType
+
+from . import dashboard, vault, websocket
+from .const import (
+    CONF_BUNDLE,
+    CONF_CHANNEL,
+    CONF_CONNECTION,
+    CONF_GATEWAYS,
+    CONF_PLANT,
+    DOMAIN,
+    PLATFORMS,
+)
+from .services import async_setup_services
+
+if TYPE_CHECKING:
+    from .coordinator import GridLedgerConfigEntry
+
+CONFIG_SCHEMA = cv.config_entry_only_config_schema(DOMAIN)
+
+
+async def async_setup(hass: HomeAssistant, config: ConfigType) -> bool:
+    """Register actions, websocket commands and the dashboard's module."""
+    async_setup_services(hass)
+    websocket.async_setup_commands(hass)
+    await dashboard.async_serve_module(hass)
+    return True
+
+
+async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> bool:
+    """Set up a home. It loads whether or not its ledger can be reached."""
+    unique_id = str(entry.unique_id)
+    secrets = await vault.async_load_secrets(hass, unique_id)
+    if secrets is None:
+        raise ConfigEntryAuthFailed(translation_domain=DOMAIN, translation_key="secrets_missing")
+    await hass.async_add_import_executor_job(importlib.import_module, f"{__package__}.coordinator")
+    from .client import GatewayClient, GridLedgerError, Identity, MeterKey
+    from .coordinator import GridLedgerRuntime, HomeCoordinator
+    from .outbox import Outbox, OutboxError
+    from .selling import Seller
+    from .session import LedgerSession
+
+    try:
+        identity = Identity(
+            secrets["msp_id"], secrets["certificate"].encode(), secrets["key"].encode()
+        )
+        client = GatewayClient(
+            entry.data[CONF_GATEWAYS],
+            entry.data[CONF_CHANNEL],
+            identity,
+            entry.data[CONF_BUNDLE].encode(),
+        )
+        meter_key = MeterKey(secrets["meter_key"].encode(), bytes.fromhex(secrets["salt_secret"]))
+        outbox = await hass.async_add_executor_job(Outbox, Path(vault.outbox_path(hass, unique_id)))
+    except (GridLedgerError, OutboxError, OSError, ValueError) as error:
+        raise ConfigEntryError(
+            translation_domain=DOMAIN,
+            translation_key="unusable",
+            translation_placeholders={"reason": str(error)},
+        ) from error
+    plant = entry.data[CONF_PLANT]
+    session = LedgerSession(hass, entry, client, outbox, meter_key, entry.data[CONF_CONNECTION])
+    home = HomeCoordinator(hass, entry, session, outbox, plant)
+    session.home = home
+    entry.runtime_data = GridLedgerRuntime(session, home, Seller(hass, session, plant), outbox)
+    await session.async_load()
+    await home.async_start()
+    await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
+    session.async_start()
+    await dashboard.async_add_resource(hass)
+
+    async def stop(_: Event) -> None:
+        await _async_stop(hass, entry)
+
+    entry.async_on_unload(hass.bus.async_listen_once(EVENT_HOMEASSISTANT_STOP, stop))
+    return True
+
+
+async def _async_stop(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
+    runtime = entry.runtime_data
+    await runtime.home.async_stop()
+    await runtime.session.async_stop()
+    await hass.async_add_executor_job(runtime.outbox.close)
+
+
+async def async_unload_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> bool:
+    """Unload a home: nothing keeps running, everything cut is stored."""
+    if not await hass.config_entries.async_unload_platforms(entry, PLATFORMS):
+        return False
+    await _async_stop(hass, entry)
+    return True
+
+
+async def async_remove_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
+    """Delete the home's keys and readings, and with the last home the dashboard's module."""
+    unique_id = str(entry.unique_id)
+    await vault.async_remove_secrets(hass, unique_id)
+    path = vault.outbox_path(hass, unique_id)
+
+    def remove() -> None:
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(path + suffix).unlink()
+
+    await hass.async_add_executor_job(remove)
+    if not hass.config_entries.async_entries(DOMAIN):
+        await dashboard.async_remove_resource(hass)
+
+
+async def async_migrate_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> bool:
+    """Bring an older entry up to date. A newer one is refused."""
+    return entry.version == 1

@@ -1,0 +1,149 @@
+"""A meter's interval readings, signed by the meter's own key over exact bytes.
+
+The signed bytes are canonical JSON: keys sorted, no spaces, every integer a decimal string, with
+the channel's name added, so that a reading can't be moved to another network. Salt and signature
+are derived, not drawn: the same reading built twice is the same bytes, and changes nothing in the
+ledger when it arrives twice.
+"""
+
+import hashlib
+import hmac
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from .errors import InvalidInput
+from .identity import load_private_key, sign_low_s
+
+BATCH_LIMIT = 1000
+"""Readings that one transaction may carry."""
+
+
+class Quality(StrEnum):
+    """How an interval's value came about."""
+
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+    SUBSTITUTED = "substituted"
+
+
+def canonical_json(value: Mapping[str, Any]) -> bytes:
+    """Return the bytes that are hashed and signed: sorted keys, no spaces, integers as strings."""
+    return json.dumps(
+        {key: str(item) if isinstance(item, int) else item for key, item in value.items()},
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Energy through one meter within ``[interval_start, interval_start + interval_s)``.
+
+    Energy is whole Wh; registers are the meter's at the interval's end; ``interval_start`` is
+    epoch seconds of the channel's clock.
+    """
+
+    meter_id: str
+    interval_start: int
+    interval_s: int
+    import_wh: int
+    export_wh: int
+    import_register_wh: int
+    export_register_wh: int
+    quality: Quality = Quality.MEASURED
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no meter can have measured."""
+        negative = [
+            name
+            for name in ("import_wh", "export_wh", "import_register_wh", "export_register_wh")
+            if getattr(self, name) < 0
+        ]
+        if negative:
+            raise InvalidInput(f"{', '.join(negative)} of a reading can't be negative")
+        if self.interval_s <= 0 or self.interval_start % self.interval_s:
+            raise InvalidInput(
+                f"interval {self.interval_start} is not aligned to {self.interval_s} s"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SignedReading:
+    """A reading as it is submitted: ``fields`` are what the contract takes."""
+
+    reading: Reading
+    fields: Mapping[str, str]
+
+
+class MeterKey:
+    """Signs the readings of one home's meters and derives their salts."""
+
+    def __init__(self, key_pem: bytes, salt_secret: bytes) -> None:
+        """Take the meter's P-256 key and the home's secret of at least 16 bytes.
+
+        Raises:
+            InvalidInput: either can't be used.
+        """
+        if len(salt_secret) < 16:
+            raise InvalidInput("the secret that salts are derived from needs at least 16 bytes")
+        self._key = load_private_key(key_pem)
+        self._salt_secret = salt_secret
+
+    @property
+    def public_key_pem(self) -> str:
+        """The public key as the contract registers it (PEM, SubjectPublicKeyInfo)."""
+        return (
+            self._key.public_key()
+            .public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+            .decode()
+        )
+
+    def sign(self, reading: Reading, channel: str) -> SignedReading:
+        """Sign a reading for one channel."""
+        salt = hmac.new(
+            self._salt_secret,
+            f"{reading.meter_id}|{reading.interval_start}|{reading.version}".encode(),
+            hashlib.sha256,
+        ).hexdigest()
+        fields = {
+            "meter_id": reading.meter_id,
+            "interval_start": str(reading.interval_start),
+            "interval_s": str(reading.interval_s),
+            "version": str(reading.version),
+            "import_wh": str(reading.import_wh),
+            "export_wh": str(reading.export_wh),
+            "import_register_wh": str(reading.import_register_wh),
+            "export_register_wh": str(reading.export_register_wh),
+            "quality": reading.quality.value,
+            "salt": salt,
+        }
+        message = canonical_json({"channel": channel, **fields})
+        try:
+            signature = sign_low_s(self._key, message, deterministic=True)
+        except UnsupportedAlgorithm:  # an OpenSSL older than 3.2
+            signature = sign_low_s(self._key, message)
+        return SignedReading(reading, {**fields, "signature": b64encode(signature).decode()})
+
+
+def batch_transient(readings: Sequence[Mapping[str, str]]) -> dict[str, bytes]:
+    """Return the transient map of ``metering:SubmitReadings``.
+
+    ``readings`` are the ``fields`` of up to 1,000 signed readings.
+
+    Raises:
+        InvalidInput: none, or too many.
+    """
+    if not 1 <= len(readings) <= BATCH_LIMIT:
+        raise InvalidInput(f"a batch has 1 to {BATCH_LIMIT} readings, not {len(readings)}")
+    rows = [dict(fields) for fields in readings]
+    return {"readings": json.dumps({"readings": rows}, separators=(",", ":")).encode()}

@@ -1,0 +1,290 @@
+"""Selling stored energy: what can be promised, the quote, and its authorisation."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil, floor
+from secrets import token_hex
+from typing import Any
+
+from homeassistant.core import HomeAssistant
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.util import dt as dt_util
+
+from .client import (
+    AuthenticationFailed,
+    CommitFailed,
+    ConnectionFailed,
+    GridLedgerError,
+    Timeout,
+    TransactionRefused,
+)
+from .clock import ChannelClock
+from .const import (
+    CHAINCODE_ENERGY,
+    CONF_BATTERY_CAPACITY,
+    CONF_BATTERY_LEVEL,
+    CONF_BATTERY_MAX_POWER,
+    CONF_BATTERY_RESERVE,
+    DEFAULT_RESERVE_PERCENT,
+    DOMAIN,
+)
+from .models import LedgerData, Trade
+from .session import LedgerSession
+
+WINDOW_LIMIT_INTERVALS = 96
+_LEAD_S = 5
+"""Real seconds between asking and the earliest delivery: a sale begins in the future."""
+_OUTCOME_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Whole delivery intervals, in channel time."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a home's battery can promise. Energy in Wh, power in W."""
+
+    stored_wh: float
+    reserve_wh: float
+    max_power_w: float | None
+
+    def sellable_wh(
+        self, window: Window, clock: ChannelClock, ledger: LedgerData, now: float
+    ) -> int:
+        """Return the most that can still be sold for a window, beside what is sold already."""
+        current = clock.interval_at(now)
+        promised = sum(trade.energy_from(current) for trade in ledger.trades.values())
+        by_energy = self.stored_wh - self.reserve_wh - promised
+        if self.max_power_w is None:
+            return max(0, floor(by_energy))
+        per_interval = floor(self.max_power_w * clock.interval_s / 3600)
+        by_power = sum(
+            max(0, per_interval - ledger.committed_wh(start))
+            for start in range(window.start, window.end, clock.interval_s)
+        )
+        return max(0, floor(min(by_energy, by_power)))
+
+
+def delivery_window(
+    clock: ChannelClock,
+    now: float,
+    energy_wh: int,
+    max_power_w: float | None,
+    start: datetime | None,
+    end: datetime | None,
+) -> Window:
+    """Align a wished window (real time) to whole intervals of the channel.
+
+    Without a start it begins with the next interval; without an end it is as long as the battery
+    needs at full power. It is widened outwards to whole intervals, but begins in the future.
+
+    Raises:
+        ServiceValidationError: it lies in the past, is empty or too long.
+    """
+    earliest = clock.next_boundary(now + _LEAD_S * clock.rate)
+    if start is None:
+        first = earliest
+    else:
+        first = clock.interval_at(clock.channel(start.timestamp()))
+        if first + clock.interval_s <= now:
+            raise _invalid("window_in_past")
+        first = max(first, earliest)
+    if end is None:
+        per_interval = None if not max_power_w else max_power_w * clock.interval_s / 3600
+        count = 1 if not per_interval else max(1, ceil(energy_wh / per_interval))
+        last = first + count * clock.interval_s
+    else:
+        last = clock.next_boundary(clock.channel(end.timestamp()))
+    if last <= first:
+        raise _invalid("window_empty")
+    if (last - first) // clock.interval_s > WINDOW_LIMIT_INTERVALS:
+        raise _invalid("window_too_long", limit=str(WINDOW_LIMIT_INTERVALS))
+    return Window(first, last)
+
+
+class Seller:
+    """Quotes and sells for one home. Sales of one home go one after another."""
+
+    def __init__(
+        self, hass: HomeAssistant, session: LedgerSession, plant: Mapping[str, Any]
+    ) -> None:
+        """Remember the home's session and plant."""
+        self.hass = hass
+        self._session = session
+        self._plant = plant
+        self._lock = asyncio.Lock()
+
+    def capability(self) -> Capability:
+        """Read what the battery can promise now.
+
+        Raises:
+            ServiceValidationError: there is no battery, or its level isn't known.
+        """
+        capacity_kwh = self._plant.get(CONF_BATTERY_CAPACITY)
+        level_id = self._plant.get(CONF_BATTERY_LEVEL)
+        if not capacity_kwh or not level_id:
+            raise _invalid("no_battery")
+        state = self.hass.states.get(level_id)
+        try:
+            level = float(state.state) if state is not None else None
+        except ValueError:
+            level = None
+        if level is None or not 0 <= level <= 100:
+            raise _invalid("battery_unknown", entity_id=str(level_id))
+        reserve = self._plant.get(CONF_BATTERY_RESERVE, DEFAULT_RESERVE_PERCENT)
+        return Capability(
+            capacity_kwh * 10 * level,
+            capacity_kwh * 10 * reserve,
+            self._plant.get(CONF_BATTERY_MAX_POWER),
+        )
+
+    def _clock(self) -> ChannelClock:
+        if self._session.clock is None:
+            raise _failed("not_connected")
+        return self._session.clock
+
+    def _check(self, energy_wh: int, window: Window, capability: Capability) -> None:
+        clock = self._clock()
+        sellable = capability.sellable_wh(window, clock, self._session.data, self._now())
+        if energy_wh > sellable:
+            raise _invalid(
+                "too_much_energy",
+                energy=f"{energy_wh / 1000:.3f}",
+                sellable=f"{sellable / 1000:.3f}",
+                stored=f"{capability.stored_wh / 1000:.3f}",
+                reserve=f"{capability.reserve_wh / 1000:.3f}",
+            )
+
+    def _now(self) -> float:
+        return self._clock().channel(dt_util.utcnow().timestamp())
+
+    async def quote(
+        self,
+        energy_wh: int,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        supplier: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the contract's quote for a sale that the battery can deliver.
+
+        Raises:
+            ServiceValidationError: it can't be delivered, or the contract says no.
+            HomeAssistantError: the ledger is away.
+        """
+        capability = self.capability()
+        window = delivery_window(
+            self._clock(), self._now(), energy_wh, capability.max_power_w, start, end
+        )
+        await self._read_market()
+        self._check(energy_wh, window, capability)
+        argument: dict[str, Any] = {
+            "connection_id": self._session.connection_id,
+            "energy_wh": energy_wh,
+            "window_start": window.start,
+            "window_end": window.end,
+        }
+        if supplier:
+            argument["supplier"] = supplier
+        try:
+            answer = await self._session.client.evaluate(CHAINCODE_ENERGY, "market:Quote", argument)
+        except GridLedgerError as error:
+            raise translated(error) from error
+        return dict(answer["quote"])
+
+    async def sell(
+        self, quote: Mapping[str, Any], request_id: str | None = None
+    ) -> tuple[Trade, int]:
+        """Authorise a quote exactly as it stands; return the trade and its block.
+
+        ``request_id`` makes it safe to repeat: the ledger knows one trade for it.
+
+        Raises:
+            ServiceValidationError: it can't be delivered any more, or the contract says no.
+            HomeAssistantError: the ledger is away, or the outcome isn't known yet.
+        """
+        request_id = request_id or f"HA-{token_hex(12).upper()}"
+        session, clock = self._session, self._clock()
+        async with self._lock:
+            try:
+                schedule = [int(part["interval_start"]) for part in quote["schedule"]]
+                window = Window(min(schedule), max(schedule) + clock.interval_s)
+                energy_wh = int(quote["energy_wh"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise _invalid("unreadable_quote") from error
+            known = {trade.trade_id for trade in session.data.trades.values()}
+            await self._read_market()
+            if request_id not in known:
+                self._check(energy_wh, window, self.capability())
+            try:
+                committed = await session.client.submit(
+                    CHAINCODE_ENERGY,
+                    "market:Authorise",
+                    {"request_id": request_id, "quote": dict(quote)},
+                )
+                transaction_id, block = committed.transaction_id, committed.block_number
+                result = committed.result
+            except Timeout as error:
+                if not error.transaction_id:
+                    raise translated(error) from error
+                result, transaction_id = None, error.transaction_id
+                block = await self._outcome(transaction_id, request_id)
+            except GridLedgerError as error:
+                raise translated(error) from error
+            await self._read_market()
+            if result is not None:
+                result = result.get("trade", result)
+                trade = Trade.from_json({"transaction_id": transaction_id, **result})
+                return trade, block
+            for trade in session.data.trades.values():
+                if trade.transaction_id == transaction_id:
+                    return trade, block
+        raise _failed("outcome_unknown", request_id=request_id)
+
+    async def _outcome(self, transaction_id: str, request_id: str) -> int:
+        """Ask what became of a transaction whose answer was lost."""
+        try:
+            status = await self._session.client.commit_status(transaction_id, timeout_s=_OUTCOME_S)
+        except GridLedgerError as error:
+            raise _failed("outcome_unknown", request_id=request_id) from error
+        if not status.valid:
+            raise translated(CommitFailed(transaction_id, status.code, status.block_number))
+        return status.block_number
+
+    async def _read_market(self) -> None:
+        """Know what is sold as of now, not as of the last event."""
+        try:
+            await self._session.async_refresh_market()
+        except GridLedgerError as error:
+            raise translated(error) from error
+
+
+def translated(error: GridLedgerError) -> HomeAssistantError:
+    """Return an error of the client in the owner's language."""
+    if isinstance(error, TransactionRefused):
+        return _invalid("refused", reason=error.reason)
+    if isinstance(error, CommitFailed):
+        return _failed("commit_failed", code=error.code)
+    if isinstance(error, AuthenticationFailed):
+        return _failed("not_accepted", reason=str(error))
+    if isinstance(error, (ConnectionFailed, Timeout)):
+        return _failed("not_connected")
+    return _failed("unexpected", reason=str(error))
+
+
+def _invalid(key: str, **placeholders: str) -> ServiceValidationError:
+    return ServiceValidationError(
+        translation_domain=DOMAIN, translation_key=key, translation_placeholders=placeholders
+    )
+
+
+def _failed(key: str, **placeholders: str) -> HomeAssistantError:
+    return HomeAssistantError(
+        translation_domain=DOMAIN, translation_key=key, translation_placeholders=placeholders
+    )

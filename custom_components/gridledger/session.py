@@ -1,0 +1,511 @@
+"""The home's connection to its ledger.
+
+It owns the gateway client, follows the market's events from a stored checkpoint, sends readings
+from the outbox, asks again every quarter of an hour in case an event was missed, and begins anew
+by itself whenever the connection breaks. Nothing else of the integration waits for the network.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from homeassistant.config_entries import ConfigEntry
+from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers import issue_registry as ir
+from homeassistant.helpers.update_coordinator import DataUpdateCoordinator
+from homeassistant.util import dt as dt_util
+
+from .client import (
+    AuthenticationFailed,
+    Event,
+    GatewayClient,
+    GridLedgerError,
+    MeterKey,
+    SignedTransaction,
+    Timeout,
+    TransactionRefused,
+)
+from .client.readings import Reading, SignedReading, batch_transient
+from .clock import ChannelClock
+from .const import (
+    BATCH_READINGS,
+    CHAINCODE_ENERGY,
+    CHAINCODE_METERING,
+    DOMAIN,
+    LOGGER,
+    RECONCILE_S,
+    RETENTION_S,
+    TRADES_KEPT,
+)
+from .models import LedgerData, Rate, Trade
+from .outbox import Outbox, StoredReading
+
+if TYPE_CHECKING:
+    from .coordinator import HomeCoordinator
+
+_FACT_SETTINGS: Final = "settings"
+_FACT_CHECKPOINT: Final = "checkpoint"
+_FACT_METER_ID: Final = "meter_id"
+
+_RETRY_FIRST_S: Final = 1.0
+_RETRY_LONGEST_S: Final = 60.0
+_RETRY_REFUSED_S: Final = 300.0
+_REFRESH_APART_S: Final = 2.0
+_CHECKPOINT_APART_S: Final = 30.0
+_OLD_EVENT_S: Final = 300.0
+_WINDOW_INTERVALS: Final = 96
+"""A sale's window is at most this long, so older trades deliver nothing any more."""
+
+
+class LedgerSession(DataUpdateCoordinator[LedgerData]):
+    """Keeps :class:`LedgerData` true for as long as the ledger can be reached."""
+
+    config_entry: ConfigEntry[Any]
+
+    def __init__(
+        self,
+        hass: HomeAssistant,
+        entry: ConfigEntry[Any],
+        client: GatewayClient,
+        outbox: Outbox,
+        meter_key: MeterKey,
+        connection_id: str,
+    ) -> None:
+        """Remember what to work with; :meth:`async_start` begins."""
+        super().__init__(hass, LOGGER, config_entry=entry, name=f"{entry.title} ledger")
+        self.client = client
+        self.outbox = outbox
+        self.connection_id = connection_id
+        self.clock: ChannelClock | None = None
+        self.meter_id: str | None = None
+        self.home: HomeCoordinator | None = None
+        self.data = LedgerData()
+        self._meter_key = meter_key
+        self._task: asyncio.Task[None] | None = None
+        self._readings_waiting = asyncio.Event()
+        self._refresh_wanted = asyncio.Event()
+        self._trade_listeners: list[Callable[[Trade], None]] = []
+        self._checkpoint_stored_at = 0.0
+        self._batch_limit = BATCH_READINGS
+        self._told_down = False
+
+    @property
+    def msp_id(self) -> str:
+        """The home's utility."""
+        return self.client.identity.msp_id
+
+    # Life -----------------------------------------------------------------------------------
+
+    async def async_load(self) -> None:
+        """Read what earlier runs have stored; no network."""
+        settings = await self._disk(self.outbox.fact, _FACT_SETTINGS)
+        if settings:
+            self._adopt_settings(settings)
+        self.meter_id = await self._disk(self.outbox.fact, _FACT_METER_ID)
+        await self._update_summary()
+
+    @callback
+    def async_start(self) -> None:
+        """Begin to connect, in the background."""
+        self._task = self.config_entry.async_create_background_task(
+            self.hass, self._run(), name=f"{self.name} session"
+        )
+
+    async def async_stop(self) -> None:
+        """End all tasks and close the connection."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        await self.client.close()
+
+    @callback
+    def async_on_trade(self, listener: Callable[[Trade], None]) -> Callable[[], None]:
+        """Call ``listener`` for each trade of this home as it is committed."""
+        self._trade_listeners.append(listener)
+        return lambda: self._trade_listeners.remove(listener)
+
+    async def _run(self) -> None:
+        """Stay connected; after a failure wait a little longer each time, up to a minute."""
+        wait_s = _RETRY_FIRST_S
+        while True:
+            try:
+                await self._serve()
+            except (GridLedgerError, ExceptionGroup) as error:
+                cause = _first(error)
+                if self.data.connected:
+                    wait_s = _RETRY_FIRST_S
+                self._went_down(cause)
+                if isinstance(cause, AuthenticationFailed):
+                    self.config_entry.async_start_reauth(self.hass)
+                    wait_s = _RETRY_REFUSED_S
+                elif not isinstance(cause, GridLedgerError):
+                    LOGGER.error("The ledger session failed unexpectedly", exc_info=cause)
+            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            wait_s = min(wait_s * 2, _RETRY_LONGEST_S)
+
+    def _went_down(self, cause: BaseException) -> None:
+        if not self._told_down:
+            LOGGER.info("%s: the ledger is away: %s", self.config_entry.title, cause)
+            self._told_down = True
+        self.async_set_updated_data(replace(self.data, connected=False))
+
+    def _went_up(self) -> None:
+        if self._told_down:
+            LOGGER.info("%s: the ledger is back", self.config_entry.title)
+            self._told_down = False
+        self.async_set_updated_data(replace(self.data, connected=True))
+
+    async def _serve(self) -> None:
+        """Connect, settle what is open, and then follow, send and ask until something fails."""
+        settings = await self.client.evaluate(CHAINCODE_METERING, "metering:Settings")
+        currency = await self.client.evaluate(CHAINCODE_ENERGY, "registry:Settings")
+        settings = {**settings, "currency": currency.get("currency", "EUR")}
+        if not self._adopt_settings(settings):
+            raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
+        await self._disk(self.outbox.store_fact, _FACT_SETTINGS, settings)
+        await self._register_meter()
+        await self._reconcile_readings()
+        await self._settle_undecided()
+        await self.async_refresh_market()
+        self._went_up()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_events())
+            group.create_task(self._send_readings())
+            group.create_task(self._keep_asking())
+
+    def _adopt_settings(self, settings: Mapping[str, Any]) -> bool:
+        """Take the channel's clock and currency; tell the home when they change."""
+        try:
+            clock = ChannelClock.from_settings(settings)
+        except KeyError, TypeError, ValueError:
+            return False
+        self.data = replace(self.data, currency=str(settings.get("currency") or "EUR"))
+        if clock != self.clock:
+            self.clock = clock
+            if self.home is not None:
+                self.home.async_adopt_clock(clock)
+        return True
+
+    async def _disk[T](self, function: Callable[..., T], *arguments: Any) -> T:
+        return await self.hass.async_add_executor_job(function, *arguments)
+
+    # The market -----------------------------------------------------------------------------
+
+    async def async_refresh_market(self) -> None:
+        """Read balance, rates and trades.
+
+        Raises:
+            GridLedgerError: one of them couldn't be read; nothing has changed.
+        """
+        assert self.clock is not None
+        now = self.clock.channel(dt_util.utcnow().timestamp())
+        local_midnight = self.clock.channel(dt_util.start_of_local_day().timestamp())
+        since = min(local_midnight, now - _WINDOW_INTERVALS * self.clock.interval_s)
+        evaluate = self.client.evaluate
+        balance, rates, trades = await asyncio.gather(
+            evaluate(CHAINCODE_ENERGY, "wallet:Balance", {"account": self.connection_id}),
+            evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": self.clock.day(now)}),
+            self._read_trades(int(since)),
+        )
+        rates = rates.get("rates", []) if isinstance(rates, dict) else rates
+        self.async_set_updated_data(
+            replace(
+                self.data,
+                balance_micro=int(balance["balance_micro"]),
+                rates=tuple(Rate.from_json(rate) for rate in rates),
+                trades=trades,
+                market_known=True,
+            )
+        )
+
+    async def _read_trades(self, since: int) -> dict[str, Trade]:
+        trades: dict[str, Trade] = {}
+        bookmark = ""
+        while True:
+            page = await self.client.evaluate(
+                CHAINCODE_ENERGY,
+                "market:Trades",
+                {
+                    "connection_id": self.connection_id,
+                    "from": since,
+                    "limit": TRADES_KEPT,
+                    **({"bookmark": bookmark} if bookmark else {}),
+                },
+            )
+            for stated in page["trades"]:
+                trade = Trade.from_json(stated)
+                trades[trade.trade_id] = trade
+            bookmark = str(page.get("bookmark") or "")
+            if not bookmark or len(page["trades"]) < TRADES_KEPT:
+                return trades
+
+    async def _keep_asking(self) -> None:
+        """Refresh after events, and every quarter of an hour without any."""
+        while True:
+            try:
+                async with asyncio.timeout(RECONCILE_S):
+                    await self._refresh_wanted.wait()
+            except TimeoutError:
+                await self._prune()
+            self._refresh_wanted.clear()
+            await self.async_refresh_market()
+            await asyncio.sleep(_REFRESH_APART_S)
+
+    async def _follow_events(self) -> None:
+        """Follow the market's events from where the last run ended."""
+        checkpoint = await self._disk(self.outbox.fact, _FACT_CHECKPOINT) or {}
+        async for event in self.client.chaincode_events(
+            CHAINCODE_ENERGY,
+            start_block=checkpoint.get("block"),
+            after_transaction_id=checkpoint.get("transaction"),
+        ):
+            ours = self._handle_event(event)
+            now = self.hass.loop.time()
+            if ours or now - self._checkpoint_stored_at > _CHECKPOINT_APART_S:
+                self._checkpoint_stored_at = now
+                await self._disk(
+                    self.outbox.store_fact,
+                    _FACT_CHECKPOINT,
+                    {"block": event.block_number, "transaction": event.transaction_id},
+                )
+
+    def _handle_event(self, event: Event) -> bool:
+        """Take one event; return whether it concerned this home."""
+        if event.name != "trade":
+            self._refresh_wanted.set()
+            return False
+        try:
+            trade = Trade.from_json({"transaction_id": event.transaction_id, **event.json()})
+        except (KeyError, TypeError, ValueError) as error:
+            LOGGER.warning(
+                "Transaction %s has an unreadable event: %r", event.transaction_id, error
+            )
+            return False
+        if trade.connection_id != self.connection_id:
+            return False
+        assert self.clock is not None
+        now = self.clock.channel(dt_util.utcnow().timestamp())
+        old = trade.window_end(self.clock.interval_s) < now - _OLD_EVENT_S
+        trades = {**self.data.trades, trade.trade_id: trade}
+        self.async_set_updated_data(replace(self.data, trades=trades))
+        if not old:
+            for listener in list(self._trade_listeners):
+                listener(trade)
+        self._refresh_wanted.set()
+        return True
+
+    # Readings -------------------------------------------------------------------------------
+
+    def sign(self, reading: Reading) -> SignedReading:
+        """Sign a reading for this channel with the home's meter key."""
+        return self._meter_key.sign(reading, self.client.channel)
+
+    async def async_readings_stored(self) -> None:
+        """Say that new readings wait in the outbox."""
+        self._readings_waiting.set()
+        await self._update_summary()
+
+    async def _update_summary(self) -> None:
+        summary = await self._disk(self.outbox.summary)
+        last = None
+        if summary.last_committed is not None and self.clock is not None:
+            last = self.clock.real_datetime(summary.last_committed + self.clock.interval_s)
+        self.async_set_updated_data(
+            replace(
+                self.data,
+                queued=summary.queued,
+                refused=summary.refused,
+                last_committed=last,
+            )
+        )
+
+    async def _register_meter(self) -> None:
+        """Register the home's own meter, once.
+
+        A name that is taken belongs to an earlier installation, whose key is gone: a meter
+        exchange, so the next name.
+        """
+        if self.meter_id is not None:
+            return
+        base = f"HA-{self.connection_id}"
+        for number in range(1, 100):
+            meter_id = base if number == 1 else f"{base}-{number}"
+            try:
+                await self.client.submit(
+                    CHAINCODE_METERING,
+                    "metering:RegisterMeter",
+                    {
+                        "meter_id": meter_id,
+                        "connection_id": self.connection_id,
+                        "utility": self.msp_id,
+                        "source_class": "declared",
+                        "public_key": self._meter_key.public_key_pem,
+                    },
+                )
+            except TransactionRefused as error:
+                if error.status == 409:
+                    continue
+                raise
+            await self._disk(self.outbox.store_fact, _FACT_METER_ID, meter_id)
+            self.meter_id = meter_id
+            if self.home is not None:
+                self.home.async_meter_named()
+            return
+        raise GridLedgerError(f"every meter name from {base} on is taken")
+
+    async def _reconcile_readings(self) -> None:
+        """Ask for our last committed interval; go on after it if it isn't from here."""
+        assert self.clock is not None
+        last = await self.client.evaluate(
+            CHAINCODE_METERING,
+            "metering:LastReading",
+            {"meter_id": self.meter_id},
+            endorsing_organizations=[self.msp_id],
+        )
+        issue_id = f"foreign_reading_{self.config_entry.entry_id}"
+        if self.home is None or not last or last.get("interval_start") is None:
+            return
+        boundary = int(last["interval_start"]) + self.clock.interval_s
+        if await self.home.async_skip_to(
+            boundary, int(last["import_register_wh"]), int(last["export_register_wh"])
+        ):
+            ir.async_create_issue(
+                self.hass,
+                DOMAIN,
+                issue_id,
+                is_fixable=False,
+                is_persistent=True,
+                severity=ir.IssueSeverity.WARNING,
+                translation_key="foreign_reading",
+                translation_placeholders={"meter": str(self.meter_id)},
+            )
+
+    async def _settle_undecided(self) -> None:
+        """Find out what became of transactions that an earlier run may have sent."""
+        for stored in await self._disk(self.outbox.undecided):
+            await self._settle(stored.transaction_id, stored.envelope, first_wait_s=5)
+
+    async def _settle(self, transaction_id: str, envelope: bytes, *, first_wait_s: float) -> bool:
+        """Ask for a transaction; if unknown send the same bytes again. Return whether it's valid."""
+        try:
+            status = await self.client.commit_status(transaction_id, timeout_s=first_wait_s)
+        except Timeout:
+            try:
+                await self.client.submit_signed(SignedTransaction(transaction_id, envelope))
+            except TransactionRefused as error:
+                # The orderers will never take it; readings are idempotent, so a new transaction
+                # with the same readings is safe.
+                LOGGER.debug("Transaction %s was refused: %s", transaction_id, error)
+                await self._disk_decide(transaction_id, committed=False)
+                return False
+            status = await self.client.commit_status(transaction_id)
+        if not status.valid:
+            LOGGER.debug("Transaction %s was found invalid: %s", transaction_id, status.code)
+        await self._disk_decide(transaction_id, committed=status.valid)
+        return status.valid
+
+    async def _disk_decide(self, transaction_id: str, *, committed: bool) -> None:
+        await self.hass.async_add_executor_job(
+            lambda: self.outbox.decide(transaction_id, committed=committed)
+        )
+        await self._update_summary()
+
+    async def _send_readings(self) -> None:
+        """Send what waits, oldest first; then wait for more."""
+        wait_s = _RETRY_FIRST_S
+        while True:
+            self._readings_waiting.clear()
+            waiting = await self._disk(self.outbox.queued, self._batch_limit)
+            if not waiting:
+                await self._readings_waiting.wait()
+                continue
+            if await self._send_batch(waiting):
+                wait_s = _RETRY_FIRST_S
+                continue
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _RETRY_REFUSED_S)
+
+    async def _send_batch(self, waiting: list[StoredReading]) -> bool:
+        """Send one batch; return whether it got anywhere.
+
+        Raises:
+            GridLedgerError: the connection failed; the outbox knows where it stood.
+        """
+        prepared = self.client.prepare(
+            CHAINCODE_METERING,
+            "metering:SubmitReadings",
+            {"utility": self.msp_id},
+            transient=batch_transient([reading.fields for reading in waiting]),
+            endorsing_organizations=[self.msp_id],
+        )
+        try:
+            signed = await self.client.endorse(prepared)
+        except TransactionRefused as error:
+            return await self._batch_refused(waiting, error)
+        self._batch_limit = BATCH_READINGS
+        refused = {
+            int(row["interval_start"]): str(row["reason"])
+            for row in (signed.result or {}).get("refused", [])
+        }
+        carried = [r.interval_start for r in waiting if r.interval_start not in refused]
+        await self._disk(
+            self.outbox.store_envelope, signed.transaction_id, signed.envelope, carried
+        )
+        for interval_start, reason in refused.items():
+            await self._refuse(interval_start, reason)
+        if not carried:
+            await self._disk_decide(signed.transaction_id, committed=False)
+            return True
+        await self.client.submit_signed(signed)
+        return await self._settle(
+            signed.transaction_id,
+            signed.envelope,
+            first_wait_s=self.client.deadlines.commit_s,
+        )
+
+    async def _batch_refused(self, waiting: list[StoredReading], error: TransactionRefused) -> bool:
+        """Narrow a refused batch down to the readings that the contract won't take."""
+        if error.status == 404:  # the ledger was begun anew and doesn't know our meter
+            self.meter_id = None
+            await self._disk(self.outbox.store_fact, _FACT_METER_ID, None)
+            raise error
+        if error.status is None or not 400 <= error.status < 500 or error.status == 403:
+            LOGGER.debug("Readings can't be sent now: %s", error)
+            return False
+        if len(waiting) > 1:
+            self._batch_limit = max(1, len(waiting) // 2)
+            return True
+        await self._refuse(waiting[0].interval_start, error.reason)
+        return True
+
+    async def _refuse(self, interval_start: int, reason: str) -> None:
+        LOGGER.warning("The ledger refused the reading of %s: %s", interval_start, reason)
+        await self._disk(self.outbox.refuse, interval_start, reason)
+        await self._update_summary()
+        ir.async_create_issue(
+            self.hass,
+            DOMAIN,
+            f"readings_refused_{self.config_entry.entry_id}",
+            is_fixable=False,
+            severity=ir.IssueSeverity.WARNING,
+            translation_key="readings_refused",
+            translation_placeholders={"reason": reason, "meter": str(self.meter_id)},
+        )
+
+    async def _prune(self) -> None:
+        assert self.clock is not None
+        before = int(self.clock.channel(dt_util.utcnow().timestamp())) - RETENTION_S
+        if lost := await self._disk(self.outbox.prune, before):
+            LOGGER.warning("%s readings older than 35 days never reached the ledger", lost)
+        await self._update_summary()
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what a group of failures began with; a refused identity before all else."""
+    while isinstance(error, BaseExceptionGroup):
+        refused = [e for e in error.exceptions if isinstance(e, AuthenticationFailed)]
+        error = refused[0] if refused else error.exceptions[0]
+    return error

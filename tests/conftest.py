@@ -1,0 +1,62 @@
+"""One pytest for everything: the ledger's tests beside those inside Home Assistant.
+
+Home Assistant's pytest plugin is loaded for every test. It forbids sockets, puts event loops into
+debug mode and fails a test that leaves a task, a timer or a thread behind. That is right in
+`tests/gridledger/`; everywhere else tests talk over real sockets, on the loopback address only.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc.aio
+import hypothesis
+import pytest
+import pytest_socket
+
+# Before the plugin puts a folder of its own with this name in front of the path.
+import custom_components  # noqa: F401
+
+HOME_ASSISTANT_TESTS = Path(__file__).parent / "gridledger"
+
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+_disable_socket = pytest_socket.disable_socket
+
+
+def _in_home_assistant(path: Path) -> bool:
+    return path.is_relative_to(HOME_ASSISTANT_TESTS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Say what the plugin's hook of the same name, which follows, does to sockets."""
+    if _in_home_assistant(item.path):
+        pytest_socket.disable_socket = _disable_socket
+    else:
+        pytest_socket.disable_socket = lambda **_: pytest_socket.enable_socket()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def grpc_thread() -> Iterator[None]:
+    """Start gRPC's one thread here: no test starts it, so none leaves it behind."""
+    grpc.aio.init_grpc_aio()
+    yield
+    grpc.aio.shutdown_grpc_aio()
+
+
+def _only_in_home_assistant(name: str):
+    """Return a fixture that is the plugin's in Home Assistant's tests and nothing elsewhere."""
+
+    @pytest.fixture(name=name, autouse=True)
+    def fixture(request: pytest.FixtureRequest):
+        return request.getfixturevalue(name) if _in_home_assistant(request.path) else None
+
+    return fixture
+
+
+configure_event_loop = _only_in_home_assistant("configure_event_loop")
+enable_event_loop_debug = _only_in_home_assistant("enable_event_loop_debug")
+verify_cleanup = _only_in_home_assistant("verify_cleanup")
