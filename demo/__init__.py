@@ -8,6 +8,7 @@ to is the product itself, over the same interfaces as a stranger's software woul
 * :mod:`demo.meters` signs and sends the accredited meters' readings.
 * :mod:`demo.trading` publishes rates and sells the other homes' surplus.
 * :mod:`demo.inverter` is the HTTP face of the first home's inverter and battery.
+* :mod:`demo.history` lets the first home have lived two days before.
 * :mod:`demo.home_assistant` makes and starts a real Home Assistant for the first home.
 * :mod:`demo.run` puts them together.
 """

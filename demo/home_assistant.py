@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,10 +29,13 @@ REPOSITORY: Final = Path(__file__).parent.parent
 TEMPLATE: Final = Path(__file__).parent / "config"
 USER: Final = "demo"
 DASHBOARD: Final = "grid-ledger"
+AUTOMATION_ID: Final = "deliver_sold_energy"
 START_TIMEOUT_S: Final = 300
 """A first start compiles Home Assistant's modules, on a Raspberry Pi for minutes."""
 STOP_TIMEOUT_S: Final = 40
-PASSWORD_FILE: Final = "demo-password"
+LOGIN_FILE: Final = "demo-password"
+PID_FILE: Final = "demo-hass.pid"
+LOG_FILE: Final = "demo-hass.log"
 
 HTTP_DEFAULTS: Final[dict[str, Any]] = {
     "cors_allowed_origins": ["https://cast.home-assistant.io"],
@@ -72,6 +76,7 @@ ENERGY_PREFERENCES: Final[dict[str, Any]] = {
             "stat_energy_to": "sensor.inverter_battery_charge",
             "power_config": {"stat_rate": "sensor.inverter_battery_power"},
             "stat_soc": "sensor.inverter_battery_level",
+            "capacity": 10.0,
         },
     ],
     "device_consumption": [],
@@ -88,6 +93,7 @@ class HomeAssistant:
     def __init__(self, folder: Path, port: int) -> None:
         self.folder: Final = folder
         self.port: Final = port
+        self.stopping = False
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -98,12 +104,12 @@ class HomeAssistant:
     @property
     def password(self) -> str:
         """The password of :data:`USER`, made with the folder."""
-        return (self.folder / PASSWORD_FILE).read_text(encoding="utf-8").strip()
+        return (self.folder / LOGIN_FILE).read_text(encoding="utf-8").strip()
 
     @property
     def is_new(self) -> bool:
         """Whether the folder has not been made yet."""
-        return not (self.folder / PASSWORD_FILE).exists()
+        return not (self.folder / LOGIN_FILE).exists()
 
     async def prepare(self, inverter_url: str) -> None:
         """Makes the folder where it is new, and says where the inverter is this time."""
@@ -130,8 +136,8 @@ class HomeAssistant:
 
     async def start(self, progress: Callable[[str], None]) -> None:
         """Starts ``hass`` and returns when it is running."""
-        await self._end_left_over_process()
-        log = (self.folder / "demo-hass.log").open("wb")
+        await asyncio.to_thread(self._end_left_over_process)
+        log = (self.folder / LOG_FILE).open("wb")
         try:
             # In a session of its own: Ctrl-C in the terminal reaches the demonstration alone,
             # which then stops Home Assistant before what it talks to.
@@ -145,24 +151,25 @@ class HomeAssistant:
             )
         finally:
             log.close()
-        write_atomically(self.folder / "demo-hass.pid", str(self._process.pid))
+        write_atomically(self.folder / PID_FILE, str(self._process.pid))
         async with asyncio.timeout(START_TIMEOUT_S), aiohttp.ClientSession() as session:
             while not await self._answers(session):
                 if self._process.returncode is not None:
                     raise HomeAssistantError(
                         f"Home Assistant ended with code {self._process.returncode} while "
-                        f"starting; see {self.folder / 'demo-hass.log'}"
+                        f"starting; see {self.folder / LOG_FILE}"
                     )
                 await asyncio.sleep(0.25)
         progress("logging in")
         async with await self.connect() as api:
             async with asyncio.timeout(START_TIMEOUT_S):
-                while (await api.get("/api/config"))["state"] != "RUNNING":
+                while not await self._runs(api):  # noqa: ASYNC110 - another process's state
                     await asyncio.sleep(0.25)
 
     async def stop(self) -> None:
         """Stops the process, gently at first."""
-        process, self._process = self._process, None
+        self.stopping = True
+        process = self._process
         if process is None:
             return
         if process.returncode is None:
@@ -174,7 +181,7 @@ class HomeAssistant:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        (self.folder / "demo-hass.pid").unlink(missing_ok=True)
+        (self.folder / PID_FILE).unlink(missing_ok=True)
 
     async def wait(self) -> int:
         """Waits for the process to end by itself; its exit code."""
@@ -190,6 +197,9 @@ class HomeAssistant:
             async with session.get(f"{self.url}/manifest.json") as response:
                 return response.status == 200
         return False
+
+    async def _runs(self, api: Api) -> bool:
+        return bool((await api.get("/api/config"))["state"] == "RUNNING")
 
     def _copy_template(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -221,7 +231,7 @@ class HomeAssistant:
         if process.returncode or b"Auth created" not in output:
             raise HomeAssistantError(f"Home Assistant made no user: {output.decode()}")
         # Last: a folder without it is begun anew.
-        write_atomically(self.folder / PASSWORD_FILE, password + "\n", mode=0o600)
+        write_atomically(self.folder / LOGIN_FILE, password + "\n", mode=0o600)
 
     def _store(self, key: str, data: Any, *, version: int, minor_version: int = 1) -> None:
         write_atomically(
@@ -232,9 +242,9 @@ class HomeAssistant:
             mode=0o600,
         )
 
-    async def _end_left_over_process(self) -> None:
+    def _end_left_over_process(self) -> None:
         """Ends our own Home Assistant where a killed demonstration left it behind."""
-        pid_file = self.folder / "demo-hass.pid"
+        pid_file = self.folder / PID_FILE
         try:
             pid = int(pid_file.read_text(encoding="utf-8"))
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -245,7 +255,7 @@ class HomeAssistant:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         for _ in range(4 * STOP_TIMEOUT_S):
-            await asyncio.sleep(0.25)
+            time.sleep(0.25)
             if not Path(f"/proc/{pid}").exists():
                 return
         with suppress(ProcessLookupError):
@@ -383,6 +393,99 @@ async def add_integration(
         raise HomeAssistantError(f"{domain} was not added: {step.get('reason') or step}")
     result: dict[str, Any] = step["result"]
     return result
+
+
+def prefilled(step: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form of a config flow suggests."""
+    answers = {}
+    for field in step["data_schema"]:
+        suggested = (field.get("description") or {}).get("suggested_value", field.get("default"))
+        if suggested is not None:
+            answers[field["name"]] = suggested
+    return answers
+
+
+async def connect_home(
+    api: Api, invitation: Mapping[str, str], msp_id: str, battery: Mapping[str, float]
+) -> None:
+    """Adds the GridLedger integration: the invitation as given, the plant as suggested.
+
+    ``battery`` completes what the Energy dashboard does not know of it; ``msp_id`` is the
+    utility's, for an enrolment authority that does not tell.
+    """
+
+    async def answer(step: Mapping[str, Any]) -> dict[str, Any]:
+        match step["step_id"]:
+            case "user":
+                return dict(invitation)
+            case "member":
+                return {"msp_id": msp_id}
+            case _:
+                return prefilled(step) | dict(battery)
+
+    await add_integration(api, "gridledger", answer)
+
+
+async def is_connected(api: Api) -> bool:
+    """Whether the GridLedger integration was added before."""
+    entries = await api.command("config_entries/get", domain="gridledger")
+    return bool(entries)
+
+
+async def deliver_sold_energy(api: Api) -> None:
+    """Adds the automation that discharges the battery in the window of each committed sale."""
+    entities = await api.command("config/entity_registry/list")
+    events = [
+        entity["entity_id"]
+        for entity in entities
+        if entity["platform"] == "gridledger" and entity["entity_id"].startswith("event.")
+    ]
+    if not events:
+        raise HomeAssistantError("GridLedger has no event entity for trades")
+    trade = "trigger.to_state.attributes"
+    await api.post(
+        f"/api/config/automation/config/{AUTOMATION_ID}",
+        {
+            "alias": "Deliver sold energy",
+            "description": "Discharges the battery in the delivery window of each committed sale.",
+            "triggers": [
+                {
+                    "trigger": "state",
+                    "entity_id": events[0],
+                    "not_from": ["unavailable"],
+                    "not_to": ["unavailable", "unknown"],
+                }
+            ],
+            "conditions": [
+                {
+                    "condition": "template",
+                    "value_template": "{{ " + trade + ".event_type == 'committed' }}",
+                }
+            ],
+            "actions": [
+                {
+                    "variables": {
+                        "start": "{{ " + trade + ".window_start }}",
+                        "until": "{{ " + trade + ".window_end }}",
+                        "sold_w": "{{ " + trade + ".energy_kwh * 3600000 /"
+                        " (as_timestamp(until) - as_timestamp(start)) }}",
+                        "house_w": "{{ [states('sensor.inverter_house_power') | float(0)"
+                        " - states('sensor.inverter_pv_power') | float(0), 0] | max }}",
+                    }
+                },
+                {
+                    "action": "rest_command.inverter_battery",
+                    "data": {
+                        "mode": "discharge",
+                        "power_w": "{{ [sold_w + house_w, 5000] | min | round(0, 'ceil') }}",
+                        "start": "{{ start }}",
+                        "until": "{{ until }}",
+                    },
+                },
+            ],
+            "mode": "queued",
+        },
+    )
 
 
 async def open_dashboard_first(api: Api, title: str, config: Mapping[str, Any]) -> None:

@@ -153,11 +153,13 @@ class HomeSpec:
     battery_start_percent: int
     first_import_wh: int
     first_export_wh: int
+    max_export_w: int
+    """What the connection may sell. A sale fills each interval up to this, so that it must not
+    promise more than the battery, where there is one, can give."""
     battery_efficiency_per_mille: int = 960
     """One way: of 1,000 Wh charged, 960 are stored; of 1,000 stored, 960 come out."""
     battery_reserve_percent: int = 10
     """The inverter itself never discharges below this."""
-    max_export_w: int = 10_000
     max_import_w: int = 17_000
 
 
@@ -182,6 +184,7 @@ def home_specs(count: int) -> list[HomeSpec]:
     for index in range(count):
         number = index + 1
         battery_wh = _BATTERIES_WH[index % len(_BATTERIES_WH)]
+        battery_power_w = min(5_000, battery_wh // 2)
         specs.append(
             HomeSpec(
                 number=number,
@@ -191,10 +194,11 @@ def home_specs(count: int) -> list[HomeSpec]:
                 pv_column=_SUNS[index % len(_SUNS)],
                 pv_peak_w=_PEAKS_W[index % len(_PEAKS_W)],
                 battery_capacity_wh=battery_wh,
-                battery_power_w=min(5_000, battery_wh // 2),
+                battery_power_w=battery_power_w,
                 battery_start_percent=62 if index == 0 else 30 + 17 * index % 50,
                 first_import_wh=4_811_000 + 917_431 * index,
                 first_export_wh=0 if index % 8 == 6 else 2_204_000 + 611_953 * index,
+                max_export_w=battery_power_w or 10_000,
             )
         )
     return specs
@@ -438,12 +442,15 @@ class Neighbourhood:
         """The channel time up to which energy has flowed."""
         return self.homes[0].time
 
-    def advance(self, now: int) -> int:
-        """Lets time pass up to ``now`` as far as whole steps go; the intervals finished."""
+    def advance(self, now: int, *, coarse: bool = False) -> int:
+        """Lets time pass up to ``now`` as far as whole steps go; the intervals finished.
+
+        Steps are coarse if asked for, and while there is much to catch up.
+        """
         finished = 0
         while True:
-            behind_s = now - self.time
-            step_s = COARSE_STEP_S if behind_s > COARSE_AFTER_S else STEP_S
+            far = coarse or now - self.time > COARSE_AFTER_S
+            step_s = COARSE_STEP_S if far else STEP_S
             boundary = self.time - self.time % self.interval_s + self.interval_s
             until = min(self.time - self.time % step_s + step_s, boundary)
             if until > now:

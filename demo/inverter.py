@@ -9,9 +9,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,9 +31,9 @@ class Inverter:
         home: Home,
         replay: Replay,
         *,
-        on_command: Callable[[], None] = lambda: None,
+        on_command: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``on_command`` is called after each accepted command, to keep it on disk."""
+        """``on_command`` keeps an accepted command on disk before it is answered."""
         self._home = home
         self._replay = replay
         self._on_command = on_command
@@ -107,7 +106,8 @@ class Inverter:
             command = self._home.command(mode, power_w, until, start)
         except HomesError as error:
             return _refused(400, str(error))
-        await asyncio.to_thread(self._on_command)
+        if self._on_command is not None:
+            await self._on_command()
         return web.json_response(
             {
                 "mode": str(command.mode),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from demo.files import write_atomically
-from demo.homes import DATA, Home, HomesError, Mode, Neighbourhood, Replay
+from demo.homes import DATA, Home, HomesError, Mode, Neighbourhood
 from gridledger_client import Credentials, GatewayClient, GridLedgerError, Identity, enroll
 
 MICRO_PER_CENT_PER_MWH: Final = 10
@@ -182,7 +182,6 @@ class Sellers:
         self,
         neighbourhood: Neighbourhood,
         clients: Mapping[str, GatewayClient],
-        replay: Replay,
         on_trouble: Callable[[str], None],
         *,
         seed: int | None = None,
@@ -190,7 +189,6 @@ class Sellers:
         """``clients`` are by connection id; only these homes sell."""
         self._neighbourhood = neighbourhood
         self._clients = clients
-        self._replay = replay
         self._on_trouble = on_trouble
         self._dice = random.Random(seed)  # noqa: S311 - who sells when is no secret
 

@@ -5,6 +5,7 @@
 salted scrypt hashes; a secret is shown once, when it is registered.
 """
 
+import base64
 import datetime as dt
 import fcntl
 import hashlib
@@ -86,6 +87,11 @@ class Registered:
     last_certificate: str = ""
     """The certificate issued for that key, PEM; whoever lost the answer gets it again."""
     issued: tuple[Issued, ...] = ()
+
+
+def _new_secret() -> str:
+    """120 random bits in lower case letters and digits, as people can type them."""
+    return base64.b32encode(secrets.token_bytes(15)).decode().lower()
 
 
 def _hash(secret: str, salt: str) -> str:
@@ -225,7 +231,7 @@ class Registry:
         _check_registration(
             enrollment_id, secret, role, {**in_certificate, **beside}, affiliation, max_enrollments
         )
-        secret = secret or secrets.token_urlsafe(18)
+        secret = secret or _new_secret()
         salt = secrets.token_hex(16)
         entry = Registered(
             enrollment_id=enrollment_id,
@@ -253,7 +259,7 @@ class Registry:
 
         Raises RegistryError when the id isn't registered or is revoked.
         """
-        secret = secret or secrets.token_urlsafe(18)
+        secret = secret or _new_secret()
         salt = secrets.token_hex(16)
         hashed = _hash(secret, salt)
         with self._changing():

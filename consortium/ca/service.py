@@ -18,7 +18,6 @@ CSR asks for beside its key is ignored.
 
 import asyncio
 import base64
-import binascii
 import datetime as dt
 import json
 import logging
@@ -28,7 +27,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aiohttp import BasicAuth, web
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -42,13 +41,13 @@ from consortium.ca.registry import (
     RegistryError,
 )
 from consortium.identity.certificates import (
+    CERTIFICATE_FAULTS,
     CertificateAuthority,
-    CertificateError,
     certificate_attributes,
     certificate_pem,
     load_certificate,
 )
-from consortium.identity.chains import Authorities, ChainError
+from consortium.identity.chains import Authorities
 from consortium.identity.signing import verify_signature
 
 _LOGGER = logging.getLogger(__name__)
@@ -251,9 +250,9 @@ class CaService:
             request = x509.load_pem_x509_csr(pem.encode())
             key = request.public_key()
             valid = request.is_signature_valid
-        except (ValueError, TypeError) as error:
+        except CERTIFICATE_FAULTS:
             raise CaError(
-                400, BAD_REQUEST_CSR, f"the certificate request cannot be read: {error}"
+                400, BAD_REQUEST_CSR, "the certificate request is not a CSR in PEM"
             ) from None
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
             key.curve, ec.SECP256R1
@@ -298,23 +297,20 @@ class CaService:
         header = request.headers.get("Authorization", "")
         if not header:
             raise CaError(401, NO_AUTHORIZATION, "No authorization header")
-        try:
-            credentials = BasicAuth.decode(header, encoding="utf-8")
-        except ValueError:
-            raise _authentication_failure("no id and secret in the header") from None
+        enrollment_id, secret = _basic_credentials(header)
         csr = self._request(await self._body(request))
         key = csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
         def enroll() -> str:
             now = self._clock()
-            entry = self.registry.authenticate(credentials.login, credentials.password, now)
+            entry = self.registry.authenticate(enrollment_id, secret, now)
             return self.registry.enroll(entry, key, self._issuer(csr), now)
 
         try:
             pem = await self._in_thread(enroll)
         except RefusedError as error:
             raise _authentication_failure(str(error)) from None
-        _LOGGER.info("%s enrolled %s", self.name, credentials.login)
+        _LOGGER.info("%s enrolled %s", self.name, enrollment_id)
         return self._enrolled(pem)
 
     async def _reenroll(self, request: web.Request) -> web.Response:
@@ -350,7 +346,7 @@ class CaService:
             if not verify_signature(certificate.public_key(), signature, payload):
                 raise ValueError("its signature does not hold")
             self._issuers.chain(certificate)
-        except (binascii.Error, CertificateError, ChainError, ValueError) as error:
+        except CERTIFICATE_FAULTS as error:
             raise _authentication_failure(f"the token is not valid: {error}") from None
         now = dt.datetime.fromtimestamp(self._clock(), dt.UTC)
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
@@ -477,3 +473,16 @@ class CaService:
 def _common_name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[-1].value) if names else ""
+
+
+def _basic_credentials(header: str) -> tuple[str, str]:
+    """Id and secret of an HTTP basic header; raises CaError."""
+    scheme, _, encoded = header.partition(" ")
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True).decode()
+    except ValueError:
+        decoded = ""
+    enrollment_id, colon, secret = decoded.partition(":")
+    if scheme.lower() != "basic" or not colon:
+        raise _authentication_failure("no id and secret in the header")
+    return enrollment_id, secret

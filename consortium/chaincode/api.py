@@ -324,6 +324,7 @@ class _Field:
 class _Record:
     """An object with known fields."""
 
+    what: str
     make: Callable[..., Any]
     fields: tuple[_Field, ...]
 
@@ -333,7 +334,7 @@ class _Record:
     def values(self, value: Json, where: str) -> dict[str, Any]:
         """The fields by their Python names."""
         if not isinstance(value, dict):
-            raise InvalidArgument(f"{where or 'the argument'} must be a JSON object")
+            raise InvalidArgument(f"{where or self.what} must be a JSON object")
         prefix = f"{where}." if where else ""
         values = {}
         known = 0
@@ -350,7 +351,7 @@ class _Record:
             unknown = sorted(name for name in value if name not in names)
             raise InvalidArgument(
                 f"{prefix}{_shown(unknown[0])[1:-1]} is not a field of "
-                f"{where or 'this call'}; known are {', '.join(names) or 'none'}"
+                f"{where or self.what}; known are {', '.join(names) or 'none'}"
             )
         return values
 
@@ -383,6 +384,7 @@ def _record_of(record: type) -> _Record:
         hints = typing.get_type_hints(record, include_extras=True)
         assert dataclasses.is_dataclass(record)
         _RECORDS[record] = _Record(
+            f"the {record.__name__.lower()}",
             record,
             tuple(
                 _Field(
@@ -412,11 +414,11 @@ Instant = Annotated[int, Integer(0, 10**11, "(epoch seconds)")]
 
 def plain(value: object) -> Json:
     """Records, tuples and integers as they travel: every integer becomes a decimal string."""
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
@@ -600,7 +602,9 @@ class Contract:
             ]
             name = "".join(word.capitalize() for word in method_name.split("_"))
             purpose = (inspect.getdoc(method) or "").partition("\n")[0]
-            found[name] = Function(name, method_name, writes, _Record(dict, tuple(fields)), purpose)
+            found[name] = Function(
+                name, method_name, writes, _Record("the argument", dict, tuple(fields)), purpose
+            )
         return found
 
 

@@ -37,13 +37,13 @@ from consortium.chaincode.api import (
 )
 
 from . import access, settings
-from .clock import DAY_S, Replay, utc_text
+from .clock import DAY_S, Replay, real_seconds, utc_text
 from .settings import Currency, IntervalLength, MeteringSettings
 
 MAX_READINGS = 1000
 """Readings of one submission, and of one answer."""
 CLOCK_TOLERANCE_S = 60
-"""How far a meter's clock may be ahead of the channel's."""
+"""How far a meter's clock may be ahead of the channel's, in real time even under a replay clock."""
 REGISTER_TOLERANCE_WH = 1
 """One digit of a register that counts Wh."""
 
@@ -208,7 +208,7 @@ class _Batch:
                 f"{interval_s}"
             )
         end = reading.interval_start + interval_s
-        if end > self._now + CLOCK_TOLERANCE_S:
+        if end > self._now + real_seconds(self._settings.replay, CLOCK_TOLERANCE_S):
             raise InvalidArgument(
                 f"the interval ends at {utc_text(end)}, but the channel's time is "
                 f"{utc_text(self._now)}"

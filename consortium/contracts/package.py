@@ -31,11 +31,16 @@ def label(name: str) -> str:
     return f"{name}_{VERSION}"
 
 
+def sources(name: str) -> tuple[str, ...]:
+    """The files that a chaincode's package covers, relative to this one. Raises KeyError."""
+    return _SOURCES[name]
+
+
 @cache
 def package_id(name: str) -> str:
     """`label:hash`; the hash covers names, lengths and contents. Raises KeyError."""
     digest = hashlib.sha256()
-    for source in sorted(_SOURCES[name]):
+    for source in sorted(sources(name)):
         content = (_HERE / source).read_bytes()
         digest.update(f"{source}\0{len(content)}\0".encode() + content)
     return f"{label(name)}:{digest.hexdigest()}"

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
 from consortium.identity.policies import Policy, PolicyNotFoundError
-from consortium.ledger.lifecycle import Policies, definition
+from consortium.ledger.lifecycle import Policies
 from consortium.peer.channel import ChannelPeer
 from consortium.peer.endorser import (
     ERROR,
@@ -299,7 +299,7 @@ class Gateway:
                 grpc.StatusCode.FAILED_PRECONDITION, f"channel {request.channel_id!r} not found"
             )
         envelope = request.prepared_transaction.SerializeToString()
-        await asyncio.to_thread(self._check_envelope, envelope, channel)
+        self._check_envelope(envelope, channel)
         broadcaster = self._broadcasters.get(request.channel_id)
         if broadcaster is None:
             broadcaster = self._broadcasters[request.channel_id] = Broadcaster(channel)
@@ -341,9 +341,7 @@ class Gateway:
             raise GatewayError(
                 grpc.StatusCode.INVALID_ARGUMENT, "transaction ID should not be empty"
             )
-        channel = await self._reader(
-            query.channel_id, query.identity, request.signature, request.request
-        )
+        channel = self._reader(query.channel_id, query.identity, request.signature, request.request)
         record = await channel.wait_for_transaction(query.transaction_id)
         return gateway_pb2.CommitStatusResponse(
             result=peer_pb2.TxValidationCode.Name(record.code), block_number=record.block
@@ -358,9 +356,7 @@ class Gateway:
                 grpc.StatusCode.INVALID_ARGUMENT, "a chaincode events request is required"
             )
         query = _request(gateway_pb2.ChaincodeEventsRequest, request.request)
-        channel = await self._reader(
-            query.channel_id, query.identity, request.signature, request.request
-        )
+        channel = self._reader(query.channel_id, query.identity, request.signature, request.request)
         number, after = _events_start(channel, query)
         while True:
             await channel.wait_for_height(number + 1)
@@ -375,7 +371,7 @@ class Gateway:
                 yield gateway_pb2.ChaincodeEventsResponse(events=matching, block_number=number)
             number += 1
 
-    async def _reader(
+    def _reader(
         self, channel_id: str, creator: bytes, signature: bytes, signed: bytes
     ) -> ChannelPeer:
         """The channel, if the caller may read it; raises GatewayError(PERMISSION_DENIED)."""
@@ -385,12 +381,8 @@ class Gateway:
                 raise IdentityError(f"channel {channel_id!r} is unknown to this peer")
             config = channel.ledger.config
             identity = config.msps.identity(creator)
-            await asyncio.to_thread(
-                self._check_member,
-                identity,
-                config.policy("/Channel/Application/Readers"),
-                signature,
-                signed,
+            self._check_member(
+                identity, config.policy("/Channel/Application/Readers"), signature, signed
             )
         except (IdentityError, PolicyNotFoundError) as error:
             raise GatewayError(
@@ -551,10 +543,7 @@ async def _collect(
 
 
 def _is_defined(channel: ChannelPeer, chaincode: str) -> bool:
-    if chaincode in SYSTEM_CHAINCODES:
-        return True
-    with channel.ledger.view() as view:
-        return definition(view, chaincode) is not None
+    return chaincode in SYSTEM_CHAINCODES or channel.definition(chaincode) is not None
 
 
 def _layouts(

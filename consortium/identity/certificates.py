@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -35,6 +36,18 @@ COMMON_NAME_LIMIT = 64
 _BACKDATE = dt.timedelta(minutes=5)
 
 _PEM_BEGIN = re.compile(rb"(?:^|\n)-----BEGIN ([^\n]*?)-----[ \t\r]*\n")
+
+
+CERTIFICATE_FAULTS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises, at once or when a field is first looked at, for a certificate or
+request that somebody malformed. Anyone can send one, so nobody may fail over it."""
 
 
 class CertificateError(ValueError):
@@ -125,7 +138,7 @@ def load_certificate(data: bytes, what: str = "the certificate") -> x509.Certifi
     """The first PEM certificate of `data`; raises CertificateError naming `what`."""
     try:
         return x509.load_der_x509_certificate(pem_to_der(data))
-    except ValueError as error:
+    except CERTIFICATE_FAULTS as error:
         raise CertificateError(f"{what} is not a PEM certificate: {error}") from None
 
 
@@ -133,7 +146,7 @@ def load_certificates(data: bytes, what: str = "the bundle") -> list[x509.Certif
     """All PEM certificates of a bundle; raises CertificateError naming `what`."""
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except CERTIFICATE_FAULTS as error:
         raise CertificateError(f"{what} holds no PEM certificates: {error}") from None
 
 
@@ -145,7 +158,9 @@ def certificate_attributes(certificate: x509.Certificate) -> dict[str, str]:
     """
     try:
         extension = certificate.extensions.get_extension_for_oid(ATTRIBUTES_OID).value
-    except x509.ExtensionNotFound, ValueError:
+    except x509.ExtensionNotFound:
+        return {}
+    except CERTIFICATE_FAULTS:
         return {}
     if not isinstance(extension, x509.UnrecognizedExtension):
         return {}

@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from consortium.identity.certificates import certificate_der, pem_to_der
+from consortium.identity.certificates import CERTIFICATE_FAULTS, certificate_der, pem_to_der
 from consortium.identity.signing import low_s
 
 CHAIN_LIMIT = 8
@@ -99,7 +99,9 @@ class Authority:
         """Whether its key made the certificate's signature, S high or low."""
         try:
             certificate.verify_directly_issued_by(self.certificate)
-        except InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm:
+        except InvalidSignature:
+            return False
+        except CERTIFICATE_FAULTS:
             return False
         return True
 
@@ -131,7 +133,7 @@ class RevocationList:
             self._list = x509.load_der_x509_crl(der)
             self._serial_numbers = frozenset(entry.serial_number for entry in self._list)
             extensions = self._list.extensions
-        except ValueError as error:
+        except CERTIFICATE_FAULTS as error:
             raise ChainError(f"a revocation list cannot be read: {error}") from None
         try:
             self.authority_key_identifier = extensions.get_extension_for_class(
@@ -152,7 +154,7 @@ class RevocationList:
             return False
         try:
             return self._list.is_signature_valid(issuer.public_key)
-        except ValueError, TypeError, UnsupportedAlgorithm:
+        except CERTIFICATE_FAULTS:
             return False
 
 

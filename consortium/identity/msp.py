@@ -17,7 +17,6 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -25,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from google.protobuf.message import DecodeError
 
 from consortium.identity.certificates import (
-    CertificateError,
+    CERTIFICATE_FAULTS,
     certificate_attributes,
     certificate_der,
     load_certificate,
@@ -281,7 +280,7 @@ class Msp:
             }
             self._load_role_units(config.fabric_node_ous)
             self._load_admins(config)
-        except (CertificateError, ChainError, IdentityError, UnsupportedAlgorithm) as error:
+        except CERTIFICATE_FAULTS as error:
             raise MspError(f"MSP {self.id} is not valid: {error}") from None
 
     @classmethod
@@ -359,7 +358,7 @@ class Msp:
             certificate = load_certificate(pem, "the certificate")
             key = certificate.public_key()
             chain = self._authorities.chain(certificate)
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except CERTIFICATE_FAULTS as error:
             raise IdentityError(f"an identity of {self.id} is not valid: {error}") from None
         der = chain[0].low_s_form(certificate) if chain else certificate_der(certificate)
         units = tuple(

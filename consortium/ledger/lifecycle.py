@@ -18,7 +18,9 @@ from typing import Protocol
 from google.protobuf.message import DecodeError, Message
 
 from consortium.identity.policies import (
+    PolicyError,
     PolicyNotFoundError,
+    SignaturePolicy,
     role_principal,
     signature_policy_any,
     signature_policy_n_out_of,
@@ -452,11 +454,7 @@ class Policies:
 
 def member_organizations(config: peer_pb2.StaticCollectionConfig) -> frozenset[str]:
     """MSP ids of a collection's members."""
-    members = set()
-    for principal in config.member_orgs_policy.signature_policy.identities:
-        kind = principal.principal_classification
-        if kind == common_pb2.MSPPrincipal.ROLE:
-            members.add(common_pb2.MSPRole.FromString(principal.principal).msp_identifier)
-        elif kind == common_pb2.MSPPrincipal.ORGANIZATION_UNIT:
-            members.add(common_pb2.OrganizationUnit.FromString(principal.principal).msp_identifier)
-    return frozenset(members)
+    try:
+        return SignaturePolicy(config.member_orgs_policy.signature_policy).organizations
+    except PolicyError:
+        return frozenset()  # an unreadable policy has no members, but must not stop the chain

@@ -57,28 +57,28 @@ class UpdateBatch:
         rows: list[bytes] = []
         names = {*self.public, *(name for name, _ in self.hashed)}
         for name in sorted(names - {""}):
-            heading = _field(1, name.encode())
+            heading = encode_field(1, name.encode())
             for key, update in sorted(self.public.get(name, {}).items()):
                 rows.append(_row(heading, key.encode(), update))
                 heading = b""
             for space in sorted(s for s in self.hashed if s[0] == name):
-                heading += _field(2, space[1].encode())
+                heading += encode_field(2, space[1].encode())
                 for key_hash, update in sorted(self.hashed[space].items()):
                     rows.append(_row(heading, key_hash, update))
                     heading = b""
-        return b"".join(_field(1, row) for row in rows)
+        return b"".join(encode_field(1, row) for row in rows)
 
 
 def _row(heading: bytes, key: bytes, update: Update) -> bytes:
-    row = heading + _field(3, key)
+    row = heading + encode_field(3, key)
     if update.value is None:
         row += b"\x20\x01"
     else:
-        row += _field(5, update.value)
-    return row + _field(6, _ordered(update.version.block) + _ordered(update.version.tx))
+        row += encode_field(5, update.value)
+    return row + encode_field(6, _ordered(update.version.block) + _ordered(update.version.tx))
 
 
-def _field(number: int, content: bytes) -> bytes:
+def encode_field(number: int, content: bytes) -> bytes:
     """A length-delimited protobuf field, absent when empty."""
     if not content:
         return b""

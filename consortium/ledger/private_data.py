@@ -223,13 +223,19 @@ def _find_sets(
         if data is None:
             effects.missing.append(place)
             continue
+        try:
+            written = kvrwset_pb2.KVRWSet.FromString(data)
+        except DecodeError:
+            continue  # endorsed like this by enough members; there is nothing to have
         effects.sets[place] = data
-        written = kvrwset_pb2.KVRWSet.FromString(data)
         values = effects.values.setdefault(space, {})
+        hashes = {write.key_hash: write.value_hash for write in collection.hashed.hashed_writes}
         for write in written.writes:
             gone = write.is_delete or not write.value
-            value = None if gone else write.value
-            values[write.key] = Update(value, b"", Version(number, one.index))
+            value_hash = b"" if gone else hashlib.sha256(write.value).digest()
+            if gone or hashes.get(key_hash(write.key)) == value_hash:
+                value = None if gone else write.value
+                values[write.key] = Update(value, b"", Version(number, one.index))
         metadata_keys.update((*space, metadata.key) for metadata in written.metadata_writes)
 
 
@@ -460,7 +466,8 @@ def reconcile(
     if collection is None:
         raise PrivateDataError(f"{place} has no private writes in the block")
     try:
-        writes = list(kvrwset_pb2.KVRWSet.FromString(data).writes)
+        received = kvrwset_pb2.KVRWSet.FromString(data)
+        writes = list(received.writes)
     except DecodeError as error:
         raise PrivateDataError(f"the private write set of {place} is unreadable: {error}") from None
     if hashlib.sha256(data).digest() != collection.private_hash:
@@ -489,6 +496,17 @@ def reconcile(
             if expiring is not None:
                 entry = _expiry_key(expiring, place.block, space, digest)
                 transaction.put(EXPIRY, entry, b"\x01" + one.key.encode())
+    for metadata in received.metadata_writes:
+        # The hash's version moved with the key's policy; the value follows if it is the same.
+        value = state.get(private_namespace(*space), metadata.key)
+        hashed = state.get_private_hash(*space, key_hash(metadata.key))
+        if (
+            value is not None
+            and hashed is not None
+            and metadata.key not in values
+            and hashlib.sha256(value.value).digest() == hashed.value
+        ):
+            values[metadata.key] = Update(value.value, b"", hashed.version)
     _put_values(transaction, space, values)
 
 

@@ -26,7 +26,8 @@ from consortium.wire import common_pb2, kvrwset_pb2, peer_pb2
 from consortium.wire.blocks import SIGNATURES, data_hash, header_bytes
 from consortium.wire.envelopes import WireError, parse
 
-from .channel_config import ChannelConfig, ConfigError
+from .channel_config import ChannelConfig
+from .config_update import ConfigError
 from .lifecycle import Policies
 from .mvcc import UpdateBatch, apply_writes, read_conflict
 from .rwset import VALID, NamespaceSet, Transaction, open_transaction
@@ -225,7 +226,11 @@ def verify_block_signature(block: common_pb2.Block, config: ChannelConfig) -> No
     except WireError as error:
         raise BlockError(str(error)) from None
     signers = verified_signers(config.msps, signed)
-    if not config.policy(BLOCK_VALIDATION_POLICY).satisfied_by(signers):
+    try:
+        policy = config.policy(BLOCK_VALIDATION_POLICY)
+    except PolicyNotFoundError as error:
+        raise BlockError(f"block {number} cannot be checked: {error}") from None
+    if not policy.satisfied_by(signers):
         names = ", ".join(signer.msp_id for signer in signers) or "nobody"
         raise BlockError(
             f"block {number} is signed by {names}, which does not satisfy the channel's policy "

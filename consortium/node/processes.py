@@ -63,7 +63,7 @@ class ProcessNetwork:
             utility.name,
             kind,
             # Ctrl-C reaches the parent alone, which then stops its nodes in order.
-            process_group=0,
+            start_new_session=True,
         )
         self.processes[utility.name, kind] = process
         name = f"{kind} of {utility.name}"

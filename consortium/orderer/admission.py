@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from consortium.identity.msp import Identity, IdentityError, check_not_expired
+from consortium.identity.msp import Identity, IdentityError
 from consortium.identity.policies import Policy, PolicyNotFound
 from consortium.ledger.channel_config import ChannelConfig
 from consortium.wire import common_pb2
@@ -52,6 +52,18 @@ class Admitted:
     is_config: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Who a creator is, until when (s since 1970), and why a policy refuses it (empty: it doesn't).
+
+    The signature is still to be checked: before that, nobody is told more.
+    """
+
+    identity: Identity | None
+    expires: float
+    refusal: str
+
+
 class Admission:
     """The checks under one configuration of a channel. Safe to use from several threads."""
 
@@ -86,37 +98,41 @@ class Admission:
         self._check_signed(envelope, READERS)
 
     def _check_signed(self, envelope: OpenedEnvelope, policy: str) -> None:
-        identity, refusal = self._standing(envelope.signature_header.creator, policy)
+        standing = self._standing(envelope.signature_header.creator, policy)
+        identity = standing.identity
         if identity is None:
-            raise Refused(common_pb2.FORBIDDEN, refusal)
-        try:
-            check_not_expired(identity, self._clock())
-        except IdentityError as error:
-            raise Refused(common_pb2.BAD_REQUEST, str(error)) from None
+            raise Refused(common_pb2.FORBIDDEN, standing.refusal)
+        if self._clock() > standing.expires:
+            raise Refused(
+                common_pb2.BAD_REQUEST,
+                f"the certificate of {identity.common_name} ({identity.msp_id}) has expired;"
+                " enrol it again",
+            )
         if not identity.verify(envelope.envelope.signature, envelope.envelope.payload):
             raise Refused(
                 common_pb2.FORBIDDEN,
                 f"the signature is not one of {identity.common_name} ({identity.msp_id}) over the"
                 " payload (ECDSA over SHA-256, low S)",
             )
-        if refusal:
-            raise Refused(common_pb2.FORBIDDEN, refusal)
+        if standing.refusal:
+            raise Refused(common_pb2.FORBIDDEN, standing.refusal)
 
-    def _find_standing(self, creator: bytes, policy: str) -> tuple[Identity | None, str]:
-        """Who the creator is and why the policy does not accept it (empty: it does)."""
+    def _find_standing(self, creator: bytes, policy: str) -> _Standing:
         try:
             identity = self.config.msps.deserialize(creator)
             rule: Policy = self.config.policy(policy)
         except (IdentityError, PolicyNotFound) as error:
-            return None, f"access denied: {error}"
+            return _Standing(None, 0.0, f"access denied: {error}")
+        refusal = ""
         if identity.problem is not None:
-            return identity, f"access denied: {identity.problem}"
-        if not rule.satisfied_by([identity]):
-            return identity, (
+            refusal = f"access denied: {identity.problem}"
+        elif not rule.satisfied_by([identity]):
+            refusal = (
                 f"access denied: {identity.common_name} ({identity.msp_id}) does not satisfy"
                 f" {policy} of channel {self.config.channel_id}"
             )
-        return identity, ""
+        expires = identity.certificate.not_valid_after_utc.timestamp()
+        return _Standing(identity, expires, refusal)
 
 
 def opened(raw: bytes) -> OpenedEnvelope:
@@ -134,7 +150,8 @@ def opened(raw: bytes) -> OpenedEnvelope:
     if envelope.envelope.SerializeToString() != raw:
         raise Refused(
             common_pb2.BAD_REQUEST,
-            "the envelope does not marshal to the bytes that were sent; leave out unknown fields",
+            "the envelope does not marshal to the bytes that were sent; write payload and signature"
+            " once, in this order",
         )
     if not envelope.channel_header.channel_id:
         raise Refused(common_pb2.BAD_REQUEST, "the channel header names no channel")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from consortium.identity.policies import SignedData, verified_signers
 from consortium.identity.signing import Signer
-from consortium.ledger.channel_config import ChannelConfig, ConfigError, config_of_block
+from consortium.ledger.channel_config import ChannelConfig, config_of_block
+from consortium.ledger.config_update import ConfigError
 from consortium.wire import blocks, common_pb2, etcdraft_pb2
 from consortium.wire.envelopes import NONCE_BYTES, parse
 

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from consortium.identity.signing import Signer
-from consortium.ledger.channel_config import ChannelConfig, ConfigError, Consenter
+from consortium.ledger.channel_config import ChannelConfig, Consenter
+from consortium.ledger.config_update import ConfigError
 from consortium.raft import Config, MessageRefused, ProposalDropped, RawNode, Ready
 from consortium.wire import common_pb2
 from consortium.wire import raftpb_pb2 as raftpb

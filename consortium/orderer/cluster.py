@@ -36,9 +36,9 @@ type ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 _LOGGER = logging.getLogger(__name__)
 
-QUEUE_MESSAGES = 4_096
-QUEUE_BYTES = 64 * 1024 * 1024
-"""Bounds of each stream's queue to another node."""
+QUEUE_MESSAGES = 50_000
+QUEUE_BYTES = 256 * 1024 * 1024
+"""Bounds of each stream's queue to another node; a channel's own bounds are narrower."""
 REFUSALS_WAITING = 1_000
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 2.0
@@ -395,10 +395,7 @@ class Cluster:
                 raise WireError("the request is neither consensus nor submit")
             member = self.member(channel_id, certificate)
             if member is None:
-                return (
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    f"this certificate is not a consenter's of channel {channel_id!r}",
-                )
+                return self._stranger(certificate)
             chain, sender = member
             if kind == "consensus_request":
                 message = parse(
@@ -422,6 +419,17 @@ class Cluster:
         )
         chain.order(admitted, refusals.sender(channel_id))
         return None
+
+    def _stranger(self, certificate: bytes) -> tuple[grpc.StatusCode, str] | None:
+        """What to do about a message for a channel that its sender orders not, as we know it."""
+        if any(certificate in members.ids for members in self._members.values()):
+            return None  # dropped; other channels use the stream as well
+        if not self._members:
+            return grpc.StatusCode.UNAVAILABLE, "this orderer has not joined a channel yet"
+        return (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "this certificate is not a consenter's of any channel of this orderer",
+        )
 
 
 class _Refusals:

@@ -11,6 +11,7 @@ import grpc
 
 from consortium.identity.signing import Signer
 from consortium.ledger.ledger import CommittedBlock, Ledger, TransactionRecord
+from consortium.ledger.lifecycle import ChaincodeDefinition, definition
 from consortium.ledger.validator import BlockError
 from consortium.wire import common_pb2, orderer_pb2, services
 from consortium.wire.envelopes import WireError, channel_header, parse, signed_envelope
@@ -42,6 +43,8 @@ class ChannelPeer:
             list
         )
         self._recent: OrderedDict[int, CommittedBlock] = OrderedDict()
+        self._definitions: dict[str, ChaincodeDefinition | None] = {}
+        self._definitions_height = 0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -95,6 +98,16 @@ class ChannelPeer:
         while len(self._recent) > RECENT_BLOCKS:
             self._recent.popitem(last=False)
         return block
+
+    def definition(self, chaincode: str) -> ChaincodeDefinition | None:
+        """A contract's committed definition, or None; looked up once for each height."""
+        if self._definitions_height != self.ledger.height:
+            self._definitions_height = self.ledger.height
+            self._definitions.clear()
+        if chaincode not in self._definitions:
+            with self.ledger.view() as view:
+                self._definitions[chaincode] = definition(view, chaincode)
+        return self._definitions[chaincode]
 
     async def commit(self, block: common_pb2.Block, raw: bytes) -> CommittedBlock:
         """Check an orderer's block and commit it; raises BlockError and leaves nothing behind."""

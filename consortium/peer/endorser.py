@@ -18,7 +18,6 @@ from consortium.chaincode.executor import ExecutionError, Executor, Invocation
 from consortium.chaincode.simulator import SimulationError, TransactionSimulator
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
 from consortium.identity.signing import Signer
-from consortium.ledger.lifecycle import definition
 from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import WireError, parse, transaction_id
 
@@ -126,7 +125,7 @@ class Endorser:
         channel = self._channels.get(opened.channel_header.channel_id)
         if channel is None:
             return _failure(f"channel '{opened.channel_header.channel_id}' not found")
-        creator = await asyncio.to_thread(self._check, opened, channel)
+        creator = self._check(opened, channel)
         try:
             return await self._simulate(opened, channel, creator)
         except (ExecutionError, SimulationError) as error:
@@ -195,7 +194,7 @@ class Endorser:
                 ),
             )
             if opened.chaincode not in SYSTEM_CHAINCODES:
-                found = definition(view, opened.chaincode)
+                found = channel.definition(opened.chaincode)
                 if found is None:
                     return _failure(
                         f"make sure the chaincode {opened.chaincode} has been successfully defined "

@@ -89,6 +89,7 @@ EVENTS: Mapping[str, str] = {
     "snapshot_handled": "took snapshot {index} of term {term}",
     "snapshot_ignored": "needs nothing of snapshot {index} of term {term}",
     "snapshot_fast_forward": "had the log of snapshot {index} of term {term}; committed to it",
+    "snapshot_deferred": "takes no snapshot while it applies entries up to {applying}",
     "snapshot_not_follower": "was sent a snapshot but does not follow",
     "snapshot_not_member": "was sent a snapshot without itself among the members",
     "unreachable": "could not reach {peer:x}: {progress}",
@@ -1219,6 +1220,11 @@ class Raft:
         if self.role is not StateRole.FOLLOWER:
             self._note("snapshot_not_follower")
             self._become_follower(self.term + 1, NONE)
+            return False
+        if log.applying > log.applied:
+            # A membership change among the entries being applied would be applied on top of the
+            # snapshot's configuration. The leader will offer the snapshot again.
+            self._note("snapshot_deferred", applying=log.applying)
             return False
         state = metadata.conf_state
         if not any(self.id in ids for ids in (state.voters, state.learners, state.voters_outgoing)):

@@ -38,7 +38,11 @@ class Storage(Protocol):
     """The stable log as the core sees it."""
 
     def initial_state(self) -> tuple[raftpb.HardState, raftpb.ConfState]:
-        """Return what was last persisted; empty messages on a fresh node."""
+        """Return what was last persisted; empty messages on a fresh node.
+
+        The ConfState is the one in force at `Config.applied`: that of the snapshot, or what
+        `apply_conf_change` last returned if the application keeps its state beyond it.
+        """
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> list[raftpb.Entry]:
         """Return entries in [lo, hi), as many as fit `max_bytes` but at least one.

@@ -24,10 +24,14 @@ from typing import Any
 
 import lmdb
 
-MAP_STEP_BYTES = 64 * 1024 * 1024
-"""First size of the map. It doubles until `MAP_GROWTH_LIMIT_BYTES`, then grows by that much."""
+MAP_BYTES = 1024 * 1024 * 1024
+"""First size of the map, which takes address space only; the file grows as it is filled.
 
-MAP_GROWTH_LIMIT_BYTES = 1024 * 1024 * 1024
+It doubles each time it is full, later it grows by `MAP_GROWTH_LIMIT_BYTES`. Growing has to wait
+for readers, so it should be rare.
+"""
+
+MAP_GROWTH_LIMIT_BYTES = 16 * 1024 * 1024 * 1024
 READER_LIMIT = 96
 """Read transactions open at once in one process."""
 
@@ -196,7 +200,7 @@ class Environment:
         durable: bool = True,
         read_only: bool = False,
         reader_limit: int = READER_LIMIT,
-        map_bytes: int = MAP_STEP_BYTES,
+        map_bytes: int = MAP_BYTES,
     ) -> None:
         """Open or create the folder `path`.
 
@@ -273,11 +277,16 @@ class Environment:
             )
 
     @contextmanager
-    def read(self) -> Iterator[ReadTransaction]:
-        """A read transaction; raises StorageBusyError when too many are open for too long."""
+    def read(self, *, privileged: bool = False) -> Iterator[ReadTransaction]:
+        """A read transaction; raises StorageBusyError when too many are open for too long.
+
+        A privileged one does not wait for others to end: the writer must not starve.
+        """
         with self._gate:
             deadline = time.monotonic() + READER_WAIT_S
-            while self._growing or self._open_transactions >= self._reader_limit:
+            while self._growing or (
+                self._open_transactions >= self._reader_limit and not privileged
+            ):
                 if not self._gate.wait(max(0.0, deadline - time.monotonic())):
                     raise StorageBusyError(
                         f"{self._reader_limit} read transactions are open on {self.path}, which "

@@ -50,6 +50,7 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
     await hass.async_add_import_executor_job(importlib.import_module, f"{__package__}.coordinator")
     from .client import GatewayClient, GridLedgerError, Identity, MeterKey
     from .coordinator import GridLedgerRuntime, HomeCoordinator
+    from .entity import async_link_devices
     from .outbox import Outbox, OutboxError
     from .selling import Seller
     from .session import LedgerSession
@@ -80,6 +81,7 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
     await session.async_load()
     await home.async_start()
     await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
+    async_link_devices(hass, entry)
     session.async_start()
     await dashboard.async_add_resource(hass)
 

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import voluptuous as vol
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from homeassistant.components.file_upload import process_uploaded_file
 from homeassistant.components.sensor import SensorDeviceClass
 from homeassistant.config_entries import ConfigFlow, ConfigFlowResult
 from homeassistant.helpers.aiohttp_client import async_get_clientsession
 from homeassistant.helpers.selector import (
     BooleanSelector,
-    EntityFilterSelectorConfig,
     EntitySelector,
     EntitySelectorConfig,
     FileSelector,
@@ -81,7 +81,7 @@ _LINE = TextSelector()
 _PASSWORD = TextSelector(TextSelectorConfig(type=TextSelectorType.PASSWORD))
 _MULTILINE = TextSelector(TextSelectorConfig(multiline=True))
 
-USER_SCHEMA = vol.Schema(
+USER_SCHEMA: Any = vol.Schema(
     {
         vol.Required(CONF_GATEWAYS): _LINE,
         vol.Required(CONF_CA_URL): TextSelector(TextSelectorConfig(type=TextSelectorType.URL)),
@@ -100,7 +100,7 @@ USER_SCHEMA = vol.Schema(
 def _entities(device_class: SensorDeviceClass, *, multiple: bool = False) -> EntitySelector:
     return EntitySelector(
         EntitySelectorConfig(
-            filter=EntityFilterSelectorConfig(domain="sensor", device_class=device_class),
+            filter={"domain": "sensor", "device_class": device_class},
             multiple=multiple,
         )
     )
@@ -130,10 +130,10 @@ PLANT_FIELDS: dict[vol.Marker, Any] = {
     vol.Optional(CONF_BATTERY_CHARGE): _entities(SensorDeviceClass.ENERGY, multiple=True),
     vol.Optional(CONF_BATTERY_DISCHARGE): _entities(SensorDeviceClass.ENERGY, multiple=True),
 }
-PLANT_SCHEMA = vol.Schema(PLANT_FIELDS)
-MEMBER_SCHEMA = vol.Schema({vol.Required(CONF_MSP_ID): _LINE})
-REAUTH_SCHEMA = vol.Schema({vol.Required(CONF_SECRET): _PASSWORD})
-RECONFIGURE_SCHEMA = vol.Schema({vol.Required(CONF_GATEWAYS): _LINE, **PLANT_FIELDS})
+PLANT_SCHEMA: Any = vol.Schema(PLANT_FIELDS)
+MEMBER_SCHEMA: Any = vol.Schema({vol.Required(CONF_MSP_ID): _LINE})
+REAUTH_SCHEMA: Any = vol.Schema({vol.Required(CONF_SECRET): _PASSWORD})
+RECONFIGURE_SCHEMA: Any = vol.Schema({vol.Required(CONF_GATEWAYS): _LINE, **PLANT_FIELDS})
 
 
 def split_addresses(text: str) -> list[str]:
@@ -305,7 +305,12 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
         """Ask for the member's id where its CA doesn't tell (a real fabric-ca)."""
         if user_input is not None:
             return await self._finish(user_input[CONF_MSP_ID].strip())
-        return self.async_show_form(step_id="member", data_schema=MEMBER_SCHEMA)
+        assert self._credentials is not None
+        suggested = {CONF_MSP_ID: _likely_member(self._credentials)}
+        return self.async_show_form(
+            step_id="member",
+            data_schema=self.add_suggested_values_to_schema(MEMBER_SCHEMA, suggested),
+        )
 
     async def _finish(self, msp_id: str) -> ConfigFlowResult:
         assert self._credentials is not None
@@ -441,6 +446,13 @@ def _plant_errors(plant: Mapping[str, Any]) -> dict[str, str]:
     if not any(plant.get(key) for key in (CONF_GRID_IMPORT, CONF_GRID_EXPORT, CONF_GRID_POWER)):
         return {CONF_GRID_IMPORT: "grid_needed"}
     return {}
+
+
+def _likely_member(credentials: Credentials) -> str:
+    """Guess a member's id from its CA's name: members are mostly called ``<Organisation>MSP``."""
+    issuer = x509.load_pem_x509_certificate(credentials.certificate_pem).issuer
+    names = issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return f"{names[0].value!s}MSP" if names else ""
 
 
 def _connection_id(credentials: Credentials, enrollment_id: str) -> str:

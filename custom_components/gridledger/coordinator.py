@@ -1,5 +1,6 @@
-"""The home's side: listens to its sensors, cuts their energy into intervals, never waits for I/O
-on the network.
+"""The home's side: listens to its sensors and cuts their energy into intervals.
+
+Nothing here waits for the network.
 """
 
 import asyncio
@@ -412,9 +413,10 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             consumption = max(0.0, sum(part for part in parts if part is not None))
         level = number(self.hass.states.get(plant.get(CONF_BATTERY_LEVEL) or ""))
         capacity = plant.get(CONF_BATTERY_CAPACITY)
-        imported, exported = (
-            self.meter.totals_wh if self.meter and self.meter.started else (None,) * 2
-        )
+        imported: int | None = None
+        exported: int | None = None
+        if self.meter is not None and self.meter.started:
+            imported, exported = self.meter.totals_wh
         pv_energy = self._counted(CONF_PV_ENERGY)
         return HomeData(
             pv_power=pv,

@@ -15,8 +15,6 @@ _MODULE_PATH: Final = Path(__file__).parent / "frontend" / "gridledger.js"
 
 async def async_serve_module(hass: HomeAssistant) -> None:
     """Serve the module under a path of our own."""
-    if hass.http is None:  # a Home Assistant without a web server
-        return
     await hass.http.async_register_static_paths(
         [StaticPathConfig(MODULE_URL, str(_MODULE_PATH), cache_headers=True)]
     )
@@ -35,7 +33,7 @@ async def async_add_resource(hass: HomeAssistant) -> None:
     url = f"{MODULE_URL}?v={version}"
     resources = _resources(hass)
     if resources is None:
-        if hass.http is not None and "frontend" in hass.config.components:
+        if "frontend" in hass.config.components:
             # Resources in YAML are their owner's: load the module with every page instead.
             from homeassistant.components.frontend import add_extra_js_url
 

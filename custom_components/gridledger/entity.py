@@ -1,14 +1,28 @@
 """What all entities share: which device they belong to, and their names."""
 
 from enum import StrEnum
-from typing import override
+from typing import Any, override
 
+from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers.device_registry import DeviceEntryType, DeviceInfo
 from homeassistant.helpers.entity import EntityDescription
 from homeassistant.helpers.update_coordinator import CoordinatorEntity, DataUpdateCoordinator
 
 from .const import CONF_CHANNEL, CONF_CONNECTION, DOMAIN
 from .coordinator import GridLedgerConfigEntry
+
+
+@callback
+def async_link_devices(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
+    """Hang the home's other devices below the home."""
+    registry = dr.async_get(hass)
+    base = str(entry.unique_id)
+    devices = dr.async_entries_for_config_entry(registry, entry.entry_id)
+    home = next((d for d in devices if (DOMAIN, base) in d.identifiers), None)
+    for device in devices:
+        if home is not None and device.id != home.id and device.via_device_id != home.id:
+            registry.async_update_device(device.id, via_device_id=home.id)
 
 
 class Device(StrEnum):
@@ -20,7 +34,7 @@ class Device(StrEnum):
     MARKET = "market"
 
 
-class GridLedgerEntity[C: DataUpdateCoordinator](CoordinatorEntity[C]):
+class GridLedgerEntity[C: DataUpdateCoordinator[Any]](CoordinatorEntity[C]):
     """Base of all entities."""
 
     _attr_has_entity_name = True
@@ -52,7 +66,6 @@ class GridLedgerEntity[C: DataUpdateCoordinator](CoordinatorEntity[C]):
                 translation_key=device,
                 translation_placeholders={"home": entry.title},
                 entry_type=DeviceEntryType.SERVICE if device is Device.MARKET else None,
-                via_device=(DOMAIN, base),
             )
 
     @property

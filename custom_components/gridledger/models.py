@@ -1,4 +1,7 @@
-"""What the ledger tells a home, as plain data. Money is micro-units, energy Wh, as on the ledger."""
+"""What the ledger tells a home, as plain data.
+
+Money is micro-units of the currency and energy Wh, as on the ledger.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ class Trade:
     grid_fee_micro: int
     net_micro: int
     transaction_id: str
+    request_id: str
 
     @classmethod
     def from_json(cls, stated: Mapping[str, Any]) -> Self:
@@ -43,6 +47,7 @@ class Trade:
             int(stated["grid_fee_micro"]),
             int(stated["net_micro"]),
             str(stated.get("transaction_id", "")),
+            str(stated.get("request_id", "")),
         )
 
     @property

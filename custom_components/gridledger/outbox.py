@@ -79,6 +79,7 @@ class Outbox:
             OutboxError: it was written by a newer version, or can't be read.
         """
         self._lock = Lock()
+        path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         os.close(descriptor)
         path.chmod(0o600)
@@ -139,8 +140,10 @@ class Outbox:
             [
                 *(
                     (
-                        "INSERT OR IGNORE INTO reading (interval_start, fields, state) "
-                        "VALUES (?, ?, 'queued')",
+                        (
+                            "INSERT OR IGNORE INTO reading (interval_start, fields, state) "
+                            "VALUES (?, ?, 'queued')"
+                        ),
                         (int(fields["interval_start"]), json.dumps(dict(fields))),
                     )
                     for fields in readings
@@ -177,8 +180,10 @@ class Outbox:
                 ),
                 *(
                     (
-                        "UPDATE reading SET state = 'sent', transaction_id = ? "
-                        "WHERE interval_start = ? AND state = 'queued'",
+                        (
+                            "UPDATE reading SET state = 'sent', transaction_id = ? "
+                            "WHERE interval_start = ? AND state = 'queued'"
+                        ),
                         (transaction_id, start),
                     )
                     for start in interval_starts
@@ -201,8 +206,10 @@ class Outbox:
         self._transaction(
             [
                 (
-                    "UPDATE reading SET state = ?, transaction_id = ? "
-                    "WHERE transaction_id = ? AND state = 'sent'",
+                    (
+                        "UPDATE reading SET state = ?, transaction_id = ? "
+                        "WHERE transaction_id = ? AND state = 'sent'"
+                    ),
                     (state, kept_id, transaction_id),
                 ),
                 ("DELETE FROM envelope WHERE transaction_id = ?", (transaction_id,)),
@@ -214,8 +221,10 @@ class Outbox:
         self._transaction(
             [
                 (
-                    "UPDATE reading SET state = 'refused', note = ?, transaction_id = NULL "
-                    "WHERE interval_start = ? AND state IN ('queued', 'sent')",
+                    (
+                        "UPDATE reading SET state = 'refused', note = ?, transaction_id = NULL "
+                        "WHERE interval_start = ? AND state IN ('queued', 'sent')"
+                    ),
                     (reason[:500], interval_start),
                 )
             ]
@@ -225,9 +234,8 @@ class Outbox:
         """Return how things stand."""
         counts = dict(self._all("SELECT state, COUNT(*) FROM reading GROUP BY state"))
         [(last,)] = self._all("SELECT MAX(interval_start) FROM reading WHERE state = 'committed'")
-        return Summary(
-            counts.get("queued", 0) + counts.get("sent", 0), counts.get("refused", 0), last
-        )
+        waiting = counts.get("queued", 0) + counts.get("sent", 0)
+        return Summary(waiting, counts.get("refused", 0), last)
 
     def prune(self, before: int) -> int:
         """Delete readings of intervals before an instant; return how many never got through."""

@@ -99,7 +99,8 @@ def delivery_window(
     if end is None:
         per_interval = None if not max_power_w else max_power_w * clock.interval_s / 3600
         count = 1 if not per_interval else max(1, ceil(energy_wh / per_interval))
-        last = first + count * clock.interval_s
+        # Rates are daily, so one sale lies within one day of the channel.
+        last = min(first + count * clock.interval_s, clock.day_start(first) + 86400)
     else:
         last = clock.next_boundary(clock.channel(end.timestamp()))
     if last <= first:
@@ -218,8 +219,8 @@ class Seller:
                 energy_wh = int(quote["energy_wh"])
             except (KeyError, TypeError, ValueError) as error:
                 raise _invalid("unreadable_quote") from error
-            known = {trade.trade_id for trade in session.data.trades.values()}
             await self._read_market()
+            known = {trade.request_id for trade in session.data.trades.values()}
             if request_id not in known:
                 self._check(energy_wh, window, self.capability())
             try:

@@ -317,16 +317,10 @@ class LedgerSensor(GridLedgerEntity[LedgerSession], SensorEntity):
 
     @callback
     def _time_passed(self, _: datetime) -> None:
-        value, reset = self.native_value, self.last_reset
-        if (value, reset) != self._shown:
+        shown = (self.native_value, self.last_reset)
+        if shown != self._shown:
+            self._shown = shown
             self.async_write_ha_state()
-
-    @callback
-    @override
-    def async_write_ha_state(self) -> None:
-        """Remember what is shown."""
-        self._shown = (self.native_value, self.last_reset)
-        super().async_write_ha_state()
 
     _shown: tuple[Any, Any] = (None, None)
 

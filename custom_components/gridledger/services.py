@@ -47,8 +47,8 @@ _WISH: dict[vol.Marker, Any] = {
 }
 _ENERGY = vol.All(vol.Coerce(float), vol.Range(min=0.001, max=_ENERGY_LIMIT_KWH))
 
-QUOTE_SCHEMA = vol.Schema({**_WISH, vol.Required(ATTR_ENERGY): _ENERGY})
-SELL_SCHEMA = vol.All(
+QUOTE_SCHEMA: Any = vol.Schema({**_WISH, vol.Required(ATTR_ENERGY): _ENERGY})
+SELL_SCHEMA: Any = vol.All(
     vol.Schema(
         {
             **_WISH,

@@ -243,10 +243,12 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 return trades
 
     async def _keep_asking(self) -> None:
-        """Refresh after events, and every quarter of an hour without any."""
+        """Refresh after events, and now and then without any (rates make none)."""
+        assert self.clock is not None
+        apart_s = min(RECONCILE_S, max(60.0, 5 * self.clock.interval_s / self.clock.rate))
         while True:
             try:
-                async with asyncio.timeout(RECONCILE_S):
+                async with asyncio.timeout(apart_s):
                     await self._refresh_wanted.wait()
             except TimeoutError:
                 await self._prune()
@@ -389,7 +391,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             await self._settle(stored.transaction_id, stored.envelope, first_wait_s=5)
 
     async def _settle(self, transaction_id: str, envelope: bytes, *, first_wait_s: float) -> bool:
-        """Ask for a transaction; if unknown send the same bytes again. Return whether it's valid."""
+        """Ask for a transaction, if unknown send it again; return whether it is valid."""
         try:
             status = await self.client.commit_status(transaction_id, timeout_s=first_wait_s)
         except Timeout:

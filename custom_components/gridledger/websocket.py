@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _READINGS_SHOWN: Final = 30
 _TRADES_SHOWN: Final = 50
 
+_HOMES: Any = {vol.Required("type"): f"{DOMAIN}/homes"}
+_OVERVIEW: Any = {vol.Required("type"): f"{DOMAIN}/overview", vol.Required("entry_id"): str}
+
 
 @callback
 def async_setup_commands(hass: HomeAssistant) -> None:
@@ -36,7 +39,7 @@ def _loaded(hass: HomeAssistant) -> list[GridLedgerConfigEntry]:
     ]
 
 
-@websocket_api.websocket_command({vol.Required("type"): f"{DOMAIN}/homes"})
+@websocket_api.websocket_command(_HOMES)
 @callback
 def ws_homes(
     hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
@@ -65,9 +68,7 @@ def ws_homes(
     connection.send_result(msg["id"], {"homes": homes})
 
 
-@websocket_api.websocket_command(
-    {vol.Required("type"): f"{DOMAIN}/overview", vol.Required("entry_id"): str}
-)
+@websocket_api.websocket_command(_OVERVIEW)
 @websocket_api.async_response
 async def ws_overview(
     hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]

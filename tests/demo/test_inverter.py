@@ -27,7 +27,7 @@ class Site:
     def home(self) -> Home:
         return self.hood.homes[0]
 
-    def _keep(self) -> None:
+    async def _keep(self) -> None:
         self.kept += 1
 
     async def post(self, body: Any, **arguments: Any) -> tuple[int, Any]:

@@ -16,6 +16,8 @@ from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network, create_network
 from gridledger_client import Credentials, GatewayClient, Identity, enroll
 
+from .tools import Ledgers, Wire
+
 START_TIMEOUT_S = 90
 
 
@@ -121,3 +123,20 @@ async def operator(running: RunningNetwork) -> AsyncIterator[GatewayClient]:
     """Aurora's operator."""
     async with running.client() as client:
         yield client
+
+
+@pytest.fixture
+async def wire(running: RunningNetwork) -> AsyncIterator[Wire]:
+    """Calls with raw bytes."""
+    calls = Wire(running.network)
+    yield calls
+    await calls.close()
+
+
+@pytest.fixture
+async def ledgers(running: RunningNetwork) -> AsyncIterator[Ledgers]:
+    """A look into every peer's ledger."""
+    utilities = running.network.utilities
+    clients = {utility.msp_id: running.client(utility.name, "admin") for utility in utilities}
+    yield Ledgers(running.network, clients)
+    await asyncio.gather(*(client.close() for client in clients.values()))

@@ -21,6 +21,7 @@ reach the same state.
 
 import heapq
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -75,6 +76,7 @@ ACTS = {
     "wipe": 2,
     "campaign": 2,
     "weather": 4,
+    "coup": 5,
 }
 
 
@@ -195,6 +197,8 @@ class Simulation:
         self._pre_vote = rng.random() < 0.8
         self._check_quorum = rng.random() < 0.8
         self._step_down = rng.random() < 0.8
+        self._haste = rng.choice((0.1, 0.3, 1.0))
+        """How long crashes and cuts last, in proportion."""
         self._slow_stages = rng.choice((0.05, 0.2, 0.5))
         self._max_inflight = rng.choice((1, 2, 8, 256))
         self._max_size = rng.choice((0, 250, 100_000))
@@ -338,14 +342,14 @@ class Simulation:
             for stage in stages:
                 self._observe(node)
                 if node.crash_at == stage:
-                    self._crash(node, node.rng.uniform(1, 25))
+                    self._crash(node, node.rng.uniform(1, 25) * self._haste)
                     return
                 if node.rng.random() < self._slow_stages and not self.calm:
                     self._after(node.rng.expovariate(2), self._go_on, node, life, stages)
                     return
         except DiskFailed:
             self.say(f"{node.id}'s disk fails")
-            self._crash(node, node.rng.uniform(3, 25))
+            self._crash(node, node.rng.uniform(3, 25) * self._haste)
             return
         if node.life != life:
             return
@@ -430,13 +434,13 @@ class Simulation:
             snapshot = self._installed(node, message.snapshot if has_snapshot else None)
             node.disk.write(hard_state, message.entries, snapshot)
             if node.crash_at == "written":
-                self._crash(node, node.rng.uniform(1, 25))
+                self._crash(node, node.rng.uniform(1, 25) * self._haste)
                 return
             sync = self.features.sync_snapshot if has_snapshot else bool(message.responses)
             if sync and self.features.sync_before_send:
                 node.disk.sync()
         except DiskFailed:
-            self._crash(node, node.rng.uniform(3, 25))
+            self._crash(node, node.rng.uniform(3, 25) * self._haste)
             return
         self._respond(node, message)
         if node.life == life:
@@ -462,7 +466,8 @@ class Simulation:
             if response.to != node.id:
                 self._send(node, response)
             elif node.life == life and node.raw is not None:
-                node.raw.step(response)
+                with suppress(MessageRefused):  # it is no member any more
+                    node.raw.step(response)
                 self._observe(node)
         self._work(node)
 
@@ -597,7 +602,7 @@ class Simulation:
             if rng.random() < 0.6:
                 node.crash_at = rng.choice(STAGES)
             else:
-                self._crash(node, rng.uniform(0.5, 30))
+                self._crash(node, rng.uniform(0.5, 30) * self._haste)
 
     def _act_cut(self, rng: Random) -> None:
         ids = list(self.nodes)
@@ -617,7 +622,7 @@ class Simulation:
         else:  # single links, so that some nodes become bridges
             self._cuts |= {(rng.choice(ids), rng.choice(ids)) for _ in range(len(ids))}
         self.say(f"cut: {sorted(self._cuts)}")
-        self._after(rng.uniform(3, 40), self._heal)
+        self._after(rng.uniform(3, 40) * self._haste, self._heal)
 
     def _act_heal(self, _rng: Random) -> None:
         self._heal()
@@ -649,6 +654,29 @@ class Simulation:
         if node is not None and node.raw is not None:
             node.raw.campaign()
             self._touched(node)
+
+    def _act_coup(self, rng: Random) -> None:
+        """Let a leader that reaches hardly anybody take proposals, then replace it.
+
+        This is how logs come to differ (Raft paper, figure 8).
+        """
+        leader = self._leader()
+        if leader is None:
+            return
+        confidants = rng.sample(list(self.nodes), rng.choice((0, 1, 1)))
+        self._cuts |= {(leader.id, node) for node in self.nodes if node not in confidants}
+        for _ in range(rng.choice((1, 2, 4))):
+            self._propose(leader)
+        others = [node for node in self._up() if node is not leader]
+        if others:
+            self._after(rng.uniform(0.2, 3), self._rise, leader, rng.choice(others))
+
+    def _rise(self, leader: Node, rival: Node) -> None:
+        self._heal()
+        self._crash(leader, leader.rng.uniform(0.5, 6))
+        if rival.raw is not None:
+            rival.raw.campaign()
+            self._touched(rival)
 
     def _act_read(self, rng: Random) -> None:
         node = self._some_node(rng)

@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import json
 import ssl
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -202,12 +202,13 @@ async def enroll(
     key = load_private_key(key_pem)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, enrollment_id)])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    login = f"{enrollment_id}:{secret}".encode()
     result = await _call(
         session,
         "POST",
         ca_url.rstrip("/") + "/api/v1/enroll",
         trusting(trust_pem),
-        auth=aiohttp.BasicAuth(enrollment_id, secret, encoding="utf-8"),
+        headers={"Authorization": f"Basic {b64encode(login).decode()}"},
         json={
             "certificate_request": request.public_bytes(serialization.Encoding.PEM).decode(),
             "profile": "",

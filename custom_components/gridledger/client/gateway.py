@@ -503,7 +503,7 @@ class GatewayClient:
                 response_deserializer=answer.FromString,
             )
             try:
-                return cast(Answer, await call(request, timeout=deadline_s))
+                return await call(request, timeout=deadline_s)
             except grpc.aio.AioRpcError as error:
                 failure = _failure(error, address)
                 if not isinstance(failure, ConnectionFailed):

@@ -135,15 +135,18 @@ class MeterKey:
         return SignedReading(reading, {**fields, "signature": b64encode(signature).decode()})
 
 
-def batch_transient(readings: Sequence[Mapping[str, str]]) -> dict[str, bytes]:
+def batch_transient(readings: Sequence[SignedReading | Mapping[str, str]]) -> dict[str, bytes]:
     """Return the transient map of ``metering:SubmitReadings``.
 
-    ``readings`` are the ``fields`` of up to 1,000 signed readings.
+    ``readings`` are up to 1,000 signed readings, or their ``fields`` as they were stored.
 
     Raises:
         InvalidInput: none, or too many.
     """
     if not 1 <= len(readings) <= BATCH_LIMIT:
         raise InvalidInput(f"a batch has 1 to {BATCH_LIMIT} readings, not {len(readings)}")
-    rows = [dict(fields) for fields in readings]
+    rows = [
+        dict(reading.fields if isinstance(reading, SignedReading) else reading)
+        for reading in readings
+    ]
     return {"readings": json.dumps({"readings": rows}, separators=(",", ":")).encode()}

@@ -136,5 +136,3 @@ def _version(read: kvrwset_pb2.KVRead | kvrwset_pb2.KVReadHash) -> Version | Non
 
 def _stored(value: VersionedValue | None) -> Version | None:
     return None if value is None else value.version
-
-

@@ -103,6 +103,7 @@ class World:
         **argument: object,
     ) -> Any:
         answer = self.simulate(caller, function, argument, transient=transient)
+        assert not ranges(answer.results), f"{function} writes and reads a range"
         assert self.state.commit(answer.results) == [0]
         return answer.value
 
@@ -129,6 +130,15 @@ def writes(results: SimulationResults) -> list[str]:
             keys = kvrwset_pb2.KVRWSet.FromString(collection.rwset).writes
             written += [f"{name}:{write.key}" for write in keys]
     return written
+
+
+def ranges(results: SimulationResults) -> list[str]:
+    """Where ranges of public keys that were read begin."""
+    return [
+        info.start_key
+        for namespace in rwset_pb2.TxReadWriteSet.FromString(results.rwset).ns_rwset
+        for info in kvrwset_pb2.KVRWSet.FromString(namespace.rwset).range_queries_info
+    ]
 
 
 def energy_world(**settings: object) -> World:

@@ -8,7 +8,6 @@ from typing import Any
 
 from consortium.ledger import lifecycle
 from consortium.ledger.ledger import Ledger
-from consortium.ledger.validator import open_block
 from consortium.wire import common_pb2, kvrwset_pb2, lifecycle_pb2, peer_pb2, rwset_pb2
 
 FOLDER = Path(__file__).parents[2] / "data" / "fabric" / "recorded"
@@ -109,13 +108,8 @@ def _delete(key: str) -> kvrwset_pb2.KVWrite:
 
 
 def _policy_change() -> kvrwset_pb2.KVRWSet:
-    """Block 52 changes a key's policy, which is in the block; only the key's name is private."""
-    (transaction,) = open_block(ordered_block(52))
-    (hashed,) = (c.hashed for n in transaction.namespaces for c in n.collections)
-    entries = hashed.metadata_writes[0].entries
-    return kvrwset_pb2.KVRWSet(
-        metadata_writes=[kvrwset_pb2.KVMetadataWrite(key="pk1", entries=entries)]
-    )
+    """A change of a key's policy: the policy is in the block, only the key's name is private."""
+    return kvrwset_pb2.KVRWSet(metadata_writes=[kvrwset_pb2.KVMetadataWrite(key="pk1")])
 
 
 def _approval(number: int) -> kvrwset_pb2.KVRWSet:

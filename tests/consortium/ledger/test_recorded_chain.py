@@ -229,12 +229,12 @@ def test_missing_private_data_arrive_later(tmp_path: Path) -> None:
     with open_ledger(tmp_path, "Org1MSP") as ledger:
         replay(ledger)
         missing = ledger.missing_private()
-        # Those of other organizations' collections are not ours to have, and those of collB expired.
+        # Others' implicit collections are not ours to have, and what was in collB expired.
         assert {(one.block, one.tx) for one in missing} == {
             (3, 0), (6, 0), (49, 0), (50, 0), (51, 0), (52, 0), (53, 0), (54, 0), (55, 0), (58, 0),
             (60, 0), (70, 24),
         }  # fmt: skip
-        with pytest.raises(PrivateDataError, match="lacks 3 keys"):
+        with pytest.raises(PrivateDataError, match="lacks 2 keys"):
             ledger.reconcile(missing[2], b"")
         for place in missing:
             ledger.reconcile(place, writes[place.block, place.tx][2])
@@ -301,7 +301,7 @@ def test_committing_a_definition_writes_what_fabric_wrote(
 
 
 def test_approvals_are_recognized_by_their_hashes(ledger: Ledger) -> None:
-    def hashes(org: str):  # noqa: ANN202
+    def hashes(org: str):
         def get(key: str) -> bytes | None:
             with ledger.view() as view:
                 found = view.get_private_hash(

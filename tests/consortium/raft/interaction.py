@@ -347,6 +347,9 @@ class HistoryStorage(MemoryStorage):
         super().__init__()
         self.history: list[raftpb.Snapshot] = []
 
+    def initial_state(self) -> tuple[raftpb.HardState, raftpb.ConfState]:
+        return super().initial_state()[0], self.history[-1].metadata.conf_state
+
     def snapshot(self) -> raftpb.Snapshot:
         return self.history[-1]
 
@@ -427,6 +430,9 @@ class Interaction:
     # Building
 
     def _do_add_nodes(self, command: Command) -> None:
+        def number(name: str, default: int) -> int:
+            return int((command.option(name) or [str(default)])[0])
+
         snapshot = raftpb.Snapshot(metadata=raftpb.SnapshotMetadata(term=1))
         metadata = snapshot.metadata
         metadata.conf_state.voters.extend(map(int, command.option("voters")))
@@ -439,14 +445,23 @@ class Interaction:
         if not bootstrap:
             snapshot = raftpb.Snapshot()
 
-        def number(name: str, default: int) -> int:
-            return int((command.option(name) or [str(default)])[0])
-
         for _ in range(int(command.plain()[0])):
             storage = HistoryStorage()
             if bootstrap:
                 storage.apply_snapshot(snapshot)
             storage.history.append(snapshot)
+            log = [int(term) for term in command.option("log")]
+            if log:
+                # Of an earlier life: entries after the snapshot, of these terms.
+                storage.append(
+                    [
+                        raftpb.Entry(Term=term, Index=metadata.index + place, Data=b"%d" % term)
+                        for place, term in enumerate(log, 1)
+                    ]
+                )
+                storage.set_hard_state(
+                    raftpb.HardState(term=number("term", log[-1]), commit=metadata.index)
+                )
             config = Config(
                 id=len(self._members) + 1,
                 election_tick=3,

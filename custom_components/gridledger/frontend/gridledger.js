@@ -1,0 +1,824 @@
+/*
+ * GridLedger's dashboard: a strategy and its cards. One module, no build step, no outside request.
+ *
+ * What core has (history graphs, tiles) is used as it is; drawn here is only what core lacks: the
+ * flow with the neighbours, sales, and readings with their way into the ledger. Texts come from
+ * the integration's translations. Colour never carries meaning alone, every drawing has a text
+ * and a table, and nothing moves where the reader asked for less motion.
+ */
+
+const DOMAIN = "gridledger";
+const GRAPH_HOURS = 3;
+
+/* What all cards share ------------------------------------------------------------------------ */
+
+let homesPromise;
+
+/** The homes and their entities; asked once, and again after a failure. */
+function loadHomes(hass, fresh = false) {
+  if (!homesPromise || fresh) {
+    homesPromise = hass
+      .callWS({ type: `${DOMAIN}/homes` })
+      .then((result) => result.homes)
+      .catch((error) => {
+        homesPromise = undefined;
+        throw error;
+      });
+  }
+  return homesPromise;
+}
+
+const textPromises = new Map();
+
+/** The texts of the reader's language, English behind them. */
+function loadTexts(hass) {
+  const language = hass.language || "en";
+  if (!textPromises.has(language)) {
+    textPromises.set(
+      language,
+      hass
+        .callWS({
+          type: "frontend/get_translations",
+          language,
+          category: "common",
+          integration: [DOMAIN],
+        })
+        .then(({ resources }) => {
+          const prefix = `component.${DOMAIN}.common.`;
+          const texts = {};
+          for (const [key, text] of Object.entries(resources)) {
+            if (key.startsWith(prefix)) texts[key.slice(prefix.length)] = text;
+          }
+          return texts;
+        })
+        .catch((error) => {
+          textPromises.delete(language);
+          throw error;
+        }),
+    );
+  }
+  return textPromises.get(language);
+}
+
+function escapeHtml(value) {
+  return String(value).replace(
+    /[&<>"']/g,
+    (char) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[char],
+  );
+}
+
+function language(hass) {
+  return hass.locale?.language || hass.language || "en";
+}
+
+function formatNumber(hass, value, digits) {
+  return new Intl.NumberFormat(language(hass), {
+    minimumFractionDigits: digits,
+    maximumFractionDigits: digits,
+  }).format(value);
+}
+
+function formatPower(hass, watts) {
+  if (watts === null || watts === undefined) return "–";
+  const size = Math.abs(watts);
+  return size < 1000
+    ? `${formatNumber(hass, Math.round(size), 0)} W`
+    : `${formatNumber(hass, size / 1000, size < 10000 ? 2 : 1)} kW`;
+}
+
+function formatMoney(hass, amount, currency, digits = 2) {
+  try {
+    return new Intl.NumberFormat(language(hass), {
+      style: "currency",
+      currency,
+      minimumFractionDigits: digits,
+      maximumFractionDigits: digits,
+    }).format(amount);
+  } catch {
+    return `${formatNumber(hass, amount, digits)} ${currency}`;
+  }
+}
+
+function formatTime(hass, iso) {
+  const date = new Date(iso);
+  const sameDay = date.toDateString() === new Date().toDateString();
+  return date.toLocaleString(language(hass), {
+    ...(sameDay ? {} : { day: "numeric", month: "short" }),
+    hour: "2-digit",
+    minute: "2-digit",
+  });
+}
+
+/** A state's number in watts, null where there is none: unavailable is not zero. */
+function watts(hass, entityId) {
+  const state = hass.states[entityId];
+  const value = state ? Number.parseFloat(state.state) : Number.NaN;
+  if (!Number.isFinite(value)) return null;
+  const factor = { mW: 0.001, W: 1, kW: 1000, MW: 1e6 }[state.attributes.unit_of_measurement];
+  return factor === undefined ? null : value * factor;
+}
+
+function number(hass, entityId) {
+  const value = entityId ? Number.parseFloat(hass.states[entityId]?.state) : Number.NaN;
+  return Number.isFinite(value) ? value : null;
+}
+
+const STYLE = `
+  :host { display: block; }
+  ha-card { height: 100%; box-sizing: border-box; overflow: hidden; }
+  .card { padding: 16px; }
+  h2 { font-size: var(--ha-font-size-l, 16px); font-weight: 500; margin: 0 0 12px;
+       color: var(--primary-text-color); display: flex; align-items: center; gap: 8px; }
+  h2 ha-icon { color: var(--secondary-text-color); --mdc-icon-size: 20px; }
+  h2 .side { margin-inline-start: auto; font-size: 12px; font-weight: 400;
+             color: var(--secondary-text-color); }
+  .scroll { overflow-x: auto; }
+  table { width: 100%; border-collapse: collapse; font-size: 14px;
+          font-variant-numeric: tabular-nums; }
+  th { text-align: start; font-weight: 500; font-size: 12px; color: var(--secondary-text-color);
+       padding: 4px 8px 6px 0; white-space: nowrap; }
+  td { padding: 8px 8px 8px 0; border-top: 1px solid var(--divider-color); white-space: nowrap; }
+  .num { text-align: end; }
+  th:last-child, td:last-child { padding-inline-end: 0; }
+  .quiet { color: var(--secondary-text-color); }
+  .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
+  .state { display: inline-flex; align-items: center; gap: 4px; }
+  .state ha-icon { --mdc-icon-size: 16px; }
+  code { font-size: 12px; color: var(--secondary-text-color); }
+  .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden;
+            clip-path: inset(50%); white-space: nowrap; }
+`;
+
+/** Base of the cards: finds its home and texts, redraws once a frame at most. */
+class GridLedgerCard extends HTMLElement {
+  setConfig(config) {
+    this._config = config || {};
+  }
+
+  set hass(hass) {
+    this._hass = hass;
+    if (!this._started) {
+      this._started = true;
+      this._begin();
+    } else if (this._home) {
+      this._soon();
+    }
+  }
+
+  get texts() {
+    return this._texts || {};
+  }
+
+  t(key, values = {}) {
+    return (this.texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+  }
+
+  async _begin() {
+    if (!this.shadowRoot) this.attachShadow({ mode: "open" });
+    try {
+      this._texts = await loadTexts(this._hass);
+      let homes = await loadHomes(this._hass);
+      if (!homes.length) homes = await loadHomes(this._hass, true);
+      this._home =
+        homes.find((home) => home.entry_id === this._config.entry_id) ??
+        (this._config.entry_id ? undefined : homes[0]);
+    } catch (error) {
+      this._texts = this._texts || {};
+      console.warn("GridLedger:", error);
+    }
+    if (!this._home) {
+      this.shadowRoot.innerHTML = `<style>${STYLE}</style><ha-card><div class="card">
+        <p class="empty">${escapeHtml(this.t("not_set_up"))}</p></div></ha-card>`;
+      // Set up later, or Home Assistant is still starting: look again.
+      setTimeout(() => {
+        homesPromise = undefined;
+        this._started = false;
+      }, 10000);
+      return;
+    }
+    this.build();
+    this._soon();
+  }
+
+  _soon() {
+    if (this._frame) return;
+    this._frame = requestAnimationFrame(() => {
+      this._frame = undefined;
+      this.draw();
+    });
+  }
+
+  state(key) {
+    return this._hass.states[this._home.entities[key]];
+  }
+
+  moreInfo(entityId) {
+    if (!entityId) return;
+    this.dispatchEvent(
+      new CustomEvent("hass-more-info", { bubbles: true, composed: true, detail: { entityId } }),
+    );
+  }
+
+  build() {}
+
+  draw() {}
+
+  getCardSize() {
+    return 5;
+  }
+
+  getGridOptions() {
+    return { columns: "full", rows: "auto" };
+  }
+}
+
+/* The flow ------------------------------------------------------------------------------------ */
+
+// Where things stand, in percent of the drawing, which is 400 by 320.
+const NODES = {
+  sun: { x: 200, y: 52, icon: "mdi:white-balance-sunny", color: "--energy-solar-color, #ff9800" },
+  grid: {
+    x: 56,
+    y: 160,
+    icon: "mdi:transmission-tower",
+    color: "--energy-grid-consumption-color, #488fc2",
+  },
+  house: { x: 344, y: 160, icon: "mdi:home", color: "--primary-color, #009ac7" },
+  battery: {
+    x: 200,
+    y: 268,
+    icon: "mdi:battery-high",
+    color: "--energy-battery-out-color, #4db6ac",
+  },
+  market: {
+    x: 56,
+    y: 52,
+    icon: "mdi:home-group",
+    color: "--energy-grid-return-color, #8353d1",
+  },
+};
+const HUB = { x: 200, y: 160 };
+const RADIUS = 36;
+const RING = 2 * Math.PI * RADIUS;
+
+const FLOW_STYLE = `
+  .flow { position: relative; width: 100%; max-width: 560px; margin: 0 auto;
+          aspect-ratio: 400 / 320; }
+  svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+  .wire { fill: none; stroke: var(--divider-color); stroke-width: 2; }
+  .wire.live { stroke: var(--node); stroke-opacity: 0.55; stroke-width: 3; }
+  .dot { fill: var(--node); }
+  .plate { fill: var(--ha-card-background, var(--card-background-color, #fff)); }
+  .ring { fill: none; stroke-width: 4; stroke: var(--divider-color); }
+  .arc { fill: none; stroke-width: 4; stroke: var(--node); transform: rotate(-90deg);
+         transform-box: fill-box; transform-origin: center; transition: stroke-dasharray 0.6s; }
+  .hub { fill: var(--secondary-text-color); fill-opacity: 0.35; }
+  .node { position: absolute; transform: translate(-50%, -50%); width: 17%; min-width: 56px;
+          aspect-ratio: 1; border: 0; background: none; padding: 0; cursor: pointer;
+          color: var(--primary-text-color); font: inherit; border-radius: 50%;
+          display: flex; flex-direction: column; align-items: center; justify-content: center;
+          line-height: 1.2; -webkit-tap-highlight-color: transparent; }
+  .node:focus-visible { outline: 2px solid var(--primary-color); outline-offset: 2px; }
+  .node:hover ha-icon { transform: scale(1.12); }
+  .node ha-icon { color: var(--node); --mdc-icon-size: clamp(18px, 5.4vw, 24px);
+                  transition: transform 0.15s; }
+  .value { font-weight: 500; font-size: clamp(11px, 3.2vw, 14px); white-space: nowrap;
+           font-variant-numeric: tabular-nums; }
+  .under { position: absolute; transform: translate(-50%, 0); text-align: center;
+           font-size: 12px; line-height: 1.25; color: var(--secondary-text-color);
+           white-space: nowrap; pointer-events: none; }
+  .chips { display: flex; flex-wrap: wrap; gap: 8px; justify-content: center; margin-top: 8px; }
+  .chip { display: inline-flex; align-items: center; gap: 6px; min-height: 44px; padding: 0 14px;
+          border-radius: 22px; border: 1px solid var(--divider-color); background: none;
+          color: var(--primary-text-color); font: inherit; font-size: 14px; cursor: pointer;
+          font-variant-numeric: tabular-nums; }
+  .chip:focus-visible { outline: 2px solid var(--primary-color); outline-offset: 2px; }
+  .chip ha-icon { --mdc-icon-size: 18px; color: var(--secondary-text-color); }
+  .chip b { font-weight: 500; }
+  @media (prefers-reduced-motion: reduce) {
+    .arc, .node ha-icon { transition: none; }
+  }
+`;
+
+class GridLedgerFlowCard extends GridLedgerCard {
+  build() {
+    const still = matchMedia("(prefers-reduced-motion: reduce)");
+    this._still = still.matches;
+    still.addEventListener?.("change", (event) => {
+      this._still = event.matches;
+      this._soon();
+    });
+    const names = Object.keys(NODES).filter((name) => this._has(name));
+    const path = (name) => {
+      const { x, y } = NODES[name];
+      if (name === "market") return `M ${HUB.x} ${HUB.y} Q 110 140 ${x} ${y}`;
+      return `M ${x} ${y} L ${HUB.x} ${HUB.y}`;
+    };
+    const wires = names
+      .map(
+        (name) => `<g style="--node: var(${NODES[name].color})">
+          <path id="wire-${name}" class="wire" d="${path(name)}"></path>
+          <circle class="dot" id="dot-${name}" r="5" cx="-99" cy="-99"></circle></g>`,
+      )
+      .join("");
+    const rings = names
+      .map((name) => {
+        const { x, y, color } = NODES[name];
+        return `<g style="--node: var(${color})"><circle class="plate" cx="${x}" cy="${y}"
+          r="${RADIUS}"></circle><circle class="ring" cx="${x}" cy="${y}" r="${RADIUS}"></circle>
+          <g id="arcs-${name}"></g></g>`;
+      })
+      .join("");
+    const buttons = names
+      .map((name) => {
+        const { x, y, icon, color } = NODES[name];
+        return `<button class="node" id="node-${name}" type="button"
+          style="left:${x / 4}%;top:${y / 3.2}%;--node:var(${color})">
+          <ha-icon icon="${icon}" aria-hidden="true"></ha-icon><span class="value"></span></button>
+          <div class="under" id="under-${name}" aria-hidden="true"
+          style="left:${x / 4}%;top:${(y + RADIUS + 6) / 3.2}%"></div>`;
+      })
+      .join("");
+    this.shadowRoot.innerHTML = `<style>${STYLE}${FLOW_STYLE}</style><ha-card><div class="card">
+      <div class="flow"><svg viewBox="0 0 400 320" role="img" aria-label="">${wires}
+      <circle class="hub" cx="${HUB.x}" cy="${HUB.y}" r="5"></circle>${rings}</svg>${buttons}</div>
+      <div class="chips"></div><div class="hidden table"></div></div></ha-card>`;
+    for (const name of names) {
+      this.shadowRoot
+        .getElementById(`node-${name}`)
+        .addEventListener("click", () => this.moreInfo(this._entity(name)));
+    }
+    this._names = names;
+    this._drawn = {};
+  }
+
+  _has(name) {
+    const { sources, entities } = this._home;
+    return {
+      sun: Boolean(sources.pv_power),
+      grid: true,
+      house: true,
+      battery: Boolean(sources.battery_power || sources.battery_level),
+      market: Boolean(entities.delivery_power),
+    }[name];
+  }
+
+  _entity(name) {
+    const { entities } = this._home;
+    return {
+      sun: entities.pv_power,
+      grid: entities.grid_power ?? entities.grid_import_energy,
+      house: entities.consumption_power ?? entities.consumption_energy,
+      battery: entities.battery_level ?? entities.battery_power,
+      market: entities.best_rate,
+    }[name];
+  }
+
+  /** Live watts of one kind, from the owner's own sensors; null if any is missing. */
+  _live(kind) {
+    const sensors = this._home.sources[kind];
+    if (!sensors?.length) return null;
+    let sum = 0;
+    for (const sensor of sensors) {
+      const value = watts(this._hass, sensor);
+      if (value === null) return null;
+      sum += value;
+    }
+    return this._home.inverted[kind] ? -sum : sum;
+  }
+
+  /** Watts of each node, positive towards the hub. */
+  measure() {
+    const sun = this._live("pv_power");
+    const grid = this._live("grid_power");
+    const battery = this._live("battery_power");
+    const delivery = number(this._hass, this._home.entities.delivery_power) ?? 0;
+    const known = [
+      [this._home.sources.pv_power, sun],
+      [this._home.sources.battery_power, battery],
+    ].every(([configured, value]) => !configured || value !== null);
+    const house =
+      grid !== null && known ? Math.max(0, (sun ?? 0) + (battery ?? 0) + grid) : null;
+    // What is delivered to neighbours leaves through the same wire as what the grid gets.
+    const sold = grid === null ? delivery : Math.min(delivery, Math.max(0, -grid));
+    return {
+      sun,
+      battery,
+      house: house === null ? null : -house,
+      market: -sold,
+      grid: grid === null ? null : grid + sold,
+      delivery,
+    };
+  }
+
+  draw() {
+    const now = this.measure();
+    const level = number(this._hass, this._home.sources.battery_level?.[0]);
+    const root = this.shadowRoot;
+    for (const name of this._names) {
+      const power = now[name];
+      const shown = name === "market" ? now.delivery : power;
+      root.querySelector(`#node-${name} .value`).textContent = formatPower(this._hass, shown);
+      root.getElementById(`under-${name}`).textContent = this._under(name, now, level);
+      this._wire(name, power);
+    }
+    const inflow = ["sun", "battery", "grid"]
+      .map((name) => [name, Math.max(0, now[name] ?? 0)])
+      .filter(([, power]) => power > 5);
+    const total = inflow.reduce((sum, [, power]) => sum + power, 0);
+    this._arcs("house", total ? inflow.map(([name, power]) => [name, power / total]) : []);
+    if (this._names.includes("battery")) {
+      this._arcs("battery", level === null ? [] : [["battery", level / 100]]);
+      const icon = root.querySelector("#node-battery ha-icon");
+      const step = Math.min(100, Math.max(10, Math.round((level ?? 50) / 10) * 10));
+      icon.setAttribute("icon", step === 100 ? "mdi:battery" : `mdi:battery-${step}`);
+    }
+    this._describe(now, level);
+    this._chips();
+  }
+
+  _under(name, now, level) {
+    switch (name) {
+      case "sun":
+        return this.t("sun");
+      case "house":
+        return this.t("house");
+      case "market":
+        return now.delivery ? this.t("delivery") : this.t("market");
+      case "grid":
+        if (now.grid === null || Math.abs(now.grid) < 5) return this.t("grid");
+        return `${this.t("grid")} · ${this.t(now.grid > 0 ? "importing" : "exporting")}`;
+      default: {
+        const charge = level === null ? this.t("battery") : `${Math.round(level)} %`;
+        return `${charge} · ${this._batteryText(now.battery)}`;
+      }
+    }
+  }
+
+  _batteryText(power) {
+    if (power === null || Math.abs(power) < 5) return this.t("idle");
+    return this.t(power > 0 ? "discharging" : "charging");
+  }
+
+  /** A dot runs along the wire, faster with more power; without motion it rests half way. */
+  _wire(name, power) {
+    const size = Math.abs(power ?? 0);
+    const live = size >= 5;
+    const wire = this.shadowRoot.getElementById(`wire-${name}`);
+    const dot = this.shadowRoot.getElementById(`dot-${name}`);
+    wire.classList.toggle("live", live);
+    // The market's wire is drawn outwards, all others inwards.
+    const backwards = name === "market" ? power > 0 : power < 0;
+    const seconds = live ? Math.round((1 + 4 / (1 + size / 800)) * 2) / 2 : 0;
+    const drawn = `${live}|${backwards}|${seconds}|${this._still}`;
+    if (this._drawn[name] === drawn) return;
+    this._drawn[name] = drawn;
+    dot.replaceChildren();
+    if (!live) {
+      dot.setAttribute("cx", -99);
+      dot.setAttribute("cy", -99);
+      return;
+    }
+    if (this._still) {
+      const middle = wire.getPointAtLength(wire.getTotalLength() * (backwards ? 0.6 : 0.4));
+      dot.setAttribute("cx", middle.x);
+      dot.setAttribute("cy", middle.y);
+      return;
+    }
+    dot.setAttribute("cx", 0);
+    dot.setAttribute("cy", 0);
+    const motion = document.createElementNS("http://www.w3.org/2000/svg", "animateMotion");
+    motion.setAttribute("dur", `${seconds}s`);
+    motion.setAttribute("repeatCount", "indefinite");
+    motion.setAttribute("calcMode", "linear");
+    motion.setAttribute("keyPoints", backwards ? "1;0" : "0;1");
+    motion.setAttribute("keyTimes", "0;1");
+    motion.setAttribute("path", wire.getAttribute("d"));
+    dot.append(motion);
+  }
+
+  /** Draw shares around a node, each in its source's colour. */
+  _arcs(name, shares) {
+    const { x, y } = NODES[name];
+    const group = this.shadowRoot.getElementById(`arcs-${name}`);
+    while (group.children.length > shares.length) group.lastElementChild.remove();
+    let before = 0;
+    shares.forEach(([source, share], index) => {
+      let arc = group.children[index];
+      if (!arc) {
+        arc = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+        arc.setAttribute("class", "arc");
+        arc.setAttribute("cx", x);
+        arc.setAttribute("cy", y);
+        arc.setAttribute("r", RADIUS);
+        group.append(arc);
+      }
+      arc.style.setProperty("--node", `var(${NODES[source].color})`);
+      arc.setAttribute("stroke-dasharray", `${share * RING} ${RING}`);
+      arc.setAttribute("stroke-dashoffset", -before * RING);
+      before += share;
+    });
+  }
+
+  _describe(now, level) {
+    const gridText =
+      now.grid === null || Math.abs(now.grid) < 5
+        ? this.t("idle")
+        : `${this.t(now.grid > 0 ? "importing" : "exporting")} ${formatPower(this._hass, now.grid)}`;
+    const text = this.t("flow_text", {
+      sun: formatPower(this._hass, now.sun),
+      house: formatPower(this._hass, now.house),
+      battery: `${this._batteryText(now.battery)}${level === null ? "" : ` (${Math.round(level)} %)`}`,
+      grid: gridText,
+    });
+    const svg = this.shadowRoot.querySelector("svg");
+    if (svg.getAttribute("aria-label") === text) return;
+    svg.setAttribute("aria-label", text);
+    const rows = this._names.map((name) => {
+      const value = name === "market" ? now.delivery : now[name];
+      const label = `${this._under(name, now, level)}: ${formatPower(this._hass, value)}`;
+      this.shadowRoot.getElementById(`node-${name}`).setAttribute("aria-label", label);
+      return `<tr><th>${escapeHtml(this._under(name, now, level))}</th>
+        <td>${escapeHtml(formatPower(this._hass, value))}</td></tr>`;
+    });
+    this.shadowRoot.querySelector(".table").innerHTML = `<table>${rows.join("")}</table>`;
+  }
+
+  _chips() {
+    const chips = [];
+    const add = (key, icon, label, digits) => {
+      const state = this.state(key);
+      if (!state) return;
+      const value = Number.parseFloat(state.state);
+      const unit = state.attributes.unit_of_measurement ?? "";
+      const shown = Number.isFinite(value)
+        ? `${formatNumber(this._hass, value, digits)} ${unit}`
+        : "–";
+      chips.push([this._home.entities[key], icon, label, shown]);
+    };
+    add("best_rate", "mdi:tag-outline", this.t("best_rate"), 3);
+    add("energy_sold_today", "mdi:home-export-outline", this.t("sold_today"), 2);
+    add("revenue_today", "mdi:cash-plus", this.t("revenue_today"), 2);
+    add("balance", "mdi:wallet-outline", this.t("balance"), 2);
+    const connected = this.state("ledger_connected")?.state === "on";
+    chips.push([
+      this._home.entities.ledger_connected,
+      connected ? "mdi:lan-connect" : "mdi:lan-disconnect",
+      this.t(connected ? "connected" : "away"),
+      "",
+    ]);
+    const drawn = JSON.stringify(chips);
+    if (drawn === this._chipsDrawn) return;
+    this._chipsDrawn = drawn;
+    const box = this.shadowRoot.querySelector(".chips");
+    box.innerHTML = chips
+      .map(
+        ([, icon, label, value]) => `<button class="chip" type="button">
+          <ha-icon icon="${icon}" aria-hidden="true"></ha-icon>${escapeHtml(label)}
+          ${value ? `<b>${escapeHtml(value)}</b>` : ""}</button>`,
+      )
+      .join("");
+    [...box.children].forEach((chip, index) =>
+      chip.addEventListener("click", () => this.moreInfo(chips[index][0])),
+    );
+  }
+
+  getCardSize() {
+    return 8;
+  }
+}
+
+/* Sales and readings --------------------------------------------------------------------------- */
+
+/** A card over `gridledger/overview`, which is asked again when something has happened. */
+class GridLedgerOverviewCard extends GridLedgerCard {
+  build() {
+    this.shadowRoot.innerHTML = `<style>${STYLE}</style><ha-card><div class="card"></div></ha-card>`;
+    this._body = this.shadowRoot.querySelector(".card");
+  }
+
+  draw() {
+    const { entities } = this._home;
+    const marks = ["trade", "last_reading", "readings_queued", "ledger_connected"]
+      .map((key) => this._hass.states[entities[key]]?.state)
+      .join("|");
+    if (marks !== this._marks) {
+      this._marks = marks;
+      this._ask();
+    }
+  }
+
+  async _ask() {
+    if (this._asking) {
+      this._again = true;
+      return;
+    }
+    this._asking = true;
+    try {
+      const overview = await this._hass.callWS({
+        type: `${DOMAIN}/overview`,
+        entry_id: this._home.entry_id,
+      });
+      this._body.innerHTML = this.render(overview);
+    } catch (error) {
+      console.warn("GridLedger:", error);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    this._asking = false;
+    if (this._again) {
+      this._again = false;
+      this._ask();
+    }
+  }
+
+  heading(icon, text, side = "") {
+    return `<h2><ha-icon icon="${icon}" aria-hidden="true"></ha-icon>${escapeHtml(text)}
+      <span class="side">${escapeHtml(side)}</span></h2>`;
+  }
+
+  table(headers, rows) {
+    const head = headers.map(([text, numeric]) =>
+      `<th scope="col"${numeric ? ' class="num"' : ""}>${escapeHtml(text)}</th>`).join("");
+    return `<div class="scroll" tabindex="0"><table><thead><tr>${head}</tr></thead>
+      <tbody>${rows.join("")}</tbody></table></div>`;
+  }
+}
+
+class GridLedgerTradesCard extends GridLedgerOverviewCard {
+  render({ trades, currency }) {
+    const heading = this.heading("mdi:handshake-outline", this.t("trades"));
+    if (!trades.length) return `${heading}<p class="empty">${escapeHtml(this.t("no_trades"))}</p>`;
+    const rows = trades.slice(0, this._config.rows ?? 8).map((trade) => {
+      const window = `${formatTime(this._hass, trade.window_start)} – ${formatTime(this._hass, trade.window_end)}`;
+      return `<tr><td>${escapeHtml(window)}</td>
+        <td>${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
+        <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
+        <td class="num quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
+        <td class="num"><b>${escapeHtml(formatMoney(this._hass, trade.net, currency))}</b></td>
+        <td><code title="${escapeHtml(trade.transaction_id)}">${escapeHtml(trade.transaction_id.slice(0, 8))}</code></td></tr>`;
+    });
+    return (
+      heading +
+      this.table(
+        [
+          [this.t("when")],
+          [this.t("supplier")],
+          [this.t("energy"), true],
+          [this.t("price"), true],
+          [this.t("net"), true],
+          [this.t("proof")],
+        ],
+        rows,
+      )
+    );
+  }
+}
+
+const READING_ICONS = {
+  committed: "mdi:check-decagram-outline",
+  queued: "mdi:tray-full",
+  sent: "mdi:send-clock-outline",
+  refused: "mdi:alert-circle-outline",
+};
+
+class GridLedgerReadingsCard extends GridLedgerOverviewCard {
+  render({ readings, channel, utility, channel_time: channelTime }) {
+    const side = channelTime
+      ? `${this.t("replay")}: ${new Date(channelTime).toLocaleString(language(this._hass), { dateStyle: "short", timeStyle: "short" })}`
+      : "";
+    const heading = this.heading("mdi:counter", this.t("readings"), side);
+    const where = `<p class="quiet">${escapeHtml(this.t("ledger"))}: ${escapeHtml(channel)} ·
+      ${escapeHtml(this.t("utility"))}: ${escapeHtml(utility.replace(/MSP$/, ""))}</p>`;
+    if (!readings.length) {
+      return `${heading}<p class="empty">${escapeHtml(this.t("no_readings"))}</p>${where}`;
+    }
+    const rows = readings.slice(0, this._config.rows ?? 8).map(
+      (reading) => `<tr><td>${escapeHtml(formatTime(this._hass, reading.start))}</td>
+        <td class="num">${reading.import_wh} Wh</td><td class="num">${reading.export_wh} Wh</td>
+        <td class="quiet">${escapeHtml(this.t(`quality_${reading.quality}`))}</td>
+        <td><span class="state"><ha-icon icon="${READING_ICONS[reading.state]}" aria-hidden="true">
+        </ha-icon>${escapeHtml(this.t(`state_${reading.state}`))}</span></td></tr>`,
+    );
+    return (
+      heading +
+      this.table(
+        [
+          [this.t("interval")],
+          [this.t("import"), true],
+          [this.t("export"), true],
+          [this.t("quality")],
+          [this.t("state")],
+        ],
+        rows,
+      ) +
+      where
+    );
+  }
+}
+
+/* The dashboard --------------------------------------------------------------------------------- */
+
+class GridLedgerDashboardStrategy extends HTMLElement {
+  static async generate(config, hass) {
+    const [texts, homes] = await Promise.all([loadTexts(hass), loadHomes(hass, true)]);
+    const t = (key) => texts[key] ?? key;
+    if (!homes.length) {
+      return {
+        views: [
+          { title: "GridLedger", cards: [{ type: "markdown", content: t("not_set_up") }] },
+        ],
+      };
+    }
+    const wanted = config.entry_id
+      ? homes.filter((home) => home.entry_id === config.entry_id)
+      : homes;
+    return {
+      title: "GridLedger",
+      views: wanted.map((home, index) => activityView(home, t, index, wanted.length > 1)),
+    };
+  }
+}
+
+/** One home's live activity. Graphs show the owner's own sensors, which report most often. */
+function activityView(home, t, index, several) {
+  const { entities, sources, inverted, entry_id } = home;
+  const best = (kind, ours, name) => {
+    const own = sources[kind]?.length === 1 && !inverted[kind] ? sources[kind][0] : undefined;
+    const entity = own ?? entities[ours];
+    return entity ? [{ entity, name: t(name) }] : [];
+  };
+  const power = [
+    ...best("pv_power", "pv_power", "sun"),
+    ...(entities.consumption_power ? [{ entity: entities.consumption_power, name: t("house") }] : []),
+    ...best("grid_power", "grid_power", "grid"),
+    ...best("battery_power", "battery_power", "battery"),
+  ];
+  const custom = (name, options = {}) => ({
+    type: `custom:gridledger-${name}-card`,
+    entry_id,
+    grid_options: { columns: "full" },
+    ...options,
+  });
+  const graph = (list, hours) => ({
+    type: "history-graph",
+    hours_to_show: hours,
+    entities: list,
+    grid_options: { columns: "full" },
+  });
+  const section = (title, cards, span = 1) => ({
+    type: "grid",
+    column_span: span,
+    cards: [{ type: "heading", heading: title, grid_options: { columns: "full" } }, ...cards],
+  });
+  const level = sources.battery_level?.[0] ?? entities.battery_level;
+  return {
+    title: several ? home.title : t("activity"),
+    path: several ? `home-${index + 1}` : "activity",
+    icon: "mdi:home-lightning-bolt-outline",
+    type: "sections",
+    max_columns: 4,
+    sections: [
+      section(home.title, [custom("flow")], 2),
+      section(t("power"), [
+        ...(power.length ? [graph(power, GRAPH_HOURS)] : []),
+        ...(level ? [graph([{ entity: level, name: t("battery") }], GRAPH_HOURS)] : []),
+      ], 2),
+      section(t("trades"), [custom("trades")], 2),
+      section(t("ledger"), [custom("readings")], 2),
+    ],
+  };
+}
+
+/* Registration ---------------------------------------------------------------------------------- */
+
+const ELEMENTS = {
+  "gridledger-flow-card": GridLedgerFlowCard,
+  "gridledger-trades-card": GridLedgerTradesCard,
+  "gridledger-readings-card": GridLedgerReadingsCard,
+  "ll-strategy-dashboard-gridledger": GridLedgerDashboardStrategy,
+};
+for (const [name, element] of Object.entries(ELEMENTS)) {
+  if (!customElements.get(name)) customElements.define(name, element);
+}
+
+window.customCards = window.customCards || [];
+for (const [type, name] of [
+  ["gridledger-flow-card", "GridLedger: power flow"],
+  ["gridledger-trades-card", "GridLedger: sales"],
+  ["gridledger-readings-card", "GridLedger: readings"],
+]) {
+  if (!window.customCards.some((card) => card.type === type)) {
+    window.customCards.push({ type, name, preview: false });
+  }
+}
+
+window.customStrategies = window.customStrategies || [];
+if (!window.customStrategies.some((strategy) => strategy.type === DOMAIN)) {
+  window.customStrategies.push({
+    type: DOMAIN,
+    strategyType: "dashboard",
+    name: "GridLedger",
+    description: "Your home and its microgrid, live",
+    documentationURL: "https://github.com/gridledger/gridledger/blob/main/docs/homeowners.md",
+  });
+}

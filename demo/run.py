@@ -1,0 +1,563 @@
+"""``script/run``: from nothing to a trading neighbourhood, and on from where it was.
+
+Everything below runs in this one process, except Home Assistant (and, with ``--processes``, each
+node of the ledger). What is started is stopped in reverse order, whichever way the end comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from consortium.node import network as ledger_network
+from consortium.node.contracts import client as staff_client
+from consortium.node.contracts import ensure_contracts
+from consortium.node.network import Network, NetworkError
+from consortium.node.nodes import EmbeddedNetwork
+from consortium.node.processes import NodeFailed, ProcessNetwork
+from demo import history, home_assistant, trading
+from demo.files import write_atomically
+from demo.home_assistant import HomeAssistant, HomeAssistantError
+from demo.homes import (
+    ORIGIN,
+    STEP_S,
+    HomesError,
+    Neighbourhood,
+    Replay,
+    check_interval,
+    home_specs,
+)
+from demo.inverter import Inverter
+from demo.meters import Batch, HeadEnd
+from gridledger_client import GatewayClient, GridLedgerError, fingerprint
+
+DEFAULT_DATA_DIR: Final = Path(".gridledger")
+DEFAULT_HOMES: Final = 12
+DEFAULT_INTERVAL_S: Final = 60
+DEFAULT_HA_PORT: Final = 8123
+INVERTER_PORT: Final = 18_080
+EVENTS_RETRY_S: Final = 5.0
+HOMES_FILE: Final = "homes.json"
+
+
+class DemoError(Exception):
+    """The demonstration cannot go on; the message says why and what to do."""
+
+
+class Console:
+    """One line for each thing that happens, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", flush=True)
+
+    def plain(self, text: str) -> None:
+        """Prints text as it is."""
+        print(text, flush=True)
+
+
+class Demo:
+    """The running demonstration."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options = options
+        self.say = console.say
+        self.console = console
+        self.folder: Path = options.data_dir.resolve()
+        self._own = self.folder / "demo"
+        self._stack = AsyncExitStack()
+        self._saving = asyncio.Lock()
+        self._history: list[history.Hour] = []
+        self._last_trouble = ""
+        self.is_new = not (self.folder / "network.json").exists()
+
+    async def run(self) -> None:
+        """Starts everything and goes on until cancelled; always stops what was started."""
+        try:
+            async with self._stack:
+                await self._start()
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    self.say("stopping; this takes some seconds")
+        finally:
+            self.say("stopped")
+
+    async def _start(self) -> None:
+        self.network = await asyncio.to_thread(self._network)
+        replay = self.network.replay
+        assert replay is not None
+        self.replay = Replay(replay.origin, replay.anchor, replay.rate)
+        self.hood = await asyncio.to_thread(self._neighbourhood)
+        await self._start_ledger()
+
+        utilities = self.network.utilities
+        self.staff = {
+            utility.msp_id: self._closed_at_the_end(staff_client(self.network, utility, "operator"))
+            for utility in utilities
+        }
+        self.head_ends = [self._head_end(number) for number in range(len(utilities))]
+        self.suppliers = [
+            trading.Supplier(number, utility.msp_id, self.staff[utility.msp_id])
+            for number, utility in enumerate(utilities)
+        ]
+        await self._register()
+        sellers = await self._sellers()
+
+        go_on = await self._stack.enter_async_context(_background())
+        go_on(self._let_time_pass())
+        for head_end in self.head_ends:
+            go_on(head_end.run())
+        go_on(self._report_trades())
+        go_on(trading.publish_rates(self.suppliers, self._now, self._trouble))
+        go_on(sellers.run())
+
+        inverter = Inverter(self.hood.homes[0], self.replay, on_command=self._save)
+        await inverter.start(_free_port(INVERTER_PORT))
+        self._stack.push_async_callback(inverter.stop)
+        self.say(f"the inverter of {self._connection(0)} answers at {inverter.url}/api/status")
+
+        if self.options.ledger_only:
+            await self._invite()
+        else:
+            go_on(self._watch(await self._start_home_assistant(inverter)))
+
+    # The ledger -----------------------------------------------------------------------------
+
+    def _network(self) -> Network:
+        """Makes the network where there is none, else reads it and checks the options."""
+        wanted = self.options
+        if not self.is_new:
+            network = Network.load(self.folder)
+            if network.replay is None:
+                raise DemoError(
+                    f"the network in {self.folder} has no replay clock, so it is not the "
+                    "demonstration's; choose another --data-dir"
+                )
+            if wanted.interval not in (None, network.interval_s):
+                raise DemoError(
+                    f"the neighbourhood in {self.folder} meters each {network.interval_s} s, which "
+                    f"cannot become {wanted.interval} s; choose another --data-dir"
+                )
+            self.say(f"going on from {self.folder}")
+            return network
+        interval_s = wanted.interval or DEFAULT_INTERVAL_S
+        check_interval(interval_s)
+        home_specs(wanted.homes or DEFAULT_HOMES)
+        self.say(f"making a consortium of three utilities in {self.folder}")
+        return ledger_network.create_network(
+            self.folder,
+            interval_s=interval_s,
+            replay=ledger_network.Replay(origin=ORIGIN, anchor=int(time.time()), rate=1),
+            progress=self.say,
+        )
+
+    async def _start_ledger(self) -> None:
+        network = self.network
+        nodes: EmbeddedNetwork | ProcessNetwork
+        if self.options.processes:
+            self.say("starting each node in a process of its own")
+            nodes = ProcessNetwork(network)
+        else:
+            self.say("starting three authorities, three orderers and three peers")
+            nodes = EmbeddedNetwork(network)
+        await nodes.start(self.say)
+        self._stack.push_async_callback(nodes.stop)
+        await ensure_contracts(network, self.say)
+        self.say(f"channel {network.channel}: contracts metering and energy are ready")
+
+    def _closed_at_the_end(self, client: GatewayClient) -> GatewayClient:
+        self._stack.push_async_callback(client.close)
+        return client
+
+    async def _register(self) -> None:
+        """Enters homes, meters, first money and rates: once, and again where that broke off."""
+        done = self._own / "registered"
+        if done.exists():
+            return
+        self.say(f"entering {len(self.hood.homes)} homes with their accredited meters")
+        await asyncio.gather(*(head_end.register() for head_end in self.head_ends))
+        self.say("opening accounts and publishing the day's rates")
+        await asyncio.gather(
+            *(
+                supplier.open_accounts([home.connection_id for home in head_end.homes])
+                for supplier, head_end in zip(self.suppliers, self.head_ends, strict=True)
+            )
+        )
+        today = trading.days(self._now())[0]
+        await asyncio.gather(*(supplier.publish(today) for supplier in self.suppliers))
+        await asyncio.to_thread(write_atomically, done, "")
+
+    # Homes, meters, market -----------------------------------------------------------------
+
+    def _neighbourhood(self) -> Neighbourhood:
+        path = self._own / HOMES_FILE
+        wanted: int | None = self.options.homes
+        if not path.exists():
+            hood = Neighbourhood.create(
+                wanted or DEFAULT_HOMES, self.network.interval_s, ORIGIN - history.HISTORY_S
+            )
+            self._history = history.live_through(hood, self.replay, ORIGIN)
+            return hood
+        hood = Neighbourhood.from_json(path.read_text(encoding="utf-8"))
+        if wanted not in (None, len(hood.homes)):
+            raise DemoError(
+                f"the neighbourhood in {self.folder} has {len(hood.homes)} homes, not {wanted}; "
+                "choose another --data-dir"
+            )
+        behind_s = self._now() - hood.time
+        if behind_s > 3600:
+            self.say(f"the homes live through the {behind_s / 3600:.0f} h since the last run")
+        hood.advance(self._now())
+        return hood
+
+    def _head_end(self, number: int) -> HeadEnd:
+        utility = self.network.utilities[number]
+        return HeadEnd(
+            utility=utility.msp_id,
+            channel=self.network.channel,
+            client=self.staff[utility.msp_id],
+            homes=[home.spec for home in self.hood.homes[number :: len(self.network.utilities)]],
+            neighbourhood=self.hood,
+            folder=self._own,
+            on_batch=self._on_batch,
+            on_trouble=self._trouble,
+        )
+
+    def _now(self) -> int:
+        return self.replay.channel_time(time.time())
+
+    def _connection(self, index: int) -> str:
+        return self.hood.homes[index].spec.connection_id
+
+    async def _save(self) -> None:
+        async with self._saving:
+            await asyncio.to_thread(
+                write_atomically, self._own / HOMES_FILE, self.hood.to_json(), 0o600
+            )
+
+    async def _let_time_pass(self) -> None:
+        """Moves all homes with the channel's clock; wakes the head-ends when intervals end."""
+        try:
+            while True:
+                if self.hood.advance(self._now()):
+                    await self._save()  # before anything of it is signed
+                    for head_end in self.head_ends:
+                        head_end.wake()
+                await asyncio.sleep(STEP_S - self._now() % STEP_S)
+        finally:
+            await self._save()
+
+    def _on_batch(self, batch: Batch) -> None:
+        self._last_trouble = ""
+        interval = datetime.fromtimestamp(batch.last_interval, UTC).strftime("%H:%M:%S")
+        known = f", {batch.duplicate} known already" if batch.duplicate else ""
+        self.say(
+            f"block {batch.block_number}: {batch.utility} has {batch.accepted} readings up to "
+            f"the interval at {interval}{known}"
+        )
+        for refused in batch.refused[:3]:
+            self.say(f"  refused {refused['meter_id']}: {refused['reason']}")
+
+    def _trouble(self, text: str) -> None:
+        """Says what went wrong, once."""
+        if text != self._last_trouble:
+            self._last_trouble = text
+            self.say(text)
+
+    async def _report_trades(self) -> None:
+        """Prints each sale as the ledger's event stream tells it."""
+        client = next(iter(self.staff.values()))
+        while True:
+            try:
+                async for event in client.chaincode_events("energy"):
+                    if event.name == "trade":
+                        trade = event.json()
+                        self.say(
+                            f"block {event.block_number}: {trade['connection_id']} sold "
+                            f"{int(trade['energy_wh']) / 1000:.2f} kWh to {trade['supplier']} "
+                            f"for {int(trade['net_micro']) / 1e6:.3f} {trade['currency']} net"
+                        )
+            except GridLedgerError as error:
+                self._trouble(f"the event stream broke off: {error}")
+            await asyncio.sleep(EVENTS_RETRY_S)
+
+    async def _sellers(self) -> trading.Sellers:
+        """Enrols every home but the first, which is Home Assistant's."""
+        clients = {}
+        first = not (self._own / "identities").exists()
+        if first:
+            self.say("enrolling the homes at their utilities' authorities")
+        for index, home in list(enumerate(self.hood.homes))[1:]:
+            utility = self.network.utilities[index % len(self.network.utilities)]
+            connection_id = home.spec.connection_id
+
+            def register(
+                enrollment_id: str, connection_id: str = connection_id, msp: str = utility.msp_id
+            ) -> str:
+                return self._register_home(enrollment_id, connection_id, msp)
+
+            identity = await trading.enrolled_identity(
+                self._own / "identities",
+                connection_id,
+                utility.msp_id,
+                utility.ca_url,
+                self.network.tls_bundle_pem,
+                register,
+            )
+            clients[connection_id] = self._closed_at_the_end(
+                GatewayClient(
+                    [utility.gateway_address],
+                    self.network.channel,
+                    identity,
+                    self.network.tls_bundle_pem,
+                )
+            )
+        return trading.Sellers(self.hood, clients, self._trouble)
+
+    def _register_home(self, enrollment_id: str, connection_id: str, msp_id: str) -> str:
+        return self.network.register_identity(
+            msp_id,
+            enrollment_id,
+            None,
+            {"gridledger.role": "home", "gridledger.connection": connection_id},
+        )
+
+    # The first home -------------------------------------------------------------------------
+
+    async def _invitation(self) -> dict[str, str]:
+        """What the first home's owner gets from the utility: it works once."""
+        utility = self.network.utilities[0]
+        connection_id = self._connection(0)
+        enrollment_id = f"{connection_id.lower()}-{int(time.time()):x}"
+        secret = await asyncio.to_thread(
+            self._register_home, enrollment_id, connection_id, utility.msp_id
+        )
+        others = [each.gateway_address for each in self.network.utilities[1:]]
+        return {
+            "gateways": ", ".join([utility.gateway_address, *others]),
+            "ca_url": utility.ca_url,
+            "channel": self.network.channel,
+            "enrollment_id": enrollment_id,
+            "secret": secret,
+            "fingerprint": fingerprint(self.network.tls_bundle_pem),
+        }
+
+    async def _invite(self) -> None:
+        invitation = await self._invitation()
+        lines = "\n".join(f"  {name:14}{value}" for name, value in invitation.items())
+        self.console.plain(
+            f"""
+The ledger runs, and {len(self.hood.homes) - 1} homes sell to it. To connect a Home Assistant of
+your own on this machine as {self._connection(0)}, add the integration GridLedger with:
+
+{lines}
+
+Or look around:  .venv/bin/gridledger network status --data-dir {self.folder}
+                 .venv/bin/gridledger block show newest --data-dir {self.folder}
+Ctrl-C stops everything; the next start goes on from disk.
+"""
+        )
+
+    async def _start_home_assistant(self, inverter: Inverter) -> HomeAssistant:
+        port = self.options.ha_port or _free_port(DEFAULT_HA_PORT)
+        if not _is_free(port):
+            raise DemoError(f"port {port} is in use; choose another --ha-port")
+        house = HomeAssistant(self.folder / "home-assistant", port)
+        if house.is_new:
+            self.say("making a Home Assistant for the first home")
+        await house.prepare(inverter.url)
+        self.say("starting Home Assistant (the first start takes a while)")
+        self._stack.push_async_callback(house.stop)
+        first_registers = self.hood.homes[0].registers()
+        await house.start(self.say)
+        async with await house.connect() as api:
+            if not await home_assistant.is_connected(api):
+                await home_assistant.configure_energy(api)
+                self.say(f"connecting Home Assistant to the ledger as {self._connection(0)}")
+                home = self.hood.homes[0].spec
+                await home_assistant.connect_home(
+                    api,
+                    await self._invitation(),
+                    self.network.utilities[0].msp_id,
+                    {
+                        "battery_capacity": home.battery_capacity_wh / 1000,
+                        "battery_max_power": home.battery_power_w,
+                        "battery_reserve": 20,
+                    },
+                )
+                await home_assistant.deliver_sold_energy(api)
+                await history.import_history(api, self._history, first_registers)
+            await home_assistant.open_dashboard_first(
+                api, "GridLedger", {"strategy": {"type": "custom:gridledger"}}
+            )
+        write_atomically(
+            self._own / "home-assistant.json",
+            json.dumps(
+                {"url": house.url, "user": home_assistant.USER, "folder": str(house.folder)}
+            ),
+        )
+        self.console.plain(
+            f"""
+  Home Assistant   {house.url}
+  user             {home_assistant.USER}
+  password         {house.password}
+
+It opens on the GridLedger dashboard: the sun over {self._connection(0)}, its battery, and what the
+microgrid pays. Things to try:
+  - Developer tools > Actions > "GridLedger: Sell energy", 0.5 kWh. The answer is the trade, as it
+    stands in every utility's ledger; watch the battery deliver it in the next minutes.
+  - Settings > Automations > "Deliver sold energy": what sends that command to the inverter.
+  - .venv/bin/gridledger block show newest
+  - .venv/bin/gridledger verify, after Ctrl-C: walks every utility's chain.
+Ctrl-C stops everything; the next script/run goes on from disk.
+"""
+        )
+        return house
+
+    async def _watch(self, house: HomeAssistant) -> None:
+        """Home Assistant does not end by itself."""
+        code = await house.wait()
+        if not house.stopping:
+            raise DemoError(f"Home Assistant ended with code {code}; see {house.folder}")
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """A place for tasks that run until the end; one that fails is a bug, and ends everything."""
+    owner = asyncio.current_task()
+    tasks: set[asyncio.Task[None]] = set()
+    failed: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failed.append(error)
+            assert owner is not None
+            owner.cancel()
+
+    def start(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(ended)
+
+    try:
+        yield start
+    except asyncio.CancelledError:
+        if failed:
+            if isinstance(failed[0], DemoError):
+                raise failed[0] from None
+            raise DemoError(f"something broke: {failed[0]!r}") from failed[0]
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, first + 100):
+        if _is_free(port):
+            return port
+    raise DemoError(f"no free port from {first} to {first + 99}")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="script/run",
+        description="Runs a whole trading neighbourhood on this machine: a ledger of three "
+        "utilities, homes that replay measured households, and a real Home Assistant as one of "
+        "them. The first run makes everything, later runs go on from disk. Ctrl-C stops it.",
+    )
+    parser.add_argument(
+        "--ledger-only", action="store_true", help="without Home Assistant; prints an invitation"
+    )
+    parser.add_argument("--homes", type=int, metavar="N", help=f"homes ({DEFAULT_HOMES}, up to 40)")
+    parser.add_argument(
+        "--interval",
+        type=int,
+        metavar="SECONDS",
+        help=f"market and metering interval ({DEFAULT_INTERVAL_S})",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=DEFAULT_DATA_DIR,
+        metavar="FOLDER",
+        help=f"where everything is kept ({DEFAULT_DATA_DIR})",
+    )
+    parser.add_argument(
+        "--ha-port",
+        type=int,
+        metavar="PORT",
+        help=f"Home Assistant's port ({DEFAULT_HA_PORT}, or the next free one)",
+    )
+    parser.add_argument(
+        "--processes", action="store_true", help="each node of the ledger in its own process"
+    )
+    return parser.parse_args(arguments)
+
+
+async def _main(options: argparse.Namespace) -> int:
+    demo = asyncio.create_task(Demo(options, Console()).run())
+    interrupts = 0
+
+    def interrupted() -> None:
+        """Once is enough, and whoever insists gets out at once."""
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts == 1:
+            demo.cancel()
+        elif interrupts == 2:
+            print("stopping already; Ctrl-C once more leaves everything as it is", flush=True)
+        else:
+            os._exit(130)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted)
+    try:
+        await demo
+    except asyncio.CancelledError:
+        return 0
+    except (DemoError, NetworkError, HomesError, NodeFailed, HomeAssistantError) as error:
+        print(f"script/run: {error}", file=sys.stderr)
+    except GridLedgerError as error:
+        print(f"script/run: the ledger did not do its part: {error}", file=sys.stderr)
+    return 1
+
+
+def main() -> None:
+    """The entry point of ``python -m demo.run``."""
+    options = parse()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(asyncio.run(_main(options)))
+
+
+if __name__ == "__main__":
+    main()

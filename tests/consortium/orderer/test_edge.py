@@ -1,0 +1,251 @@
+"""What an orderer refuses, and how it says so."""
+
+import time
+
+import pytest
+
+from consortium.identity.signing import Signer
+from consortium.ledger.config_update import compute_update, sign_update, update_envelope
+from consortium.orderer.node import JoinError, Orderer
+from consortium.wire import blocks, common_pb2, orderer_pb2
+from consortium.wire.envelopes import channel_header, signed_envelope
+from tests.consortium.orderer.conftest import NetworkFactory
+from tests.consortium.orderer.network import (
+    CHANNEL,
+    Network,
+    Utility,
+    broadcast,
+    deliver,
+    seek,
+    until,
+)
+
+SUCCESS = common_pb2.SUCCESS
+
+
+async def refused(network: Network, envelope: bytes, *, follower: bool = False) -> tuple[int, str]:
+    """Status and info of the answer to one envelope, which leaves no trace in the chain."""
+    number = await (network.follower() if follower else network.leader())
+    async with network.channel(number) as channel:
+        answers = await broadcast(channel, [envelope])
+    assert len(answers.statuses) == 1
+    assert len(network.blocks(number)) == 1
+    return answers.statuses[0], answers.infos[0]
+
+
+def with_payload(network: Network, signer: Signer, **header: object) -> bytes:
+    fields = channel_header(common_pb2.ENDORSER_TRANSACTION, CHANNEL, "00")
+    for name, value in header.items():
+        setattr(fields, name, value)
+    return signed_envelope(signer, fields, b"data").SerializeToString()
+
+
+async def test_broken_and_foreign_envelopes(network: Network) -> None:
+    home = network.client
+    stranger = Utility("Drago").signer("thief", "client")
+    peer = network.utilities[0].signer("peer", "peer")
+    expired = network.utilities[0].signer("late", "client", valid_days=0)
+    forged = common_pb2.Envelope.FromString(network.envelope())
+    forged.signature = home.sign(forged.payload + b"!")
+    unsigned = common_pb2.Envelope(payload=forged.payload)
+    signature_first = (
+        common_pb2.Envelope(signature=home.sign(forged.payload)).SerializeToString()
+        + common_pb2.Envelope(payload=forged.payload).SerializeToString()
+    )
+    cases = {
+        "forged signature": (forged.SerializeToString(), common_pb2.FORBIDDEN, "signature"),
+        "no signature": (unsigned.SerializeToString(), common_pb2.FORBIDDEN, "signature"),
+        "foreign organization": (
+            network.envelope(signer=stranger),
+            common_pb2.FORBIDDEN,
+            "not a member of the channel",
+        ),
+        "no writer": (network.envelope(signer=peer), common_pb2.FORBIDDEN, "/Channel/Writers"),
+        "expired": (network.envelope(signer=expired), common_pb2.BAD_REQUEST, "expired"),
+        "unknown channel": (
+            with_payload(network, home, channel_id="elsewhere"),
+            common_pb2.NOT_FOUND,
+            "'elsewhere' is not served",
+        ),
+        "configuration made by a client": (
+            with_payload(network, home, type=common_pb2.CONFIG),
+            common_pb2.BAD_REQUEST,
+            "CONFIG_UPDATE",
+        ),
+        "empty": (b"", common_pb2.BAD_REQUEST, "empty"),
+        "not protobuf": (b"\xff\xff\xff", common_pb2.BAD_REQUEST, "not a valid common.Envelope"),
+        "bytes that do not marshal back": (signature_first, common_pb2.BAD_REQUEST, "marshal"),
+    }
+    for name, (envelope, status, words) in cases.items():
+        for follower in (False, True):
+            answer = await refused(network, envelope, follower=follower)
+            assert answer[0] == status, (name, answer)
+            assert words in answer[1], (name, answer)
+
+
+async def test_an_oversize_envelope(make_network: NetworkFactory) -> None:
+    network = await make_network(
+        1, absolute_max_bytes=10_000, preferred_max_bytes=5_000, max_message_count=100
+    )
+    status, info = await refused(network, network.envelope(10_000))
+    assert status == common_pb2.BAD_REQUEST
+    assert "the channel's limit (AbsoluteMaxBytes) is 10000" in info
+    # Above the preferred size it is taken, in a block of its own.
+    envelopes = [network.envelope(size) for size in (10, 6_000, 10)]
+    async with network.channel(0) as channel:
+        assert (await broadcast(channel, envelopes)).statuses == [SUCCESS] * 3
+    assert [len(block.data.data) for block in network.blocks(0)] == [1, 1, 1, 1]
+
+
+async def test_the_first_refusal_ends_the_stream(network: Network) -> None:
+    envelopes = [network.envelope() for _ in range(4)]
+    envelopes[2] = b"\xff"
+    async with network.channel(await network.leader()) as channel:
+        answers = await broadcast(channel, envelopes)
+    assert answers.statuses == [SUCCESS, SUCCESS, common_pb2.BAD_REQUEST]
+
+
+async def test_a_configuration_update_takes_effect(network: Network) -> None:
+    leader, follower = await network.leader(), await network.follower()
+    chain = network.running()[leader].channels[CHANNEL]
+    current = chain.config.config
+    wanted = common_pb2.Config()
+    wanted.CopyFrom(current)
+    value = wanted.channel_group.groups["Orderer"].values["BatchSize"]
+    size = orderer_pb2.BatchSize.FromString(value.value)
+    size.max_message_count = 2
+    value.value = size.SerializeToString()
+    update = compute_update(CHANNEL, current, wanted).SerializeToString()
+    admins = [one.signer("admin", "admin") for one in network.utilities]
+    envelope = update_envelope(
+        CHANNEL, update, [sign_update(update, one) for one in admins], admins[0]
+    ).SerializeToString()
+    too_few = update_envelope(
+        CHANNEL, update, [sign_update(update, admins[0])], admins[0]
+    ).SerializeToString()
+    async with network.channel(follower) as channel:
+        answers = await broadcast(channel, [too_few])
+        assert answers.statuses == [common_pb2.BAD_REQUEST]
+        assert "do not satisfy it" in answers.infos[0]
+        assert (await broadcast(channel, [network.envelope()])).statuses == [SUCCESS]
+        assert (await broadcast(channel, [envelope])).statuses == [SUCCESS]
+        assert (await broadcast(channel, [network.envelope() for _ in range(4)])).statuses == [
+            SUCCESS
+        ] * 4
+        # The same update again was made against an older configuration.
+        assert (await broadcast(channel, [envelope])).statuses == [common_pb2.BAD_REQUEST]
+    await network.same_height()
+    for number in range(3):
+        found = network.blocks(number)
+        assert [len(block.data.data) for block in found] == [1, 1, 1, 2, 2]
+        last = [
+            common_pb2.LastConfig.FromString(
+                common_pb2.Metadata.FromString(block.metadata.metadata[blocks.LAST_CONFIG]).value
+            ).index
+            for block in found
+        ]
+        assert last == [0, 0, 2, 2, 2]
+    # It is still in force after a restart.
+    await network.stop()
+    await network.start()
+    await network.leader()
+    assert network.running()[0].channels[CHANNEL].config.sequence == 1
+
+
+async def test_deliver_seeks(network: Network) -> None:
+    number = await network.follower()
+    home = network.client
+    async with network.channel(number) as channel:
+        for _ in range(3):
+            assert (await broadcast(channel, [network.envelope()])).statuses == [SUCCESS]
+        stored = network.blocks(number)
+        assert len(stored) == 4
+        for start, stop, expected in (
+            ("oldest", "newest", [0, 1, 2, 3]),
+            ("newest", "newest", [3]),
+            ("oldest", "oldest", [0]),
+            (1, 2, [1, 2]),
+            (2, "newest", [2, 3]),
+        ):
+            found, status = await deliver(channel, seek(home, start, stop))
+            assert status == SUCCESS
+            assert [block.header.number for block in found] == expected
+            assert found == [stored[n] for n in expected]
+        # Past the end: at once an error, or wait.
+        found, status = await deliver(channel, seek(home, 2, 9))
+        assert ([block.header.number for block in found], status) == (
+            [2, 3],
+            common_pb2.NOT_FOUND,
+        )
+        found, status = await deliver(channel, seek(home, "next_commit", 5))
+        assert (found, status) == ([], common_pb2.NOT_FOUND)
+        # Headers only, but configuration blocks whole.
+        found, _ = await deliver(channel, seek(home, "oldest", "newest", headers_only=True))
+        assert [len(block.data.data) for block in found] == [1, 0, 0, 0]
+        assert [block.header for block in found] == [block.header for block in stored]
+
+
+async def test_deliver_waits_for_blocks_to_come(network: Network) -> None:
+    leader, follower = await network.leader(), await network.follower()
+    async with network.channel(follower) as reader, network.channel(leader) as writer:
+        call = reader.stream_stream("/orderer.AtomicBroadcast/Deliver")()
+        await call.write(seek(network.client, "next_commit", 2**64 - 1, wait=True))
+        for number in (1, 2, 3):
+            assert (await broadcast(writer, [network.envelope()])).statuses == [SUCCESS]
+            response = orderer_pb2.DeliverResponse.FromString(await call.read())
+            assert response.block.header.number == number
+        call.cancel()
+
+
+async def test_deliver_refusals(network: Network) -> None:
+    home = network.client
+    stranger = Utility("Drago").signer("spy", "client")
+    expired = network.utilities[0].signer("late", "client", valid_days=0)
+    old = time.time_ns() - 16 * 60 * 10**9
+    forged = common_pb2.Envelope.FromString(seek(home, "oldest", "newest"))
+    forged.signature = home.sign(b"else")
+    cases = {
+        "unknown channel": (seek(home, 0, 0, channel_id="elsewhere"), common_pb2.NOT_FOUND),
+        "foreign organization": (seek(stranger, 0, 0), common_pb2.FORBIDDEN),
+        "forged": (forged.SerializeToString(), common_pb2.FORBIDDEN),
+        "expired": (seek(expired, 0, 0), common_pb2.BAD_REQUEST),
+        "old request": (seek(home, 0, 0, timestamp_ns=old), common_pb2.BAD_REQUEST),
+        "start after stop": (seek(home, 3, 2), common_pb2.BAD_REQUEST),
+        "no start": (seek(home, None, 2), common_pb2.BAD_REQUEST),
+        "not protobuf": (b"\xff", common_pb2.BAD_REQUEST),
+    }
+    async with network.channel(0) as channel:
+        for name, (request, expected) in cases.items():
+            found, status = await deliver(channel, request)
+            assert (found, status) == ([], expected), name
+
+
+async def test_readers_are_told_when_the_orderer_is_cut_off(make_network: NetworkFactory) -> None:
+    network = await make_network(limits={"leaderless_grace_s": 1.0})
+    alone = await network.follower()
+    async with network.channel(alone) as channel:
+        call = channel.stream_stream("/orderer.AtomicBroadcast/Deliver")()
+        await call.write(seek(network.client, "next_commit", 2**64 - 1, wait=True))
+        await network.stop(*(number for number in range(3) if number != alone))
+        response = orderer_pb2.DeliverResponse.FromString(await call.read())
+        assert response.status == common_pb2.SERVICE_UNAVAILABLE
+        answers = await broadcast(channel, [network.envelope()])
+        assert answers.statuses == [common_pb2.SERVICE_UNAVAILABLE]
+        assert "no leader" in answers.infos[0]
+
+
+async def test_joining(network: Network, make_network: NetworkFactory) -> None:
+    other = await make_network(1)
+    orderer = network.running()[0]
+    # Again: nothing happens.
+    assert await orderer.join(network.genesis) is orderer.channels[CHANNEL]
+    with pytest.raises(JoinError, match="another first block"):
+        await orderer.join(other.genesis)
+    stranger = Orderer(network.spare_settings())
+    await stranger.start()
+    try:
+        with pytest.raises(JoinError, match="none of the 3 consenters"):
+            await stranger.join(network.genesis)
+    finally:
+        await stranger.stop()
+    await until(lambda: orderer.channels[CHANNEL].leader != 0)

@@ -1,0 +1,229 @@
+"""Tables of any key length, a map that grows, bounded readers, formats."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from consortium.storage import environment as module
+from consortium.storage.environment import (
+    Environment,
+    FormatError,
+    StorageBusyError,
+    WriteTransaction,
+)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Environment]:
+    opened = Environment(tmp_path / "index", ["a", "b"], format_version=1, durable=False)
+    yield opened
+    opened.close()
+
+
+def _all(environment: Environment, table: str = "a") -> list[tuple[bytes, bytes]]:
+    with environment.read() as transaction:
+        return list(transaction.range(table))
+
+
+def test_values_stay_and_tables_are_apart(tmp_path: Path) -> None:
+    first = Environment(tmp_path, ["a", "b"], format_version=1)
+    first.write(lambda t: t.put("a", b"key", b"value"))
+    first.write(lambda t: t.put("b", b"key", b"other"))
+    first.close()
+    second = Environment(tmp_path, ["a", "b"], format_version=1)
+    with second.read() as transaction:
+        assert transaction.get("a", b"key") == b"value"
+        assert transaction.get("b", b"key") == b"other"
+        assert transaction.get("a", b"none") is None
+    second.close()
+
+
+def test_a_failed_change_leaves_nothing(environment: Environment) -> None:
+    def change(transaction: WriteTransaction) -> None:
+        transaction.put("a", b"key", b"value")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        environment.write(change)
+    assert _all(environment) == []
+
+
+# Keys around the lengths at which they are cut, many of them sharing long beginnings.
+KEYS = st.builds(
+    lambda head, length, tail: (head * length)[:length] + tail,
+    st.sampled_from([b"a", b"ab", b"\x00", b"\xff"]),
+    st.sampled_from([1, 2, 509, 510, 511, 512, 513, 1013, 1014, 1015, 1600]),
+    st.binary(max_size=3),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(KEYS, st.one_of(st.none(), st.binary(max_size=4))), max_size=25),
+    start=KEYS,
+    end=st.one_of(st.none(), KEYS),
+)
+def test_keys_of_any_length_sort_as_bytes_do(
+    environment: Environment,
+    changes: list[tuple[bytes, bytes | None]],
+    start: bytes,
+    end: bytes | None,
+) -> None:
+    """Whatever is put and deleted: the table is a sorted dictionary."""
+    model: dict[bytes, bytes] = {}
+
+    def change(transaction: WriteTransaction) -> None:
+        for key, _ in list(transaction.range("a")):
+            assert transaction.delete("a", key)
+        assert list(transaction.range("a")) == []
+        for key, value in changes:
+            if value is None:
+                assert transaction.delete("a", key) == (model.pop(key, None) is not None)
+            else:
+                transaction.put("a", key, value)
+                model[key] = value
+
+    environment.write(change)
+    assert _all(environment) == sorted(model.items())
+    with environment.read() as transaction:
+        for key, _ in changes:
+            assert transaction.get("a", key) == model.get(key)
+        found = list(transaction.range("a", start, end))
+        prefixed = list(transaction.prefixed("a", start[:512]))
+    assert found == sorted(
+        item for item in model.items() if start <= item[0] and (end is None or item[0] < end)
+    )
+    assert prefixed == sorted(item for item in model.items() if item[0].startswith(start[:512]))
+
+
+def test_very_long_keys(environment: Environment) -> None:
+    """A key of a megabyte, which is thousands of pieces."""
+    long = b"k" * 1_000_000
+    environment.write(lambda t: t.put("a", long + b"1", b"one"))
+    environment.write(lambda t: t.put("a", long + b"0", b"zero"))
+    assert _all(environment) == [(long + b"0", b"zero"), (long + b"1", b"one")]
+    assert environment.write(lambda t: t.delete("a", long + b"1"))
+    assert environment.write(lambda t: t.delete("a", long + b"0"))
+    assert _all(environment) == []
+
+
+def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
+    environment = Environment(
+        tmp_path, ["a"], format_version=1, durable=False, map_bytes=256 * 1024
+    )
+    before = environment.map_bytes
+    calls = []
+
+    def change(transaction: WriteTransaction) -> None:
+        calls.append(1)
+        for number in range(300):
+            transaction.put("a", number.to_bytes(4), bytes(4000))
+
+    environment.write(change)
+    assert len(calls) > 1
+    assert environment.map_bytes > before
+    assert len(_all(environment)) == 300
+    environment.close()
+
+
+def test_growing_waits_for_readers(tmp_path: Path) -> None:
+    environment = Environment(
+        tmp_path, ["a"], format_version=1, durable=False, map_bytes=256 * 1024
+    )
+    writer = threading.Thread(
+        target=lambda: environment.write(lambda t: t.put("a", b"big", bytes(2_000_000)))
+    )
+    with environment.read() as transaction:
+        writer.start()
+        time.sleep(0.1)
+        assert writer.is_alive()
+        assert transaction.get("a", b"big") is None
+    writer.join(10)
+    with environment.read() as transaction:
+        assert transaction.get("a", b"big") == bytes(2_000_000)
+    environment.close()
+
+
+def test_a_reader_sees_one_picture(environment: Environment) -> None:
+    environment.write(lambda t: t.put("a", b"key", b"1"))
+    with environment.read() as transaction:
+        environment.write(lambda t: t.put("a", b"key", b"2"))
+        assert transaction.get("a", b"key") == b"1"
+    with environment.read() as transaction:
+        assert transaction.get("a", b"key") == b"2"
+
+
+def test_readers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READER_WAIT_S", 0.05)
+    environment = Environment(tmp_path, ["a"], format_version=1, reader_limit=2)
+    with environment.read(), environment.read():
+        busy = pytest.raises(StorageBusyError, match="2 read transactions are open")
+        with busy, environment.read():
+            pass
+        with environment.read(privileged=True):
+            pass
+    with environment.read():
+        pass
+    environment.close()
+
+
+def test_a_newer_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    Environment(tmp_path, ["a"], format_version=2).close()
+    with pytest.raises(FormatError, match="has storage format 2, and this version reads up to 1"):
+        Environment(tmp_path, ["a"], format_version=1)
+    with pytest.raises(FormatError, match="migrate it first"):
+        Environment(tmp_path, ["a"], format_version=3)
+
+
+def test_compacting_leaves_no_deleted_bytes(tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "index", ["a"], format_version=1)
+    secret = b"a secret that was purged"
+    environment.write(lambda t: t.put("a", b"kept", b"kept value"))
+    environment.write(lambda t: t.put("a", b"secret", secret))
+    environment.write(lambda t: t.delete("a", b"secret"))
+    assert secret in (tmp_path / "index" / "data.mdb").read_bytes()
+    environment.compact()
+    assert secret not in (tmp_path / "index" / "data.mdb").read_bytes()
+    assert _all(environment) == [(b"kept", b"kept value")]
+    environment.write(lambda t: t.put("a", b"more", b""))
+    environment.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+READER = """
+import sys
+from pathlib import Path
+from consortium.storage.environment import Environment
+environment = Environment(Path(sys.argv[1]), ["a"], format_version=1, read_only=True)
+for _ in sys.stdin:
+    with environment.read() as transaction:
+        print(*(len(value) for _, value in transaction.range("a")), flush=True)
+"""
+
+
+def test_another_process_reads_what_is_written_and_follows_the_map(tmp_path: Path) -> None:
+    writer = Environment(tmp_path, ["a"], format_version=1, map_bytes=256 * 1024)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    for length in (1, 20, 3_000_000, 40):  # the third makes the map grow
+        writer.write(lambda t, length=length: t.put("a", b"key", bytes(length)))
+        reader.stdin.write("read\n")
+        assert reader.stdout.readline() == f"{length}\n"
+    reader.stdin.close()
+    assert reader.wait(10) == 0
+    reader.stdout.close()
+    writer.close()

@@ -1,0 +1,75 @@
+"""The simulator, run for as long as a test suite may take; `script/simulate` runs more."""
+
+import time
+
+import pytest
+
+from consortium.raft import MemoryStorage
+from consortium.wire import raftpb_pb2 as raftpb
+from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.simulator import Options, Outcome, plan, shrink, simulate
+
+SEEDS = {3: 240, 5: 120, 7: 45}
+
+
+def failures(outcomes: list[Outcome]) -> str:
+    return "\n".join(
+        f"seed {outcome.seed}: {outcome.violation}" for outcome in outcomes if outcome.violation
+    )
+
+
+@pytest.mark.parametrize("nodes", SEEDS)
+def test_nothing_is_violated(nodes: int) -> None:
+    begin = time.process_time()
+    outcomes = [simulate(seed, Options(nodes=nodes)) for seed in range(SEEDS[nodes])]
+    assert not failures(outcomes)
+    # The runs must not be idle ones.
+    assert sum(outcome.committed for outcome in outcomes) > 8 * len(outcomes)
+    assert sum(outcome.terms for outcome in outcomes) > 2 * len(outcomes)
+    print(f"{len(outcomes) / (time.process_time() - begin):.0f} seeds/s with {nodes} nodes")
+
+
+def test_a_seed_always_gives_the_same_run() -> None:
+    told: list[list[str]] = [[], []]
+    outcomes = [simulate(11, Options(nodes=5), log=lines.append) for lines in told]
+    assert told[0] == told[1]
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mistake_is_found(mutation: Mutation) -> None:
+    """From the first seed that is known to find it, as earlier ones take too long."""
+    first = mutation.found_at
+    with mutation.apply():
+        for seed in range(max(0, first - 3), first + 2):
+            outcome = simulate(
+                seed, Options(nodes=(3, 5)[seed % 2]), features=mutation.features
+            )
+            if outcome.violation:
+                return
+    pytest.fail(f"{mutation.name} was not found near seed {first}: {mutation.says}")
+
+
+def test_a_failure_is_shrunk_and_replays() -> None:
+    mutation = next(one for one in MUTATIONS if one.name == "vote forgotten")
+    with mutation.apply():
+        seed = mutation.found_at
+        options = Options(nodes=(3, 5)[seed % 2])
+        outcome = simulate(seed, options)
+        shrunk = shrink(outcome, options)
+        again = simulate(seed, options, shrunk.acts)
+    assert len(shrunk.acts) < len(outcome.acts) == len(plan(seed, options))
+    assert again.violation == shrunk.violation
+
+
+def test_memory_storage_keeps_what_a_crash_needs() -> None:
+    """The storage that others are modelled on: replace, compact, snapshot."""
+    storage = MemoryStorage()
+    storage.append([raftpb.Entry(Term=1, Index=index) for index in (1, 2, 3)])
+    storage.append([raftpb.Entry(Term=2, Index=2)])
+    assert [storage.term(index) for index in (0, 1, 2)] == [0, 1, 2]
+    assert storage.last_index() == 2
+    storage.compact(1)
+    assert (storage.first_index(), storage.term(1), storage.last_index()) == (2, 1, 2)
+    storage.append([raftpb.Entry(Term=1, Index=1), raftpb.Entry(Term=2, Index=2)])
+    assert storage.last_index() == 2
