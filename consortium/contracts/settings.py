@@ -19,7 +19,7 @@ from .clock import Replay, channel_time
 
 _KEY = "settings"
 
-IntervalLength = Annotated[int, Integer(60, 3600, "s")]
+IntervalLength = Annotated[int, Integer(1, 3600, "s")]
 Currency = Annotated[str, Text(r"[A-Z]{3}", "an ISO 4217 code such as EUR")]
 Price = Annotated[int, Integer(-(10**9), 10**9, "micro-units per kWh")]
 """A thousand currency units per kWh either way: beyond it, somebody mistook the unit."""

@@ -109,16 +109,21 @@ class Authority:
         """The DER of a certificate that it issued, its signature rewritten to have a low S.
 
         Fabric hashes and compares certificates in this form (`msp/cert.go`), so that the twin of
-        a signature does not make a second identity.
+        a signature does not make a second identity. Raises ChainError for a signature that is
+        encoded otherwise than DER does.
         """
         der = certificate_der(certificate)
+        old_signature = _der_element(0x03, b"\x00" + certificate.signature)
+        if not der.endswith(old_signature):
+            # Encoded as so many bits short of whole bytes: the same certificate in other bytes,
+            # which would count as a second identity. Go reads another signature there.
+            raise ChainError(f"the signature of {name_of(certificate)} is not in whole bytes")
         if not isinstance(self.public_key, ec.EllipticCurvePublicKey):
             return der
         signature = low_s(certificate.signature, self.public_key.curve)
         if signature == certificate.signature:
             return der
         signed_part = certificate.tbs_certificate_bytes
-        old_signature = _der_element(0x03, b"\x00" + certificate.signature)
         algorithm = der[der.index(signed_part) + len(signed_part) : -len(old_signature)]
         return _der_element(0x30, signed_part + algorithm + _der_element(0x03, b"\x00" + signature))
 

@@ -358,9 +358,9 @@ class Msp:
             certificate = load_certificate(pem, "the certificate")
             key = certificate.public_key()
             chain = self._authorities.chain(certificate)
+            der = chain[0].low_s_form(certificate) if chain else certificate_der(certificate)
         except CERTIFICATE_FAULTS as error:
             raise IdentityError(f"an identity of {self.id} is not valid: {error}") from None
-        der = chain[0].low_s_form(certificate) if chain else certificate_der(certificate)
         units = tuple(
             str(unit.value)
             for unit in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)

@@ -457,6 +457,31 @@ class ChannelConfig:
 
     # -- changing
 
+    def with_revocation_lists(
+        self, msp_id: str, revocation_lists: Iterable[bytes]
+    ) -> common_pb2.Config:
+        """This configuration with an organization's revocation lists replaced, for an update.
+
+        In both groups, where the definitions have to be equal; the organization's own
+        administrator can sign that alone. Raises ConfigError when it is no member.
+        """
+        if msp_id not in self._msp_configs:
+            raise ConfigError(f"{msp_id} is not a member of {self.channel_id}")
+        known = self._msp_configs[msp_id]
+        definition = msp_pb2.FabricMSPConfig.FromString(known.config)
+        definition.revocation_list[:] = list(revocation_lists)
+        value = msp_pb2.MSPConfig(
+            type=known.type, config=definition.SerializeToString(deterministic=True)
+        ).SerializeToString(deterministic=True)
+        wanted = common_pb2.Config()
+        wanted.CopyFrom(self.config)
+        for group, organizations in self._org_msps.items():
+            for name, found in organizations.items():
+                if found == msp_id:
+                    org = wanted.channel_group.groups[group].groups[name]
+                    org.values["MSP"].value = value
+        return wanted
+
     @cached_property
     def _elements(self) -> dict[str, Element]:
         return map_elements(self.config.channel_group)

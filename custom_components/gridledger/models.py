@@ -113,6 +113,8 @@ class LedgerData:
     balance_micro: int | None = None
     rates: tuple[Rate, ...] = ()
     trades: Mapping[str, Trade] = field(default_factory=dict)
+    max_export_w: int | None = None
+    """What the connection point may give to the grid."""
     market_known: bool = False
     """Whether balance, rates and trades have been read since the start."""
     queued: int = 0

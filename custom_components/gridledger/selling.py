@@ -1,10 +1,10 @@
 """Selling stored energy: what can be promised, the quote, and its authorisation."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from math import ceil, floor
+from math import floor
 from secrets import token_hex
 from typing import Any
 
@@ -37,6 +37,7 @@ WINDOW_LIMIT_INTERVALS = 96
 _LEAD_S = 5
 """Real seconds between asking and the earliest delivery: a sale begins in the future."""
 _OUTCOME_S = 30.0
+_NO_LIMIT_WH = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +63,34 @@ class Capability:
         current = clock.interval_at(now)
         promised = sum(trade.energy_from(current) for trade in ledger.trades.values())
         by_energy = self.stored_wh - self.reserve_wh - promised
-        if self.max_power_w is None:
-            return max(0, floor(by_energy))
-        per_interval = floor(self.max_power_w * clock.interval_s / 3600)
         by_power = sum(
-            max(0, per_interval - ledger.committed_wh(start))
+            self.free_wh(start, clock, ledger)
             for start in range(window.start, window.end, clock.interval_s)
         )
         return max(0, floor(min(by_energy, by_power)))
+
+    def free_wh(self, interval_start: int, clock: ChannelClock, ledger: LedgerData) -> int:
+        """Return what power and earlier sales leave of one interval."""
+        limits = [limit for limit in (self.max_power_w, ledger.max_export_w) if limit is not None]
+        if not limits:
+            return _NO_LIMIT_WH
+        whole = floor(min(limits) * clock.interval_s / 3600)
+        return max(0, whole - ledger.committed_wh(interval_start))
 
 
 def delivery_window(
     clock: ChannelClock,
     now: float,
     energy_wh: int,
-    max_power_w: float | None,
+    free_wh: Callable[[int], int],
     start: datetime | None,
     end: datetime | None,
 ) -> Window:
     """Align a wished window (real time) to whole intervals of the channel.
 
-    Without a start it begins with the next interval; without an end it is as long as the battery
-    needs at full power. It is widened outwards to whole intervals, but begins in the future.
+    Without a start it begins with the next interval; without an end it is as long as is needed
+    with what ``free_wh`` says of each interval. It is widened to whole intervals, but begins in
+    the future.
 
     Raises:
         ServiceValidationError: it lies in the past, is empty or too long.
@@ -97,10 +104,13 @@ def delivery_window(
             raise _invalid("window_in_past")
         first = max(first, earliest)
     if end is None:
-        per_interval = None if not max_power_w else max_power_w * clock.interval_s / 3600
-        count = 1 if not per_interval else max(1, ceil(energy_wh / per_interval))
         # Rates are daily, so one sale lies within one day of the channel.
-        last = min(first + count * clock.interval_s, clock.day_start(first) + 86400)
+        day_end = clock.day_start(first) + 86400
+        limit = min(day_end, first + WINDOW_LIMIT_INTERVALS * clock.interval_s)
+        last, left = first, energy_wh
+        while left > 0 and last < limit:
+            left -= free_wh(last)
+            last += clock.interval_s
     else:
         last = clock.next_boundary(clock.channel(end.timestamp()))
     if last <= first:
@@ -179,11 +189,17 @@ class Seller:
             ServiceValidationError: it can't be delivered, or the contract says no.
             HomeAssistantError: the ledger is away.
         """
-        capability = self.capability()
-        window = delivery_window(
-            self._clock(), self._now(), energy_wh, capability.max_power_w, start, end
-        )
+        capability, clock = self.capability(), self._clock()
         await self._read_market()
+        ledger = self._session.data
+        window = delivery_window(
+            clock,
+            self._now(),
+            energy_wh,
+            lambda interval_start: capability.free_wh(interval_start, clock, ledger),
+            start,
+            end,
+        )
         self._check(energy_wh, window, capability)
         argument: dict[str, Any] = {
             "connection_id": self._session.connection_id,

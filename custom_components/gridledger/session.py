@@ -166,6 +166,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if not self._adopt_settings(settings):
             raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
         await self._disk(self.outbox.store_fact, _FACT_SETTINGS, settings)
+        await self._read_connection()
         await self._register_meter()
         await self._reconcile_readings()
         await self._settle_undecided()
@@ -191,6 +192,20 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
 
     async def _disk[T](self, function: Callable[..., T], *arguments: Any) -> T:
         return await self.hass.async_add_executor_job(function, *arguments)
+
+    async def _read_connection(self) -> None:
+        """Read what the home's connection point may deliver."""
+        try:
+            connection = await self.client.evaluate(
+                CHAINCODE_ENERGY,
+                "registry:Connection",
+                {"connection_id": self.connection_id},
+            )
+        except TransactionRefused as error:
+            # Its operator hasn't entered it yet: readings flow, sales are refused with the reason.
+            LOGGER.debug("No connection point %s: %s", self.connection_id, error)
+            return
+        self.data = replace(self.data, max_export_w=int(connection["max_export_w"]))
 
     # The market -----------------------------------------------------------------------------
 

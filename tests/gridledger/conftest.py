@@ -151,9 +151,7 @@ def set_state(
     hass: HomeAssistant, entity_id: str, value: float | str, unit: str = "kWh", **attributes: Any
 ) -> None:
     """Report a sensor's value, as its own integration would."""
-    hass.states.async_set(
-        entity_id, str(value), {"unit_of_measurement": unit, **attributes}
-    )
+    hass.states.async_set(entity_id, str(value), {"unit_of_measurement": unit, **attributes})
 
 
 def report_plant(

@@ -59,8 +59,6 @@ async def test_sells_stored_energy(hass: HomeAssistant, home: Any) -> None:
     session = home.runtime_data.session
     await eventually(lambda: session.data.balance_micro == round(sale["net"] * 1e6))
     event = await eventually(
-        lambda: next(
-            (s for s in hass.states.async_all("event") if s.state != "unknown"), None
-        )
+        lambda: next((s for s in hass.states.async_all("event") if s.state != "unknown"), None)
     )
     assert event.attributes["trade_id"] == sale["trade_id"]

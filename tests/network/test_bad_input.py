@@ -1107,7 +1107,7 @@ async def test_a_window_that_is_over(world: World, home: Home) -> None:
         ({"Authorization": "nobody:secret"}, b"{}", 400, "certificate_request"),
         ({"Authorization": "nobody:secret"}, b"{", 400, "not JSON"),
         ({"Authorization": "nobody:secret"}, b"[]", 400, "not a JSON object"),
-        ({"Authorization": "nobody:secret"}, b'{"certificate_request":"x"}', 400, "cannot be read"),
+        ({"Authorization": "nobody:secret"}, b'{"certificate_request":"x"}', 400, "CSR"),
         ({"Authorization": "nobody:secret"}, b'{"certificate_request":1}', 400, "missing"),
         ({"Authorization": "nobody:secret"}, b"x" * 100_000, 413, "Too Large"),
         ({"Authorization": "nobody:secret"}, None, 401, "Authentication failure"),

@@ -51,7 +51,9 @@ def mutate(limit: int) -> int:
         with mutation.apply():
             found = ""
             for seed in range(limit):
-                outcome = simulate(seed, Options(nodes=(3, 5)[seed % 2]), features=mutation.features)
+                outcome = simulate(
+                    seed, Options(nodes=(3, 5)[seed % 2]), features=mutation.features
+                )
                 if outcome.violation:
                     found = outcome.violation
                     break

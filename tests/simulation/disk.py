@@ -71,9 +71,7 @@ class Disk(MemoryStorage):
 
     def __init__(self, initial: AppState) -> None:
         super().__init__()
-        self.image = _Image(
-            raftpb.HardState(), initial, initial.index, initial.term, ()
-        )
+        self.image = _Image(raftpb.HardState(), initial, initial.index, initial.term, ())
         self.durable = self.image
         self._since_sync: list[_Image] = []
         self.failing_writes = 0

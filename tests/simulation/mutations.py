@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from consortium.raft import NONE, ReadState, RawNode, StateRole, confchange, quorum
+from consortium.raft import NONE, RawNode, StateRole, confchange, quorum
 from consortium.raft.core import Raft
-from consortium.raft.log import RaftLog
-from consortium.raft.messages import new_message, sender_of
+from consortium.raft.log import RaftLog, Unstable
 from consortium.raft.tracker import Inflights, Progress, Tracker
 from consortium.wire import raftpb_pb2 as raftpb
 from tests.simulation.simulator import Features
@@ -29,8 +28,16 @@ class Mutation:
     apply: Callable[[], AbstractContextManager[object]] = nullcontext
     features: Features = field(default_factory=Features)
 
+    @property
+    def found_at(self) -> int:
+        """The first seed known to find it."""
+        return FOUND_AT[self.name]
+
 
 MUTATIONS: list[Mutation] = []
+
+# The first seed, from 0 on, that finds each (`script/simulate --mutations` says so anew).
+FOUND_AT: dict[str, int] = {}
 
 
 def mutation[F: Callable[[], AbstractContextManager[object]]](says: str) -> Callable[[F], F]:
@@ -136,10 +143,17 @@ def conflicts_kept() -> AbstractContextManager[object]:
         last = self.last_index()
         known = [entry for entry in entries if entry.Index <= last]
         if len(known) < len(entries) or not known:
-            return original(
-                self, max(index, min(last, index + len(known))),
-                self.term_or_zero(index + len(known)), entries[len(known):], commit,
-            ) if self.matches(index, term) else None
+            return (
+                original(
+                    self,
+                    max(index, min(last, index + len(known))),
+                    self.term_or_zero(index + len(known)),
+                    entries[len(known) :],
+                    commit,
+                )
+                if self.matches(index, term)
+                else None
+            )
         if not self.matches(index, term):
             return None
         self.commit_to(min(commit, index + len(entries)))
@@ -251,8 +265,6 @@ def no_backtracking() -> AbstractContextManager[object]:
 
 @mutation("a finished write of a past term counts for what has replaced it since")
 def stale_write_counts() -> AbstractContextManager[object]:
-    from consortium.raft.log import Unstable
-
     def mutated(self: Unstable, index: int, _term: int) -> None:
         position = index - self.offset
         if 0 <= position < len(self.entries):
@@ -276,22 +288,6 @@ def snapshot_without_configuration() -> AbstractContextManager[object]:
         if restored and configuration.voters:
             self.tracker.switch_to(configuration, progress)
         return restored
-
-    return patch.object(Raft, "_restore", mutated)
-
-
-@mutation("an old snapshot takes the log back")
-def old_snapshot_installed() -> AbstractContextManager[object]:
-    original = Raft._restore
-
-    def mutated(self: Raft, snapshot: raftpb.Snapshot) -> bool:
-        committed = self.log.committed
-        if snapshot.metadata.index < committed and self.log.applying == self.log.applied:
-            self.log.committed = 0
-            restored = original(self, snapshot)
-            self.log.committed = self.log.committed if restored else committed
-            return restored
-        return original(self, snapshot)
 
     return patch.object(Raft, "_restore", mutated)
 
@@ -427,5 +423,3 @@ environment(
     "a node whose disk was lost comes back under its old id",
     new_id_after_wipe=False,
 )
-
-_ = (ReadState, new_message, sender_of)

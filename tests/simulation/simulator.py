@@ -64,19 +64,19 @@ class Act(NamedTuple):
 # What may happen, and how often in proportion.
 ACTS = {
     "propose": 40,
-    "crash": 9,
-    "cut": 7,
+    "crash": 6,
+    "cut": 5,
     "heal": 4,
-    "change": 7,
-    "compact": 6,
+    "change": 11,
+    "compact": 10,
     "transfer": 3,
     "read": 5,
-    "pause": 3,
+    "pause": 2,
     "disk": 3,
-    "wipe": 2,
+    "wipe": 3,
     "campaign": 2,
     "weather": 4,
-    "coup": 5,
+    "coup": 4,
 }
 
 
@@ -85,7 +85,7 @@ class Options:
     """What a simulation is like, apart from its seed."""
 
     nodes: int = 3
-    ticks: int = 110
+    ticks: int = 130
     """How long things go wrong; afterwards there is calm."""
     acts: int = 90
     calm_ticks: int = 500
@@ -492,11 +492,11 @@ class Simulation:
         self._check_applied(node, entry.Index, entry.Term, digest, conf_state)
         node.disk.apply(AppState(entry.Index, entry.Term, digest, conf_state))
         self._applied_anywhere = max(self._applied_anywhere, entry.Index)
-        if change is not None and not _is_member(node.id, conf_state):
+        removed = change is not None and not _is_member(node.id, conf_state)
+        if removed and (not self._step_down or node.rng.random() < 0.5):
             # Removed nodes are stopped, sooner or later; at once they must be where the leader
             # would otherwise stay in office.
-            if not self._step_down or node.rng.random() < 0.5:
-                self._after(node.rng.uniform(0, 8), self._stop_removed, node, node.life)
+            self._after(node.rng.uniform(0, 8), self._stop_removed, node, node.life)
 
     def _stop_removed(self, node: Node, life: int) -> None:
         if node.life == life and not _is_member(node.id, node.disk.image.app.conf_state):
@@ -516,9 +516,7 @@ class Simulation:
             copies = 2
         if message.type == raftpb.MsgSnap:
             # The transport tells what became of a snapshot, sooner or later.
-            self._after(
-                rng.uniform(1, 6), self._report, node, node.life, message.to, copies > 0
-            )
+            self._after(rng.uniform(1, 6), self._report, node, node.life, message.to, copies > 0)
         elif not copies and rng.random() < 0.3:
             self._after(rng.random(), self._report_unreachable, node, node.life, message.to)
         for copy in range(copies):

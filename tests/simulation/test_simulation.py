@@ -42,9 +42,7 @@ def test_a_mistake_is_found(mutation: Mutation) -> None:
     first = mutation.found_at
     with mutation.apply():
         for seed in range(max(0, first - 3), first + 2):
-            outcome = simulate(
-                seed, Options(nodes=(3, 5)[seed % 2]), features=mutation.features
-            )
+            outcome = simulate(seed, Options(nodes=(3, 5)[seed % 2]), features=mutation.features)
             if outcome.violation:
                 return
     pytest.fail(f"{mutation.name} was not found near seed {first}: {mutation.says}")

@@ -1,5 +1,6 @@
 """Membership: which certificates count, in which role, and that no clock is asked."""
 
+import base64
 import datetime as dt
 from collections.abc import Iterable
 
@@ -11,7 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consortium.identity.certificates import (
     CertificateAuthority,
@@ -40,6 +44,9 @@ YEAR = dt.timedelta(days=365)
 AURORA = CertificateAuthority.create("Aurora", "aurora.example")
 BOREAL = CertificateAuthority.create("Boreal", "boreal.example")
 MSP = Msp.from_config(msp_config("AuroraMSP", AURORA.certificate_pem))
+TLS_CERTIFICATE = AURORA.issue(
+    "peer", "peer", generate_key().public_key(), hosts=("a", "1.2.3.4"), attributes={"a": "b"}
+)
 
 
 def name(common_name: str, *units: str) -> x509.Name:
@@ -294,6 +301,95 @@ def test_a_signatures_twin_makes_no_second_identity() -> None:
     signers = [Signer("AuroraMSP", certificate_pem(one), key) for one in (certificate, twin)]
     signed = [SignedData(b"x", one.serialized, one.sign(b"x")) for one in signers]
     assert len(verified_signers(manager, signed)) == 1
+
+
+def test_a_certificate_in_other_bytes_is_refused() -> None:
+    """A signature said to be a bit short of whole bytes is the same signature to OpenSSL."""
+    while True:
+        certificate = AURORA.issue("peer", "peer", generate_key().public_key())
+        if not certificate.signature[-1] & 1:
+            break
+    der = certificate_der(certificate)
+    start = len(der) - len(certificate.signature)
+    twin = x509.load_der_x509_certificate(der[: start - 1] + b"\x01" + der[start:])
+    twin.verify_directly_issued_by(AURORA.certificate)
+    assert "whole bytes" in (problem(MSP, twin) or "")
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_malformed_certificates_are_refused_in_words(data: st.DataObject) -> None:
+    """Anyone can send any bytes as an identity; whatever they are, the answer is IdentityError."""
+    der = bytearray(certificate_der(TLS_CERTIFICATE))
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(der) - 1))
+        match data.draw(st.integers(0, 2)):
+            case 0:
+                der[position] = data.draw(st.integers(0, 255))
+            case 1:
+                del der[position]
+            case _:
+                der.insert(position, data.draw(st.integers(0, 255)))
+    body = base64.encodebytes(bytes(der))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n"
+    serialized = msp_pb2.SerializedIdentity(mspid="AuroraMSP", id_bytes=pem).SerializeToString()
+    if bytes(der) == certificate_der(TLS_CERTIFICATE):
+        return
+    with pytest.raises(IdentityError):
+        MSP.deserialize(serialized)
+
+
+def with_extensions(extensions: bytes) -> bytes:
+    """A self-signed certificate (PEM) whose list of extensions is the given DER."""
+
+    def element(tag: int, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return bytes((tag, 0x82)) + len(content).to_bytes(2, "big") + content
+
+    def short(data: bytes) -> bytes:
+        """The same element with its length in the shortest form."""
+        length = int.from_bytes(data[2:4], "big")
+        if length < 0x80:
+            return data[:1] + bytes((length,)) + data[4:]
+        return data[:1] + b"\x81" + bytes((length,)) + data[4:] if length < 0x100 else data
+
+    key = generate_key()
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    subject = name("x", "client").public_bytes()
+    validity = short(element(0x30, b"\x17\x0d260101000000Z", b"\x17\x0d270101000000Z"))
+    public_key = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    tbs = short(
+        element(
+            0x30,
+            bytes.fromhex("a003020102020101"),
+            algorithm,
+            subject,
+            validity,
+            subject,
+            public_key,
+            short(element(0xA3, short(element(0x30, extensions)))),
+        )
+    )
+    signature = key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    der = short(element(0x30, tbs, algorithm, short(element(0x03, b"\x00", signature))))
+    return b"-----BEGIN X-----\n" + base64.encodebytes(der) + b"-----END X-----\n"
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        # The same extension twice.
+        bytes.fromhex("300906032a030404020500") * 2,
+        # An alternative name of a kind that cryptography does not know (ediPartyName).
+        bytes.fromhex("300f0603551d110408300" + "6a5048102" + "6869"),
+    ],
+)
+def test_extensions_that_cannot_be_read(extensions: bytes) -> None:
+    serialized = msp_pb2.SerializedIdentity(
+        mspid="AuroraMSP", id_bytes=with_extensions(extensions)
+    ).SerializeToString()
+    with pytest.raises(IdentityError):
+        MspManager({"AuroraMSP": MSP}).identity(serialized)
 
 
 def test_named_administrators() -> None:

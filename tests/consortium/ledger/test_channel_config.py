@@ -11,6 +11,7 @@ from consortium.identity.certificates import (
     certificate_pem,
     generate_key,
 )
+from consortium.identity.msp import IdentityError
 from consortium.identity.policies import (
     PolicyError,
     PolicyNotFound,
@@ -375,6 +376,22 @@ def test_a_utility_joins_and_leaves(config: ChannelConfig) -> None:
         joined.propose_update(envelope(joined, wanted, *signers, ADMINS["Cielo"]))
     )
     assert left.application_orgs == config.application_orgs
+
+
+def test_a_utility_revokes_a_certificate_of_its_own(config: ChannelConfig) -> None:
+    home, other = member("Aurora", "client"), member("Aurora", "client")
+    config.msps.identity(home.serialized)
+    revocation = AUTHORITIES["Aurora"].revocation_list([home.certificate.serial_number])
+    wanted = config.with_revocation_lists("AuroraMSP", [revocation])
+    with pytest.raises(ConfigError, match="AuroraMSP/Admins"):
+        config.propose_update(envelope(config, wanted, ADMINS["Boreal"], ADMINS["Cielo"]))
+    new = config.validate(config.propose_update(envelope(config, wanted, ADMINS["Aurora"])))
+    with pytest.raises(IdentityError, match="is revoked by AuroraMSP"):
+        new.msps.identity(home.serialized)
+    new.msps.identity(other.serialized)
+    config.msps.identity(home.serialized)
+    with pytest.raises(ConfigError, match="NobodyMSP is not a member"):
+        config.with_revocation_lists("NobodyMSP", [])
 
 
 def test_updates_that_cannot_be(config: ChannelConfig) -> None:

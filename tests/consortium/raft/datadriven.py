@@ -107,8 +107,7 @@ def run(path: Path, handle: Callable[[Command], str]) -> None:
         if actual and not actual.endswith("\n"):
             actual += "\n"
         assert actual == command.expected, (
-            f"{command.where}: {command.name}\n--- expected\n{command.expected}"
-            f"--- got\n{actual}"
+            f"{command.where}: {command.name}\n--- expected\n{command.expected}--- got\n{actual}"
         )
 
 

@@ -7,6 +7,7 @@ In our own scenarios it is put in the core's (`consortium.raft.EVENTS`).
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -23,8 +24,8 @@ from consortium.raft import (
     RawNode,
     Ready,
     UnknownSenderRefused,
+    confchange,
 )
-from consortium.raft import confchange
 from consortium.raft.messages import new_message, sender_of
 from consortium.wire import raftpb_pb2 as raftpb
 from tests.consortium.raft.datadriven import Command
@@ -45,8 +46,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "campaign_unpromotable": ("WARN", "{id:x} is unpromotable and can not campaign"),
     "campaign_unapplied_change": (
         "WARN",
-        "{id:x} cannot campaign at term {term} since there are still pending configuration"
-        " changes to apply",
+        (
+            "{id:x} cannot campaign at term {term} since there are still pending configuration"
+            " changes to apply"
+        ),
     ),
     "vote_asked": (
         "INFO",
@@ -60,7 +63,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "vote_in_lease": (
         "INFO",
-        "{id:x} " + _LOG_ID + ", vote: {vote:x}] ignored {kind} from " + _ASKED
+        "{id:x} "
+        + _LOG_ID
+        + ", vote: {vote:x}] ignored {kind} from "
+        + _ASKED
         + ": lease is not expired (remaining ticks: {remaining})",
     ),
     "vote_cast": ("INFO", "{id:x} " + _LOG_ID + ", vote: {vote:x}] cast {kind} for " + _ASKED),
@@ -70,24 +76,32 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "higher_term": (
         "INFO",
-        "{id:x} [term: {term}] received a {kind} message with higher term from {sender:x}"
-        " [term: {message_term}]",
+        (
+            "{id:x} [term: {term}] received a {kind} message with higher term from {sender:x}"
+            " [term: {message_term}]"
+        ),
     ),
     "lower_term": (
         "INFO",
-        "{id:x} [term: {term}] ignored a {kind} message with lower term from {sender:x}"
-        " [term: {message_term}]",
+        (
+            "{id:x} [term: {term}] ignored a {kind} message with lower term from {sender:x}"
+            " [term: {message_term}]"
+        ),
     ),
     "stale_append_done": (
         "INFO",
-        "{id:x} [term: {term}] ignored entry appends from a MsgStorageAppendResp message with"
-        " lower term [term: {message_term}]",
+        (
+            "{id:x} [term: {term}] ignored entry appends from a MsgStorageAppendResp message with"
+            " lower term [term: {message_term}]"
+        ),
     ),
     "quorum_lost": ("WARN", "{id:x} stepped down to follower since quorum is not active"),
     "proposal_in_transfer": (
         "DEBUG",
-        "{id:x} [term {term}] transfer leadership to {transferee:x} is in progress; dropping"
-        " proposal",
+        (
+            "{id:x} [term {term}] transfer leadership to {transferee:x} is in progress; dropping"
+            " proposal"
+        ),
     ),
     "proposal_no_leader": ("INFO", "{id:x} no leader at term {term}; dropping proposal"),
     "proposal_not_forwarded": (
@@ -96,10 +110,15 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "proposal_too_large": (
         "WARN",
-        "{id:x} appending new entries to log would exceed uncommitted entry size limit;"
-        " dropping proposal",
+        (
+            "{id:x} appending new entries to log would exceed uncommitted entry size limit;"
+            " dropping proposal"
+        ),
     ),
-    "change_ignored": ("INFO", "{id:x} ignoring conf change {change} at config {configuration}: {reason}"),
+    "change_ignored": (
+        "INFO",
+        "{id:x} ignoring conf change {change} at config {configuration}: {reason}",
+    ),
     "leave_refused": (
         "DEBUG",
         "not initiating automatic transition out of joint configuration {configuration}: {error}",
@@ -111,19 +130,25 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "configuration": ("INFO", "{id:x} switched to configuration {configuration}"),
     "started": (
         "INFO",
-        "newRaft {id:x} [peers: [{voters}], term: {term}, commit: {commit}, applied: {applied},"
-        " lastindex: {last_index}, lastterm: {last_term}]",
+        (
+            "newRaft {id:x} [peers: [{voters}], term: {term}, commit: {commit}, applied: {applied},"
+            " lastindex: {last_index}, lastterm: {last_term}]"
+        ),
     ),
     "no_progress": ("DEBUG", "{id:x} no progress available for {sender:x}"),
     "append_rejected": (
         "DEBUG",
-        "{id:x} [logterm: {term}, index: {index}] rejected MsgApp [logterm: {message_log_term},"
-        " index: {index}] from {sender:x}",
+        (
+            "{id:x} [logterm: {term}, index: {index}] rejected MsgApp [logterm: {message_log_term},"
+            " index: {index}] from {sender:x}"
+        ),
     ),
     "append_was_rejected": (
         "DEBUG",
-        "{id:x} received MsgAppResp(rejected, hint: (index {hint}, term {term})) from {sender:x}"
-        " for index {index}",
+        (
+            "{id:x} received MsgAppResp(rejected, hint: (index {hint}, term {term})) from {sender:x}"
+            " for index {index}"
+        ),
     ),
     "progress_decreased": ("DEBUG", "{id:x} decreased progress of {peer:x} to [{progress}]"),
     "snapshot_not_sent": (
@@ -132,8 +157,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "snapshot_sent": (
         "DEBUG",
-        "{id:x} [firstindex: {first_index}, commit: {commit}] sent snapshot[index: {index},"
-        " term: {term}] to {peer:x} [{progress}]",
+        (
+            "{id:x} [firstindex: {first_index}, commit: {commit}] sent snapshot[index: {index},"
+            " term: {term}] to {peer:x} [{progress}]"
+        ),
     ),
     "snapshot_pauses": (
         "DEBUG",
@@ -141,8 +168,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "snapshot_recovered": (
         "DEBUG",
-        "{id:x} recovered from needing snapshot, resumed sending replication messages to"
-        " {peer:x} [{progress}]",
+        (
+            "{id:x} recovered from needing snapshot, resumed sending replication messages to"
+            " {peer:x} [{progress}]"
+        ),
     ),
     "snapshot_succeeded": (
         "DEBUG",
@@ -158,8 +187,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "snapshot_restored": (
         "INFO",
-        "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}] restored"
-        " snapshot [index: {index}, term: {term}]",
+        (
+            "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}] restored"
+            " snapshot [index: {index}, term: {term}]"
+        ),
     ),
     "snapshot_handled": (
         "INFO",
@@ -171,8 +202,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "snapshot_fast_forward": (
         "INFO",
-        "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}] fast-forwarded"
-        " commit to snapshot [index: {index}, term: {term}]",
+        (
+            "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}] fast-forwarded"
+            " commit to snapshot [index: {index}, term: {term}]"
+        ),
     ),
     "unreachable": (
         "DEBUG",
@@ -181,8 +214,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "transfer_to_learner": ("DEBUG", "{id:x} is learner. Ignored transferring leadership"),
     "transfer_in_progress": (
         "INFO",
-        "{id:x} [term {term}] transfer leadership to {peer:x} is in progress, ignores request to"
-        " same node {peer:x}",
+        (
+            "{id:x} [term {term}] transfer leadership to {peer:x} is in progress, ignores request to"
+            " same node {peer:x}"
+        ),
     ),
     "transfer_replaced": (
         "INFO",
@@ -207,8 +242,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     ),
     "timeout_now": (
         "INFO",
-        "{id:x} [term {term}] received MsgTimeoutNow from {sender:x} and starts an election to"
-        " get leadership.",
+        (
+            "{id:x} [term {term}] received MsgTimeoutNow from {sender:x} and starts an election to"
+            " get leadership."
+        ),
     ),
     "timeout_now_ignored": (
         "DEBUG",
@@ -225,8 +262,10 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "stable_is_snapshot": ("INFO", "entry at index {index} matched unstable snapshot; ignoring"),
     "stable_is_replaced": (
         "INFO",
-        "entry at (index,term)=({index},{term}) mismatched with entry at ({index},{now}) in"
-        " unstable log; ignoring",
+        (
+            "entry at (index,term)=({index},{term}) mismatched with entry at ({index},{now}) in"
+            " unstable log; ignoring"
+        ),
     ),
     "unstable_replaced": ("INFO", "replace the unstable entries from index {index}"),
     "unstable_truncated": ("INFO", "truncate the unstable entries before index {index}"),
@@ -334,7 +373,9 @@ def describe_ready(ready: Ready) -> str:
         lines += ["Messages:", *map(describe_message, ready.messages)]
     if not lines:
         return "<empty Ready>"
-    return "".join(f"{line}\n" for line in [f"Ready MustSync={str(ready.must_sync).lower()}:", *lines])
+    return "".join(
+        f"{line}\n" for line in [f"Ready MustSync={str(ready.must_sync).lower()}:", *lines]
+    )
 
 
 # The cluster
@@ -378,9 +419,7 @@ class Interaction:
     def handle(self, command: Command) -> str:
         """Run one command and return what it prints."""
         self._output = []
-        handler: Callable[[Command], None] = getattr(
-            self, "_do_" + command.name.replace("-", "_")
-        )
+        handler: Callable[[Command], None] = getattr(self, "_do_" + command.name.replace("-", "_"))
         error = ""
         try:
             handler(command)
@@ -415,7 +454,7 @@ class Interaction:
                 shown["change"] = describe_changes(fields["change"])  # type: ignore[arg-type]
             self._print(f"{fields['id']:x} {EVENTS[event].format(**shown)}\n")
 
-    def _indented(self, what: Callable[[], None]) -> None:
+    def _indented(self, what: Callable[[], object]) -> None:
         outer, self._output = self._output, []
         try:
             what()
@@ -618,7 +657,7 @@ class Interaction:
             member = self._members[node - 1]
             if len(ids) > 1:
                 self._print(f"> {node} {doing}\n")
-                self._indented(lambda member=member: what(member))  # type: ignore[misc]
+                self._indented(partial(what, member))
             else:
                 what(member)
 
@@ -759,20 +798,20 @@ class Interaction:
             nonlocal busy
             busy = True
             self._print(f"> {node} {doing}\n")
-            self._indented(lambda: what() and None)
+            self._indented(what)
 
         for node, member in members:
             if member.node.has_ready():
-                work(node, "handling Ready", lambda member=member: self._process_ready(member))  # type: ignore[misc]
+                work(node, "handling Ready", partial(self._process_ready, member))
         for node, _ in members:
             if any(message.to == node for message in self._messages):
-                work(node, "receiving messages", lambda node=node: self._deliver(node))  # type: ignore[misc]
+                work(node, "receiving messages", partial(self._deliver, node))
         for node, member in members:
             if member.append_work:
-                work(node, "processing append thread", lambda member=member: self._all_append(member))  # type: ignore[misc]
+                work(node, "processing append thread", partial(self._all_append, member))
         for node, member in members:
             if member.apply_work:
-                work(node, "processing apply thread", lambda member=member: self._all_apply(member))  # type: ignore[misc]
+                work(node, "processing apply thread", partial(self._all_apply, member))
         return busy
 
     def _all_append(self, member: Member) -> None:

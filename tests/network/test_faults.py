@@ -1,0 +1,237 @@
+"""Nodes killed under load: nothing that was acknowledged is lost, nothing counts twice.
+
+Each node is a process of its own and dies by SIGKILL, in the middle of whatever it was doing. Homes
+keep writing through any gateway that answers. At the end every transaction whose Submit returned
+stands exactly once in every peer's ledger, the ledgers are equal to the byte, and `gridledger
+verify` finds nothing to object to.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from consortium.node.contracts import client as utility_client
+from consortium.node.contracts import ensure_contracts
+from consortium.node.network import Network, Utility, create_network
+from consortium.node.processes import ProcessNetwork
+from consortium.wire import common_pb2, peer_pb2
+from consortium.wire.blocks import TRANSACTIONS_FILTER, header_hash
+from consortium.wire.envelopes import open_envelope
+from gridledger_client import (
+    CommitFailed,
+    ConnectionFailed,
+    GatewayClient,
+    GridLedgerError,
+    Identity,
+    Timeout,
+    TransactionRefused,
+)
+from gridledger_client.gateway import Deadlines
+
+from .conftest import run_cli
+from .tools import Ledgers, commit_hash
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+AMOUNT = 1000
+RECOVERY_S = 20
+DEADLINES = Deadlines(evaluate_s=5, endorse_s=5, submit_s=5, commit_s=5)
+
+
+@dataclass
+class Load:
+    """Writers of deposits, and what they were told."""
+
+    network: Network
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    """Bank reference by the id of each transaction whose Submit returned."""
+    committed: set[str] = field(default_factory=set)
+    """Ids that a gateway called valid."""
+    errors: Counter[str] = field(default_factory=Counter)
+    last_commit: dict[str, float] = field(default_factory=dict)
+    """When each utility's writer last saw one of its deposits committed, by the monotonic clock."""
+    _stopped: bool = False
+
+    def _client(self, utility: Utility) -> GatewayClient:
+        """The operator of a utility, who goes to its own gateway first and then to the others."""
+        folder = utility.directory / "operator"
+        own = self.network.utilities.index(utility)
+        order = self.network.utilities[own:] + self.network.utilities[:own]
+        return GatewayClient(
+            [each.gateway_address for each in order],
+            self.network.channel,
+            Identity(
+                utility.msp_id,
+                (folder / "sign.cert.pem").read_bytes(),
+                (folder / "sign.key.pem").read_bytes(),
+            ),
+            self.network.tls_bundle_pem,
+            deadlines=DEADLINES,
+        )
+
+    async def _write(self, utility: Utility) -> None:
+        async with self._client(utility) as client:
+            while not self._stopped:
+                try:
+                    await self._deposit(client, utility)
+                except (ConnectionFailed, Timeout, TransactionRefused, CommitFailed) as error:
+                    self.errors[type(error).__name__] += 1
+                    await asyncio.sleep(0.1)
+
+    async def _deposit(self, client: GatewayClient, utility: Utility) -> None:
+        reference = f"LOAD-{uuid.uuid4().hex.upper()}"
+        signed = await client.endorse(
+            client.prepare(
+                "energy",
+                "wallet:Deposit",
+                {
+                    "account": f"SUPPLIER-{utility.name.upper()}",
+                    "amount_micro": str(AMOUNT),
+                    "bank_reference": reference,
+                },
+            )
+        )
+        while True:
+            try:
+                # The same bytes again where the answer was lost: an id counts once.
+                await client.submit_signed(signed)
+                break
+            except (ConnectionFailed, Timeout, TransactionRefused) as error:
+                self.errors[f"submit: {type(error).__name__}"] += 1
+                if self._stopped:
+                    return
+                await asyncio.sleep(0.1)
+        self.acknowledged[signed.transaction_id] = reference
+        while True:
+            try:
+                status = await client.commit_status(signed.transaction_id)
+                break
+            except (ConnectionFailed, Timeout) as error:
+                self.errors[f"commit: {type(error).__name__}"] += 1
+                if self._stopped:
+                    return
+                await asyncio.sleep(0.1)
+        assert status.valid, status
+        self.committed.add(signed.transaction_id)
+        self.last_commit[utility.name] = time.monotonic()
+
+    @asynccontextmanager
+    async def running(self, writers_each: int = 2) -> AsyncIterator[None]:
+        tasks = [
+            asyncio.create_task(self._write(utility))
+            for utility in self.network.utilities
+            for _ in range(writers_each)
+        ]
+        try:
+            await self.goes_on()
+            yield
+            await self.goes_on()
+        finally:
+            self._stopped = True
+            async with asyncio.timeout(30):
+                await asyncio.gather(*tasks)
+
+    async def goes_on(self, *, within_s: float = RECOVERY_S) -> float:
+        """Wait until every utility's writers see commits again; returns the seconds it took."""
+        since = time.monotonic()
+        async with asyncio.timeout(within_s):
+            while any(
+                self.last_commit.get(utility.name, 0) < since for utility in self.network.utilities
+            ):
+                await asyncio.sleep(0.02)
+        return time.monotonic() - since
+
+
+@dataclass
+class Cluster:
+    """Nine processes, and a load on them."""
+
+    network: Network
+    processes: ProcessNetwork
+    load: Load
+
+    async def restart(self, utility: Utility, kind: str) -> None:
+        await self.processes.start_node(utility, kind)
+
+    async def leader(self) -> Utility:
+        """Whose orderer leads: the one that the next block's metadata was written by.
+
+        Fabric's blocks name the Raft leader of their time nowhere, so ask each orderer's log file
+        would be cheating; a block's signer is whoever wrote it for its own copy. What shows is who
+        the others follow: see `find_leader`.
+        """
+        raise NotImplementedError
+
+    async def everything_is_equal(self) -> None:
+        """Compare the three ledgers block by block, and count what was acknowledged."""
+        network = self.network
+        clients = {
+            utility.msp_id: utility_client(network, utility, "admin")
+            for utility in network.utilities
+        }
+        try:
+            ledgers = Ledgers(network, clients)
+            tip = await ledgers.settled()
+            chains = await asyncio.gather(
+                *(self._chain(ledgers, msp_id, tip.height) for msp_id in clients)
+            )
+        finally:
+            await asyncio.gather(*(client.close() for client in clients.values()))
+        first, *others = chains
+        for other in others:
+            assert [block.hashes for block in other] == [block.hashes for block in first]
+        valid = Counter(tx_id for block in first for tx_id in block.valid)
+        lost = set(self.load.acknowledged) - set(valid)
+        assert not lost, f"{len(lost)} of {len(self.load.acknowledged)} were acknowledged and lost"
+        assert self.load.committed <= set(valid)
+        assert max(valid.values()) == 1
+        balances = await self._balances()
+        ours = sum(tx_id in self.load.acknowledged for tx_id in valid)
+        assert ours == len(self.load.acknowledged)
+        assert sum(balances.values()) >= AMOUNT * ours
+
+    async def _chain(self, ledgers: Ledgers, msp_id: str, height: int) -> list[BlockFacts]:
+        return [facts(await ledgers.block(msp_id, number)) for number in range(height)]
+
+    async def _balances(self) -> dict[str, int]:
+        """Of each utility's supplier account, the same wherever it is asked."""
+        balances = {}
+        for utility in self.network.utilities:
+            account = {"account": f"SUPPLIER-{utility.name.upper()}"}
+            answers = set()
+            for asked in self.network.utilities:
+                client = utility_client(self.network, utility, "operator")
+                client.addresses = (asked.gateway_address,)
+                async with client:
+                    answer = await client.evaluate("energy", "wallet:Balance", account)
+                answers.add(int(answer["balance_micro"]))
+            assert len(answers) == 1, f"{account}: {answers}"
+            balances[utility.name] = answers.pop()
+        return balances
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    hashes: tuple[bytes, bytes, bytes]
+    """Block hash, commit hash, validation codes."""
+    valid: tuple[str, ...]
+
+
+def facts(block: common_pb2.Block) -> BlockFacts:
+    codes = block.metadata.metadata[TRANSACTIONS_FILTER]
+    return BlockFacts(
+        (header_hash(block.header), commit_hash(block), codes),
+        tuple(
+            open_envelope(raw).channel_header.tx_id
+            for raw, code in zip(block.data.data, codes, strict=True)
+            if code == peer_pb2.VALID
+        ),
+    )
