@@ -47,6 +47,7 @@ DEFAULT_DATA_DIR: Final = Path(".gridledger")
 DEFAULT_HOMES: Final = 12
 DEFAULT_INTERVAL_S: Final = 60
 DEFAULT_HA_PORT: Final = 8123
+MAX_RATE: Final = 60
 INVERTER_PORT: Final = 18_080
 EVENTS_RETRY_S: Final = 5.0
 HOMES_FILE: Final = "homes.json"
@@ -154,16 +155,25 @@ class Demo:
                     f"the neighbourhood in {self.folder} meters each {network.interval_s} s, which "
                     f"cannot become {wanted.interval} s; choose another --data-dir"
                 )
+            if wanted.rate not in (None, network.replay.rate):
+                raise DemoError(
+                    f"the clock in {self.folder} runs at {network.replay.rate}, which cannot "
+                    f"become {wanted.rate}; choose another --data-dir"
+                )
             self.say(f"going on from {self.folder}")
             return network
         interval_s = wanted.interval or DEFAULT_INTERVAL_S
         check_interval(interval_s)
+        if wanted.rate is not None and not 1 <= wanted.rate <= MAX_RATE:
+            raise DemoError(f"a clock of rate {wanted.rate} is not possible; 1 to {MAX_RATE} are")
         home_specs(wanted.homes or DEFAULT_HOMES)
         self.say(f"making a consortium of three utilities in {self.folder}")
         return ledger_network.create_network(
             self.folder,
             interval_s=interval_s,
-            replay=ledger_network.Replay(origin=ORIGIN, anchor=int(time.time()), rate=1),
+            replay=ledger_network.Replay(
+                origin=ORIGIN, anchor=int(time.time()), rate=wanted.rate or 1
+            ),
             progress=self.say,
         )
 
@@ -259,7 +269,7 @@ class Demo:
                     await self._save()  # before anything of it is signed
                     for head_end in self.head_ends:
                         head_end.wake()
-                await asyncio.sleep(STEP_S - self._now() % STEP_S)
+                await asyncio.sleep((STEP_S - self._now() % STEP_S) / self.replay.rate)
         finally:
             await self._save()
 
@@ -504,6 +514,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         metavar="SECONDS",
         help=f"market and metering interval ({DEFAULT_INTERVAL_S})",
+    )
+    parser.add_argument(
+        "--rate",
+        type=int,
+        metavar="N",
+        help=f"how fast the channel's clock runs (1, up to {MAX_RATE}: a day in 24 minutes)",
     )
     parser.add_argument(
         "--data-dir",

@@ -169,6 +169,7 @@ class CaNode:
             tls_certificate=utility.directory / "ca" / "tls.cert.pem",
             tls_key=utility.directory / "ca" / "tls.key.pem",
             tls_bundle_pem=network.tls_bundle_pem,
+            msp_id=utility.msp_id,
         )
 
     async def start(self) -> None:

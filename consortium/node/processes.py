@@ -5,6 +5,8 @@ import contextlib
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
 
 from .network import HOST, Network, Utility
 from .nodes import KINDS
@@ -24,10 +26,14 @@ class ProcessNetwork:
     one and `start_node` it again.
     """
 
-    def __init__(self, network: Network, *, log_level: str = "warning") -> None:
+    def __init__(
+        self, network: Network, *, log_level: str = "warning", log_dir: Path | None = None
+    ) -> None:
+        """What nodes tell goes to standard error, or to `<utility>-<kind>.log` in `log_dir`."""
         self.network = network
         self.processes: dict[tuple[str, str], Process] = {}
         self._log_level = log_level
+        self._log_dir = log_dir
 
     async def start(self, progress: Callable[[str], None] = lambda _message: None) -> None:
         """Start every node and wait until each one listens; raises NodeFailed."""
@@ -81,6 +87,10 @@ class ProcessNetwork:
         except TimeoutError:
             raise NodeFailed(f"the {name} did not listen within {START_TIMEOUT_S:.0f} s") from None
         progress(f"{name} is up (process {process.pid})")
+
+    def _log(self, utility: Utility, kind: str) -> BinaryIO:
+        assert self._log_dir
+        return (self._log_dir / f"{utility.name.lower()}-{kind}.log").open("ab")
 
     async def kill(self, utility: Utility, kind: str) -> None:
         """`kill -9` one node and wait until it is gone."""

@@ -13,9 +13,17 @@ from functools import lru_cache
 
 from consortium.identity.msp import Identity, IdentityError
 from consortium.identity.policies import Policy, PolicyNotFound
+from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig
+from consortium.ledger.config_update import ConfigError
 from consortium.wire import common_pb2
-from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope
+from consortium.wire.envelopes import (
+    OpenedEnvelope,
+    WireError,
+    channel_header,
+    open_envelope,
+    signed_envelope,
+)
 
 CREATORS_REMEMBERED = 10_000
 """Identities whose standing is kept for each configuration."""
@@ -77,7 +85,7 @@ class Admission:
     def check(self, envelope: OpenedEnvelope) -> Admitted:
         """Admit an envelope for ordering or raise Refused.
 
-        A CONFIG_UPDATE passes these checks too; turning it into a CONFIG is the chain's matter.
+        A CONFIG_UPDATE passes these checks too, then `config_transaction` takes its place.
         """
         size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
         limit = self.config.orderer.absolute_max_bytes
@@ -90,8 +98,48 @@ class Admission:
         problem = _NO_ORDERING.get(envelope.channel_header.type)
         if problem is not None:
             raise Refused(common_pb2.BAD_REQUEST, problem)
+        if self.config.orderer.in_maintenance and (
+            envelope.channel_header.type != common_pb2.CONFIG_UPDATE
+        ):
+            raise Refused(
+                common_pb2.SERVICE_UNAVAILABLE,
+                f"channel {self.config.channel_id} is in maintenance; only configuration updates"
+                " are taken",
+            )
         self._check_signed(envelope, WRITERS)
         return Admitted(envelope.raw, size, self.sequence)
+
+    def config_transaction(self, update: OpenedEnvelope, signer: Signer) -> Admitted:
+        """The CONFIG transaction that an admitted CONFIG_UPDATE leads to; raises Refused."""
+        config = self.config
+        try:
+            proposed = config.propose_update(update.envelope)
+            successor = config.validate(proposed)
+        except ConfigError as error:
+            raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
+        if successor.orderer.consensus_type != config.orderer.consensus_type:
+            raise Refused(
+                common_pb2.BAD_REQUEST, "configuration update: only etcdraft can order here"
+            )
+        if successor.orderer.consenters != config.orderer.consenters:
+            raise Refused(
+                common_pb2.BAD_REQUEST,
+                "configuration update: consenters cannot be changed yet; leave those of"
+                " /Channel/Orderer/ConsensusType as they are",
+            )
+        envelope = signed_envelope(
+            signer,
+            channel_header(common_pb2.CONFIG, config.channel_id),
+            proposed.SerializeToString(),
+        )
+        size = len(envelope.payload) + len(envelope.signature)
+        if size > config.orderer.absolute_max_bytes:
+            raise Refused(
+                common_pb2.BAD_REQUEST,
+                f"the new configuration has {size} bytes, more than the channel's limit"
+                f" (AbsoluteMaxBytes) of {config.orderer.absolute_max_bytes}",
+            )
+        return Admitted(envelope.SerializeToString(), size, self.sequence, is_config=True)
 
     def check_reader(self, envelope: OpenedEnvelope) -> None:
         """Check that a Deliver request's creator may read the channel; raises Refused."""

@@ -19,24 +19,23 @@ import hashlib
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig, Consenter
-from consortium.ledger.config_update import ConfigError
 from consortium.raft import Config, MessageRefused, ProposalDropped, RawNode, Ready
 from consortium.wire import common_pb2
 from consortium.wire import raftpb_pb2 as raftpb
-from consortium.wire.envelopes import OpenedEnvelope, channel_header, signed_envelope
+from consortium.wire.envelopes import OpenedEnvelope
 
 from .admission import Admission, Admitted, Refused, opened
-from .blockcutter import BlockCutter, CutLimits
 from .blockstore import BlockStore
-from .blockwriter import BlockWriter, Written, proposal
+from .blockwriter import BlockWriter, Written
+from .leading import LeaderQueue, Queued, Refuse
+from .pending import Limits, PendingEnvelopes, Submission
 from .raft_storage import ChannelLog
 
 _LOGGER = logging.getLogger(__name__)
@@ -59,24 +58,11 @@ _FROM_CONSENTERS = frozenset(
 # What a leader may send before its own disk has the entries (Raft thesis 10.2.1).
 _BEFORE_PERSISTING = frozenset((raftpb.MsgApp, raftpb.MsgHeartbeat))
 
+MAX_INFLIGHT_BYTES = 32 * 1024 * 1024
+"""Entries on their way to one follower."""
+
 EARLY_ENVELOPES = 1_000
 """Envelopes kept for the moment when a new leader has applied its own first entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one channel on one orderer."""
-
-    pending_envelopes: int = 20_000
-    """Envelopes taken from clients here and not yet in a block."""
-    pending_bytes: int = 128 * 1024 * 1024
-    submit_timeout_s: float = 10.0
-    """After this an envelope that is not in a block is answered SERVICE_UNAVAILABLE."""
-    leaderless_grace_s: float = 3.0
-    """How long a channel may be without leader before clients and readers are told."""
-    checkpoint_bytes: int = 8 * 1024 * 1024
-    """Blocks that are written again from the Raft log after a crash, at most."""
-    checkpoint_blocks: int = 1_000
 
 
 class Transport(Protocol):
@@ -95,38 +81,6 @@ class Transport(Protocol):
         """Fetch blocks from another orderer into `Chain.take_pulled`, as many as it gets."""
 
 
-@dataclass(slots=True, eq=False)
-class Submission:
-    """An envelope that a client waits for. `status` is None until it is answered."""
-
-    raw: bytes
-    notify: Callable[[], None]
-    status: int | None = None
-    info: str = ""
-    digest: bytes = b""
-    admitted: Admitted | None = None
-    deadline: float = 0.0
-
-    def answer(self, status: int, info: str = "") -> None:
-        """Settle it, once."""
-        if self.status is None:
-            self.status = status
-            self.info = info
-            self.notify()
-
-
-@dataclass(slots=True, eq=False)
-class _Queued:
-    """An envelope at the leader, with the way to tell its sender of a late refusal."""
-
-    admitted: Admitted
-    refuse: Callable[[bytes, int, str], None]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.admitted.size_bytes
-
-
 @dataclass(slots=True)
 class Counters:
     """What this chain has done since it started."""
@@ -138,21 +92,6 @@ class Counters:
     refused: int = 0
     late_ticks: int = 0
     dropped_messages: int = 0
-
-
-@dataclass(slots=True)
-class _Leading:
-    """What only a leader has."""
-
-    number: int
-    previous_hash: bytes
-    cutter: BlockCutter[_Queued]
-    batches: deque[list[_Queued]] = field(default_factory=deque)
-    queued: int = 0
-    queued_bytes: int = 0
-    in_flight: int = 0
-    config_in_flight: bool = False
-    timer: asyncio.TimerHandle | None = None
 
 
 class Chain:
@@ -194,6 +133,7 @@ class Chain:
         applied = min(hard_state.commit, self._writer.raft.raft_index)
         self._applied = max(applied, log.first_index() - 1)
         self._applied_term = log.term(self._applied)
+        preferred_bytes = self.config.orderer.preferred_max_bytes + 64 * 1024
         self._node = RawNode(
             Config(
                 id=self.raft_id,
@@ -203,9 +143,10 @@ class Chain:
                 random=random.Random(),  # noqa: S311  spreads election timeouts
                 applied=self._applied,
                 # A message with one block of preferred size; a larger block goes alone.
-                max_size_per_message=self.config.orderer.preferred_max_bytes + 64 * 1024,
+                max_size_per_message=preferred_bytes,
                 # Blocks in flight are counted here (max_inflight_blocks), not in bytes there.
                 max_uncommitted_size=0,
+                max_inflight_bytes=max(MAX_INFLIGHT_BYTES, 2 * preferred_bytes),
                 check_quorum=True,
                 pre_vote=True,
                 disable_proposal_forwarding=True,
@@ -215,15 +156,14 @@ class Chain:
         self._leader_term = 0
         self._ready_leader = 0
         self._leaderless_since = time.monotonic()
-        self._leading: _Leading | None = None
-        self._early: list[_Queued] = []
-        self._pending: dict[bytes, list[Submission]] = {}
-        self._pending_count = 0
-        self._pending_bytes = 0
+        self._leading: LeaderQueue | None = None
+        self._early: list[Queued] = []
+        self._pending = PendingEnvelopes(limits)
         self._wake = asyncio.Event()
-        self._grown = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._bytes_since_snapshot = 0
+        self._handing_over = False
         self._stopping = False
 
     # What others ask
@@ -253,6 +193,7 @@ class Chain:
         return (
             self.failure is None
             and not self._stopping
+            and not self._handing_over
             and self.leaderless_for_s() <= self._limits.leaderless_grace_s
         )
 
@@ -267,7 +208,7 @@ class Chain:
     async def grown(self, height: int) -> None:
         """Return once there are more than `height` blocks, or the chain's availability changed."""
         if self._store.height <= height:
-            await self._grown.wait()
+            await self._changed.wait()
 
     def consenters(self) -> dict[int, Consenter]:
         """The channel's consenters by Raft id."""
@@ -291,8 +232,8 @@ class Chain:
             "raft_last": node.last_index,
             "raft_first": self._log.first_index(),
             "consenters": list(self._writer.raft.consenter_ids),
-            "pending": self._pending_count,
-            "queued": leading.queued if leading else 0,
+            "pending": len(self._pending),
+            "queued": leading.envelopes if leading else 0,
             "blocks_in_flight": leading.in_flight if leading else 0,
             "blocks_written": self.counters.blocks,
             "envelopes_written": self.counters.envelopes,
@@ -316,24 +257,40 @@ class Chain:
 
     async def stop(self) -> None:
         """Stop taking part, answer who waits, and leave the files so that a start is quick."""
+        if self._leading is not None and self.failure is None:
+            await self._hand_over()
         self._stopping = True
-        self._signal_growth()
+        self._signal_change()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._stop_leading()
-        for submissions in self._pending.values():
-            for submission in submissions:
-                submission.answer(
-                    common_pb2.SERVICE_UNAVAILABLE,
-                    "this orderer is stopping; send the envelope to another one",
-                )
-        self._pending.clear()
+        self._pending.settle_all(
+            common_pb2.SERVICE_UNAVAILABLE,
+            "this orderer is stopping; send the envelope to another one",
+        )
         if self.failure is None:
             await self._checkpoint()
         self._store.close()
+
+    async def _hand_over(self) -> None:
+        """Before a leader stops: let another one lead, and have what is pending ordered by it."""
+        heirs = [
+            (progress.match, key)
+            for key, progress in self._node.status().progress.items()
+            if key != self.raft_id and progress.recent_active
+        ]
+        if not heirs:
+            return
+        self._handing_over = True
+        self._node.transfer_leader(max(heirs)[1])
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.hand_over_s):
+                while self._pending or self._leader in (0, self.raft_id):
+                    await self._changed.wait()
 
     def _others(self) -> dict[int, Consenter]:
         return {key: one for key, one in self.consenters().items() if key != self.raft_id}
@@ -344,15 +301,11 @@ class Chain:
         _LOGGER.error("channel %s: this orderer stops taking part: %s", self.channel_id, what)
         self._stop_leading()
         self._leader = 0
-        for submissions in self._pending.values():
-            for submission in submissions:
-                submission.answer(
-                    common_pb2.SERVICE_UNAVAILABLE,
-                    "this orderer cannot order at the moment; send the envelope to another one",
-                )
-        self._pending.clear()
-        self._pending_count = self._pending_bytes = 0
-        self._signal_growth()
+        self._pending.settle_all(
+            common_pb2.SERVICE_UNAVAILABLE,
+            "this orderer cannot order at the moment; send the envelope to another one",
+        )
+        self._signal_change()
 
     # Envelopes from clients
 
@@ -362,77 +315,25 @@ class Chain:
         A CONFIG_UPDATE becomes the CONFIG transaction to be ordered in its place.
         """
         admission = self.admission
-        if admission.config.orderer.in_maintenance and (
-            envelope.channel_header.type != common_pb2.CONFIG_UPDATE
-        ):
-            raise Refused(
-                common_pb2.SERVICE_UNAVAILABLE,
-                f"channel {self.channel_id} is in maintenance; only configuration updates are"
-                " taken",
-            )
         admitted = admission.check(envelope)
         if envelope.channel_header.type == common_pb2.CONFIG_UPDATE:
-            return self._admit_config(admission, envelope)
+            return admission.config_transaction(envelope, self._signer)
         return admitted
-
-    def _admit_config(self, admission: Admission, envelope: OpenedEnvelope) -> Admitted:
-        config = admission.config
-        try:
-            proposed = config.propose_update(envelope.envelope)
-            successor = config.validate(proposed)
-        except ConfigError as error:
-            raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
-        if successor.orderer.consenters != config.orderer.consenters:
-            raise Refused(
-                common_pb2.BAD_REQUEST,
-                "configuration update: consenters cannot be changed yet; leave"
-                " /Channel/Orderer/ConsensusType as it is",
-            )
-        if successor.orderer.consensus_type != config.orderer.consensus_type:
-            raise Refused(
-                common_pb2.BAD_REQUEST, "configuration update: only etcdraft can order here"
-            )
-        signed = signed_envelope(
-            self._signer,
-            channel_header(common_pb2.CONFIG, self.channel_id),
-            proposed.SerializeToString(),
-        )
-        size = len(signed.payload) + len(signed.signature)
-        if size > config.orderer.absolute_max_bytes:
-            raise Refused(
-                common_pb2.BAD_REQUEST,
-                f"the new configuration has {size} bytes, more than the channel's limit"
-                f" (AbsoluteMaxBytes) of {config.orderer.absolute_max_bytes}",
-            )
-        return Admitted(signed.SerializeToString(), size, admission.sequence, is_config=True)
 
     def submit(self, submission: Submission, admitted: Admitted) -> None:
         """Take an admitted envelope; the submission is answered when its fate is known."""
-        problem = None
-        if not self.available:
-            problem = self.failure or (
+        if self.available:
+            problem = self._pending.no_room()
+        else:
+            problem = (
                 f"channel {self.channel_id} has no leader at the moment; try again, or another"
                 " orderer"
-            )
-        elif (
-            self._pending_count >= self._limits.pending_envelopes
-            or self._pending_bytes >= self._limits.pending_bytes
-        ):
-            problem = (
-                f"{self._pending_count} envelopes ({self._pending_bytes} bytes) wait to be ordered"
-                f" here, and the limit is {self._limits.pending_envelopes} envelopes or"
-                f" {self._limits.pending_bytes} bytes; send more slowly and try again in a second"
             )
         if problem is not None:
             self.counters.refused += 1
             submission.answer(common_pb2.SERVICE_UNAVAILABLE, problem)
             return
-        submission.admitted = admitted
-        submission.digest = hashlib.sha256(admitted.raw).digest()
-        submission.deadline = time.monotonic() + self._limits.submit_timeout_s
-        self._pending.setdefault(submission.digest, []).append(submission)
-        self._pending_count += 1
-        self._pending_bytes += len(admitted.raw)
+        self._pending.add(submission, admitted)
         self._dispatch(submission)
 
     def _dispatch(self, submission: Submission) -> None:
@@ -441,9 +342,9 @@ class Chain:
         if admitted is None or not self._ready_leader:
             return
         if self._ready_leader == self.raft_id:
-            self.order(admitted, self._refuse_pending)
+            self.order(admitted, self.refuse_pending)
         elif not self._transport.forward(self._ready_leader, admitted):
-            self._refuse_pending(
+            self.refuse_pending(
                 submission.digest,
                 common_pb2.SERVICE_UNAVAILABLE,
                 "the queue to the leader is full; send more slowly and try again in a second",
@@ -455,166 +356,62 @@ class Chain:
             self._dispatch_all()
 
     def _dispatch_all(self) -> None:
-        for submissions in list(self._pending.values()):
-            for submission in submissions:
-                self._dispatch(submission)
+        for submission in self._pending:
+            self._dispatch(submission)
 
-    def _refuse_pending(self, digest: bytes, status: int, info: str) -> None:
+    def refuse_pending(self, digest: bytes, status: int, info: str) -> None:
         """Answer one pending envelope other than by success."""
-        submission = self._take_pending(digest)
-        if submission is not None:
+        if self._pending.settle(digest, status, info):
             self.counters.refused += 1
-            submission.answer(status, info)
-
-    refuse_pending = _refuse_pending
-
-    def _take_pending(self, digest: bytes) -> Submission | None:
-        submissions = self._pending.get(digest)
-        if not submissions:
-            return None
-        submission = submissions.pop(0)
-        if not submissions:
-            del self._pending[digest]
-        self._pending_count -= 1
-        if submission.admitted is not None:
-            self._pending_bytes -= len(submission.admitted.raw)
-        return submission
-
-    def _expire_pending(self) -> None:
-        now = time.monotonic()
-        expired = []
-        for digest, submissions in self._pending.items():
-            if submissions[0].deadline > now:
-                break  # the rest came later
-            expired.append(digest)
-        for digest in expired:
-            self._refuse_pending(
-                digest,
-                common_pb2.SERVICE_UNAVAILABLE,
-                f"the envelope was not ordered within {self._limits.submit_timeout_s:g} s; it may"
-                " be yet: look for its transaction before sending it again",
-            )
 
     # The leader's side
 
-    def order(self, admitted: Admitted, refuse: Callable[[bytes, int, str], None]) -> None:
+    def order(self, admitted: Admitted, refuse: Refuse) -> None:
         """Order an envelope that this or another orderer has admitted.
 
         `refuse` is called with its digest, a status and a sentence if it cannot be ordered; when
         it can, nobody is told but by the block itself.
         """
         leading = self._leading
-        queued = _Queued(admitted, refuse)
+        queued = Queued(admitted, refuse)
         if leading is None:
             # Others may know before this orderer itself that its first entry is committed. If it
             # doesn't lead, whoever sent this hears of the new leader and sends it there.
             if self._leader == self.raft_id and len(self._early) < EARLY_ENVELOPES:
                 self._early.append(queued)
             return
-        if (
-            leading.queued >= self._limits.pending_envelopes
-            or leading.queued_bytes >= self._limits.pending_bytes
-        ):
-            self._refuse_queued(
-                queued,
-                common_pb2.SERVICE_UNAVAILABLE,
-                f"{leading.queued} envelopes wait at the leader, and the limit is"
-                f" {self._limits.pending_envelopes} envelopes or {self._limits.pending_bytes}"
-                " bytes; send more slowly and try again in a second",
-            )
-            return
-        if admitted.sequence < self.config.sequence:
-            checked = self._check_again(queued)
-            if checked is None:
-                return
-            queued = checked
-        leading.queued += 1
-        leading.queued_bytes += queued.size_bytes
-        self._cut(leading, queued)
-        self._propose()
+        problem = leading.no_room(self._limits)
+        if problem is not None:
+            queued.refuse(common_pb2.SERVICE_UNAVAILABLE, problem)
+        elif self._still_admitted(queued):
+            leading.add(queued)
+            self._propose()
 
-    def _cut(self, leading: _Leading, queued: _Queued) -> None:
-        if queued.admitted.is_config:
-            if len(leading.cutter):
-                leading.batches.append(leading.cutter.cut())
-            leading.batches.append([queued])
-        else:
-            leading.batches.extend(leading.cutter.ordered(queued))
-        if not len(leading.cutter):
-            self._stop_timer(leading)
-        elif leading.timer is None:
-            self._start_timer(leading)
-
-    def _start_timer(self, leading: _Leading) -> None:
-        leading.timer = asyncio.get_running_loop().call_later(
-            self.config.orderer.batch_timeout_s, self._batch_timeout, leading
-        )
-
-    @staticmethod
-    def _stop_timer(leading: _Leading) -> None:
-        if leading.timer is not None:
-            leading.timer.cancel()
-            leading.timer = None
-
-    def _batch_timeout(self, leading: _Leading) -> None:
-        leading.timer = None
-        if leading is not self._leading or not len(leading.cutter):
-            return
-        if leading.batches:
-            # Blocks wait already: a larger one later costs less than another small one.
-            self._start_timer(leading)
-            return
-        leading.batches.append(leading.cutter.cut())
-        self._propose()
-
-    def _propose(self) -> None:
-        """Propose the batches that may be in flight now."""
-        leading = self._leading
-        if leading is None:
-            return
-        while (
-            leading.batches
-            and not leading.config_in_flight
-            and leading.in_flight < self.config.orderer.raft.max_inflight_blocks
-        ):
-            batch = leading.batches[0]
-            data, block_hash = proposal(
-                leading.number, leading.previous_hash, [one.admitted.raw for one in batch]
-            )
-            try:
-                self._node.propose(data)
-            except ProposalDropped:
-                return  # a transfer is under way, or leadership is lost: the next Ready says
-            leading.batches.popleft()
-            leading.number += 1
-            leading.previous_hash = block_hash
-            leading.in_flight += 1
-            leading.queued -= len(batch)
-            leading.queued_bytes -= sum(one.size_bytes for one in batch)
-            leading.config_in_flight = batch[0].admitted.is_config
-            self._wake.set()
-
-    def _check_again(self, queued: _Queued) -> _Queued | None:
-        """Check an envelope under a newer configuration than it was admitted by."""
+    def _still_admitted(self, queued: Queued) -> bool:
+        """Check again what was admitted under an earlier configuration; refuse it if need be."""
+        admitted = queued.admitted
+        if admitted.sequence >= self.config.sequence:
+            return True
         try:
-            if queued.admitted.is_config:
+            if admitted.is_config:
                 raise Refused(
                     common_pb2.SERVICE_UNAVAILABLE,
                     "another configuration update came first; compute this one again",
                 )
-            return _Queued(self.admission.check(opened(queued.admitted.raw)), queued.refuse)
+            self.admission.check(opened(admitted.raw))
         except Refused as refused:
-            self._refuse_queued(queued, refused.status, refused.info)
-            return None
+            queued.refuse(refused.status, refused.info)
+            return False
+        return True
 
-    def _refuse_queued(self, queued: _Queued, status: int, info: str) -> None:
-        queued.refuse(hashlib.sha256(queued.admitted.raw).digest(), status, info)
+    def _propose(self) -> None:
+        """Propose the batches that may be in flight now."""
+        if self._leading is not None and self._leading.propose(self._node.propose):
+            self._wake.set()
 
     def _start_leading(self) -> None:
-        self._leading = _Leading(
-            number=self._writer.height,
-            previous_hash=self._writer.tip_hash,
-            cutter=BlockCutter(self._cut_limits()),
+        self._leading = LeaderQueue(
+            self.config, self._writer.height, self._writer.tip_hash, self._propose
         )
         _LOGGER.info(
             "channel %s: orderer %d leads in term %d from block %d on",
@@ -627,11 +424,7 @@ class Chain:
     def _stop_leading(self) -> None:
         leading, self._leading = self._leading, None
         if leading is not None:
-            self._stop_timer(leading)
-
-    def _cut_limits(self) -> CutLimits:
-        orderer = self.config.orderer
-        return CutLimits(orderer.max_message_count, orderer.preferred_max_bytes)
+            leading.close()
 
     # Raft: messages and time in
 
@@ -679,10 +472,9 @@ class Chain:
                 candidate = not self._leader and ticks <= 4 * options.election_tick
                 if candidate:
                     self._node.campaign()
-            if self._pending:
-                self._expire_pending()
+            self.counters.refused += self._pending.expire()
             if not self._leader and self.leaderless_for_s() > self._limits.leaderless_grace_s:
-                self._signal_growth()
+                self._signal_change()
             self._wake.set()
 
     def _is_first_candidate(self) -> bool:
@@ -780,17 +572,13 @@ class Chain:
         """A block is in the store: take over its configuration, answer who waits for it."""
         self.counters.blocks += 1
         self.counters.envelopes += written.envelopes
-        leading = self._leading
-        if leading is not None and leading.in_flight:
-            leading.in_flight -= 1
+        if self._leading is not None:
+            self._leading.block_written()
         if written.config is not None:
             self._take_config(written.config)
         for digest in written.digests:
-            if digest in self._pending:
-                submission = self._take_pending(digest)
-                if submission is not None:
-                    submission.answer(common_pb2.SUCCESS)
-        self._signal_growth()
+            self._pending.settle(digest, common_pb2.SUCCESS)
+        self._signal_change()
 
     def _take_config(self, config: ChannelConfig) -> None:
         self.config = config
@@ -799,19 +587,9 @@ class Chain:
         leading = self._leading
         if leading is None:
             return
-        # Whatever waits was admitted under the configuration before this one.
-        leading.config_in_flight = False
-        waiting = [one for batch in leading.batches for one in batch] + leading.cutter.cut()
-        self._stop_timer(leading)
-        leading.batches.clear()
-        leading.queued = leading.queued_bytes = 0
-        leading.cutter = BlockCutter(self._cut_limits())
-        for queued in waiting:
-            checked = self._check_again(queued)
-            if checked is not None:
-                leading.queued += 1
-                leading.queued_bytes += checked.size_bytes
-                self._cut(leading, checked)
+        for queued in leading.take_waiting(config):
+            if self._still_admitted(queued):
+                leading.add(queued)
 
     def _apply_conf_change(self, entry: raftpb.Entry) -> None:
         if entry.Index <= self._log.conf_index:
@@ -840,17 +618,18 @@ class Chain:
         if ready == self._ready_leader:
             return
         self._ready_leader = ready
+        self._signal_change()
         early, self._early = self._early, []
         if ready == self.raft_id:
             self._start_leading()
             for queued in early:
-                self.order(queued.admitted, queued.refuse)
+                self.order(queued.admitted, queued.refuse_by_digest)
         if ready:
             self._dispatch_all()
 
-    def _signal_growth(self) -> None:
-        self._grown.set()
-        self._grown = asyncio.Event()
+    def _signal_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     # Disk
 

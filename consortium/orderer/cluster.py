@@ -37,8 +37,8 @@ type ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 _LOGGER = logging.getLogger(__name__)
 
 QUEUE_MESSAGES = 50_000
-QUEUE_BYTES = 256 * 1024 * 1024
-"""Bounds of each stream's queue to another node; a channel's own bounds are narrower."""
+QUEUE_BYTES = 128 * 1024 * 1024
+"""Bounds of each stream's queue to another node."""
 REFUSALS_WAITING = 1_000
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 2.0

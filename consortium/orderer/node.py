@@ -20,13 +20,16 @@ import grpc
 
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig
+from consortium.ledger.config_update import ConfigError
+from consortium.storage.segments import SegmentError
 from consortium.wire import blocks, common_pb2, services
 
 from .blockstore import BlockStore
-from .chain import Chain, Limits
+from .chain import Chain
 from .cluster import SERVER_OPTIONS, Cluster, TlsIdentity, public_key
 from .node_store import NodeStore
-from .raft_storage import ChannelLog
+from .pending import Limits
+from .raft_storage import ChannelLog, RaftStorageError
 from .services import BroadcastService, DeliverService, ServiceLimits
 
 _LOGGER = logging.getLogger(__name__)
@@ -69,6 +72,8 @@ class Orderer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.channels: dict[str, Chain] = {}
+        self.failed_channels: dict[str, str] = {}
+        """Why a channel that was joined could not be started."""
         self.client_port = 0
         """The port of the client listener once it is started."""
         self.cluster_port = 0
@@ -95,7 +100,12 @@ class Orderer:
         self._cluster = Cluster(tls, settings.signer)
         try:
             for channel_id in self._joined():
-                self._start_chain(channel_id)
+                try:
+                    await self._start_chain(channel_id)
+                except (JoinError, ConfigError, RaftStorageError, SegmentError) as error:
+                    # One channel's trouble must not stop the others.
+                    self.failed_channels[channel_id] = str(error)
+                    _LOGGER.error("channel %s is not started: %s", channel_id, error)
             await self._listen(tls)
         except BaseException:
             await self.stop()
@@ -191,10 +201,7 @@ class Orderer:
             store.append(0, genesis_block.SerializeToString())
             await store.commit(store.flush())
         store.close()
-        log = ChannelLog(self._store, channel_id)
-        if log.fresh:
-            await log.bootstrap(range(1, len(config.orderer.consenters) + 1))
-        return self._start_chain(channel_id)
+        return await self._start_chain(channel_id)
 
     def _blocks_folder(self, channel_id: str) -> Path:
         return self.settings.data_dir / "blocks" / channel_id
@@ -210,12 +217,24 @@ class Orderer:
             f" consenters' of channel {config.channel_id}; have it added to the channel first"
         )
 
-    def _start_chain(self, channel_id: str) -> Chain:
+    async def _start_chain(self, channel_id: str) -> Chain:
         assert self._store
         assert self._cluster
         assert self._disk_threads
         store = BlockStore(self._store, self._blocks_folder(channel_id), channel_id)
+        if store.height == 0:
+            raise JoinError(f"joining {channel_id} was interrupted; join it again")
         log = ChannelLog(self._store, channel_id)
+        if log.fresh:
+            if store.height > 1:
+                raise JoinError(
+                    f"the Raft log of {channel_id} is gone, but {store.height} blocks are there;"
+                    " under its old id this orderer could break its word: have it removed from the"
+                    " channel and added anew"
+                )
+            genesis = common_pb2.Block.FromString(store.read(0))
+            count = len(ChannelConfig.from_block(genesis).orderer.consenters)
+            await log.bootstrap(range(1, count + 1))
         chain = Chain(
             own_place=self._raft_id,
             log=log,
@@ -228,13 +247,13 @@ class Orderer:
         )
         self._cluster.attach(channel_id, chain)
         self.channels[channel_id] = chain
+        self.failed_channels.pop(channel_id, None)
         chain.start()
         return chain
 
     async def stop(self) -> None:
         """Stop serving and taking part; what was acknowledged is on disk."""
-        for chain in self.channels.values():
-            await chain.stop()
+        await asyncio.gather(*(chain.stop() for chain in self.channels.values()))
         await asyncio.gather(*(server.stop(self.settings.stop_grace_s) for server in self._servers))
         self._servers.clear()
         if self._cluster is not None:
@@ -256,5 +275,6 @@ class Orderer:
             "cluster_port": self.cluster_port,
             "connected": self._cluster.connected() if self._cluster else {},
             "log_commits": self._store.commits if self._store else 0,
+            "failed_channels": dict(self.failed_channels),
             "channels": [chain.status() for chain in self.channels.values()],
         }

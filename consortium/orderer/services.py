@@ -24,7 +24,8 @@ from consortium.wire.envelopes import OpenedEnvelope, WireError, parse
 
 from .admission import Admitted, Refused, check_timestamp, opened
 from .blockwriter import header_type
-from .chain import Chain, Submission
+from .chain import Chain
+from .pending import Submission
 from .streams import read
 
 _LOGGER = logging.getLogger(__name__)

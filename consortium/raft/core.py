@@ -75,7 +75,7 @@ EVENTS: Mapping[str, str] = {
     "started": "started with voters {voters} at term {term}, commit {commit}, applied {applied}",
     "no_progress": "ignored a message of {sender:x}, who is no member",
     "append_rejected": "rejected entries after {message_log_term}/{index} from {sender:x}",
-    "append_was_rejected": "was refused entries after {index} by {sender:x}, whose log has {term}/{hint}",
+    "append_was_rejected": "learned that {sender:x} refused entries after {index}, having {term}/{hint}",
     "progress_decreased": "goes back for {peer:x}: {progress}",
     "snapshot_not_sent": "sends no snapshot to {peer:x}, who has been silent",
     "snapshot_not_ready": "has no snapshot ready for {peer:x}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_sums_end_where_the_recorder_begins(lived: tuple[Neighbourhood, list[Hou
     for sensor in ENERGY:
         rows = imports[sensor]
         assert rows[-1]["sum"] == 0
-        for before, after in zip(rows, rows[1:], strict=False):
+        for before, after in pairwise(rows):
             assert after["sum"] - before["sum"] == after["state"] - before["state"] >= 0
             started = datetime.fromisoformat(after["start"])
             assert (started - datetime.fromisoformat(before["start"])).total_seconds() == 3600

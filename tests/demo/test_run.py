@@ -22,7 +22,9 @@ from demo.homes import ORIGIN
 from demo.run import parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(400)]
-INTERVAL_S = 10
+INTERVAL_S = 60
+RATE = 6
+"""So that an interval takes ten seconds."""
 
 
 class Run:
@@ -69,7 +71,7 @@ async def run(folder: Path, *arguments: str) -> AsyncIterator[Run]:
 
 
 def new_run(folder: Path, *arguments: str) -> Any:
-    return run(folder, "--homes", "3", "--interval", str(INTERVAL_S), *arguments)
+    return run(folder, "--homes", "3", "--rate", str(RATE), *arguments)
 
 
 def says(text: str) -> Callable[[str], bool]:
@@ -93,9 +95,9 @@ async def committed(folder: Path) -> dict[str, list[dict[str, str]]]:
 async def test_killed_and_started_again_each_interval_is_there_once(tmp_path: Path) -> None:
     async with new_run(tmp_path, "--ledger-only") as first:
         await first.until(says("the interval at"))
-        await first.until(says("the interval at 08:30:20"))
+        await first.until(says("the interval at 08:32:00"))
         first.process.kill()
-    await asyncio.sleep(2 * INTERVAL_S)
+    await asyncio.sleep(2 * INTERVAL_S / RATE)
     async with run(tmp_path, "--ledger-only") as second:
         await second.until(says("going on from"))
         await second.until(says("Ctrl-C stops everything"))
@@ -121,7 +123,8 @@ async def test_options_that_do_not_fit_the_folder(tmp_path: Path) -> None:
         assert "stopped" in first.lines[-1]
     for arguments, sentence in {
         ("--homes", "5"): "has 3 homes, not 5; choose another --data-dir",
-        ("--interval", "60"): "meters each 10 s, which cannot become 60 s",
+        ("--interval", "300"): "meters each 60 s, which cannot become 300 s",
+        ("--rate", "2"): "runs at 6, which cannot become 2",
     }.items():
         async with run(tmp_path, "--ledger-only", *arguments) as refused:
             await refused.until(says(sentence))

@@ -8,6 +8,7 @@ verify` finds nothing to object to.
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from collections import Counter
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
@@ -29,7 +31,6 @@ from gridledger_client import (
     CommitFailed,
     ConnectionFailed,
     GatewayClient,
-    GridLedgerError,
     Identity,
     Timeout,
     TransactionRefused,
@@ -39,10 +40,15 @@ from gridledger_client.gateway import Deadlines
 from .conftest import run_cli
 from .tools import Ledgers, commit_hash
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 AMOUNT = 1000
 RECOVERY_S = 20
+LEADS = re.compile(r": orderer \d leads in term (\d+) from block")
 DEADLINES = Deadlines(evaluate_s=5, endorse_s=5, submit_s=5, commit_s=5)
 
 
@@ -156,19 +162,30 @@ class Cluster:
 
     network: Network
     processes: ProcessNetwork
+    logs: Path
     load: Load
 
     async def restart(self, utility: Utility, kind: str) -> None:
         await self.processes.start_node(utility, kind)
 
-    async def leader(self) -> Utility:
-        """Whose orderer leads: the one that the next block's metadata was written by.
+    def leader(self) -> Utility:
+        """Whose orderer leads: the one that said so last, in the highest term."""
+        found = {
+            int(term): utility
+            for utility in self.network.utilities
+            for term in LEADS.findall(
+                (self.logs / f"{utility.name.lower()}-orderer.log").read_text()
+            )
+        }
+        return found[max(found)]
 
-        Fabric's blocks name the Raft leader of their time nowhere, so ask each orderer's log file
-        would be cheating; a block's signer is whoever wrote it for its own copy. What shows is who
-        the others follow: see `find_leader`.
-        """
-        raise NotImplementedError
+    async def kill_all(self) -> None:
+        """SIGKILL to all nine at the same moment."""
+        processes = list(self.processes.processes.values())
+        self.processes.processes.clear()
+        for process in processes:
+            process.kill()
+        await asyncio.gather(*(process.wait() for process in processes))
 
     async def everything_is_equal(self) -> None:
         """Compare the three ledgers block by block, and count what was acknowledged."""
@@ -235,3 +252,72 @@ def facts(block: common_pb2.Block) -> BlockFacts:
             if code == peer_pb2.VALID
         ),
     )
+
+
+async def verified(network: Network) -> None:
+    """`gridledger verify` of all three ledgers: nothing to object to."""
+    done = await asyncio.to_thread(
+        run_cli, "verify", "--json", "--data-dir", str(network.directory), check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = json.loads(done.stdout)
+    assert [report["problem"] for report in reports] == [None] * 3
+    assert len({report["blocks"] for report in reports}) >= 1
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """Three authorities, three orderers and three peers, each a process."""
+    folder = tmp_path_factory.mktemp("faults")
+    network = create_network(folder / "data", interval_s=60, base_port=22_000)
+    processes = ProcessNetwork(network, log_level="info", log_dir=folder)
+    await processes.start()
+    try:
+        await ensure_contracts(network)
+        yield Cluster(network, processes, folder, Load(network))
+    finally:
+        await processes.stop()
+
+
+async def test_the_leader_is_killed(cluster: Cluster) -> None:
+    """The two others elect one of them; the old leader comes back and follows."""
+    load = cluster.load
+    async with load.running():
+        leader = cluster.leader()
+        await cluster.processes.kill(leader, "orderer")
+        await load.goes_on()
+        assert cluster.leader() is not leader
+        await cluster.restart(leader, "orderer")
+        await load.goes_on()
+        # And the new one, while the old one has just caught up.
+        second = cluster.leader()
+        await cluster.processes.kill(second, "orderer")
+        await load.goes_on()
+        await cluster.restart(second, "orderer")
+    await cluster.everything_is_equal()
+
+
+async def test_a_peer_is_killed(cluster: Cluster) -> None:
+    """Each in turn: its homes go on through another's gateway; it comes back and catches up."""
+    load = cluster.load = Load(cluster.network)
+    async with load.running():
+        for utility in cluster.network.utilities:
+            await cluster.processes.kill(utility, "peer")
+            await load.goes_on()
+            await cluster.restart(utility, "peer")
+    await cluster.everything_is_equal()
+
+
+async def test_everything_is_killed(cluster: Cluster) -> None:
+    """All nine at once, twice: the disks alone know what happened, and they know all of it."""
+    load = cluster.load = Load(cluster.network)
+    async with load.running():
+        await cluster.kill_all()
+        await verified(cluster.network)
+        await cluster.processes.start()
+        await load.goes_on()
+        await cluster.kill_all()
+        await cluster.processes.start()
+    await cluster.everything_is_equal()
+    await cluster.processes.stop()
+    await verified(cluster.network)

@@ -4,8 +4,6 @@ import time
 
 import pytest
 
-from consortium.raft import MemoryStorage
-from consortium.wire import raftpb_pb2 as raftpb
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.simulator import Options, Outcome, plan, shrink, simulate
 
@@ -58,16 +56,3 @@ def test_a_failure_is_shrunk_and_replays() -> None:
         again = simulate(seed, options, shrunk.acts)
     assert len(shrunk.acts) < len(outcome.acts) == len(plan(seed, options))
     assert again.violation == shrunk.violation
-
-
-def test_memory_storage_keeps_what_a_crash_needs() -> None:
-    """The storage that others are modelled on: replace, compact, snapshot."""
-    storage = MemoryStorage()
-    storage.append([raftpb.Entry(Term=1, Index=index) for index in (1, 2, 3)])
-    storage.append([raftpb.Entry(Term=2, Index=2)])
-    assert [storage.term(index) for index in (0, 1, 2)] == [0, 1, 2]
-    assert storage.last_index() == 2
-    storage.compact(1)
-    assert (storage.first_index(), storage.term(1), storage.last_index()) == (2, 1, 2)
-    storage.append([raftpb.Entry(Term=1, Index=1), raftpb.Entry(Term=2, Index=2)])
-    assert storage.last_index() == 2

@@ -234,36 +234,43 @@ class GridLedgerCard extends HTMLElement {
 
 /* The flow ------------------------------------------------------------------------------------ */
 
-// Where things stand, in percent of the drawing, which is 400 by 320.
+// Where things stand in the drawing, which is 400 by 340.
 const NODES = {
-  sun: { x: 200, y: 52, icon: "mdi:white-balance-sunny", color: "--energy-solar-color, #ff9800" },
+  sun: {
+    x: 200,
+    y: 62,
+    above: true,
+    icon: "mdi:white-balance-sunny",
+    color: "--energy-solar-color, #ff9800",
+  },
   grid: {
     x: 56,
-    y: 160,
+    y: 170,
     icon: "mdi:transmission-tower",
     color: "--energy-grid-consumption-color, #488fc2",
   },
-  house: { x: 344, y: 160, icon: "mdi:home", color: "--primary-color, #009ac7" },
+  house: { x: 344, y: 170, icon: "mdi:home", color: "--primary-color, #009ac7" },
   battery: {
     x: 200,
-    y: 268,
+    y: 278,
     icon: "mdi:battery-high",
     color: "--energy-battery-out-color, #4db6ac",
   },
   market: {
     x: 56,
-    y: 52,
+    y: 62,
+    above: true,
     icon: "mdi:home-group",
     color: "--energy-grid-return-color, #8353d1",
   },
 };
-const HUB = { x: 200, y: 160 };
+const HUB = { x: 200, y: 170 };
 const RADIUS = 36;
 const RING = 2 * Math.PI * RADIUS;
 
 const FLOW_STYLE = `
   .flow { position: relative; width: 100%; max-width: 560px; margin: 0 auto;
-          aspect-ratio: 400 / 320; }
+          aspect-ratio: 400 / 340; }
   svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
   .wire { fill: none; stroke: var(--divider-color); stroke-width: 2; }
   .wire.live { stroke: var(--node); stroke-opacity: 0.55; stroke-width: 3; }
@@ -287,6 +294,7 @@ const FLOW_STYLE = `
   .under { position: absolute; transform: translate(-50%, 0); text-align: center;
            font-size: 12px; line-height: 1.25; color: var(--secondary-text-color);
            white-space: nowrap; pointer-events: none; }
+  .under.above { transform: translate(-50%, -100%); }
   .chips { display: flex; flex-wrap: wrap; gap: 8px; justify-content: center; margin-top: 8px; }
   .chip { display: inline-flex; align-items: center; gap: 6px; min-height: 44px; padding: 0 14px;
           border-radius: 22px; border: 1px solid var(--divider-color); background: none;
@@ -311,7 +319,7 @@ class GridLedgerFlowCard extends GridLedgerCard {
     const names = Object.keys(NODES).filter((name) => this._has(name));
     const path = (name) => {
       const { x, y } = NODES[name];
-      if (name === "market") return `M ${HUB.x} ${HUB.y} Q 110 140 ${x} ${y}`;
+      if (name === "market") return `M ${HUB.x} ${HUB.y} Q 104 156 ${x} ${y}`;
       return `M ${x} ${y} L ${HUB.x} ${HUB.y}`;
     };
     const wires = names
@@ -331,16 +339,17 @@ class GridLedgerFlowCard extends GridLedgerCard {
       .join("");
     const buttons = names
       .map((name) => {
-        const { x, y, icon, color } = NODES[name];
+        const { x, y, above, icon, color } = NODES[name];
+        const label = above ? y - RADIUS - 6 : y + RADIUS + 6;
         return `<button class="node" id="node-${name}" type="button"
-          style="left:${x / 4}%;top:${y / 3.2}%;--node:var(${color})">
+          style="left:${x / 4}%;top:${y / 3.4}%;--node:var(${color})">
           <ha-icon icon="${icon}" aria-hidden="true"></ha-icon><span class="value"></span></button>
-          <div class="under" id="under-${name}" aria-hidden="true"
-          style="left:${x / 4}%;top:${(y + RADIUS + 6) / 3.2}%"></div>`;
+          <div class="under${above ? " above" : ""}" id="under-${name}" aria-hidden="true"
+          style="left:${x / 4}%;top:${label / 3.4}%"></div>`;
       })
       .join("");
     this.shadowRoot.innerHTML = `<style>${STYLE}${FLOW_STYLE}</style><ha-card><div class="card">
-      <div class="flow"><svg viewBox="0 0 400 320" role="img" aria-label="">${wires}
+      <div class="flow"><svg viewBox="0 0 400 340" role="img" aria-label="">${wires}
       <circle class="hub" cx="${HUB.x}" cy="${HUB.y}" r="5"></circle>${rings}</svg>${buttons}</div>
       <div class="chips"></div><div class="hidden table"></div></div></ha-card>`;
     for (const name of names) {
@@ -765,9 +774,8 @@ function activityView(home, t, index, several) {
     entities: list,
     grid_options: { columns: "full" },
   });
-  const section = (title, cards, span = 1) => ({
+  const section = (title, cards) => ({
     type: "grid",
-    column_span: span,
     cards: [{ type: "heading", heading: title, grid_options: { columns: "full" } }, ...cards],
   });
   const level = sources.battery_level?.[0] ?? entities.battery_level;
@@ -776,15 +784,15 @@ function activityView(home, t, index, several) {
     path: several ? `home-${index + 1}` : "activity",
     icon: "mdi:home-lightning-bolt-outline",
     type: "sections",
-    max_columns: 4,
+    max_columns: 2,
     sections: [
-      section(home.title, [custom("flow")], 2),
+      section(home.title, [custom("flow")]),
       section(t("power"), [
         ...(power.length ? [graph(power, GRAPH_HOURS)] : []),
         ...(level ? [graph([{ entity: level, name: t("battery") }], GRAPH_HOURS)] : []),
-      ], 2),
-      section(t("trades"), [custom("trades")], 2),
-      section(t("ledger"), [custom("readings")], 2),
+      ]),
+      section(t("trades"), [custom("trades")]),
+      section(t("ledger"), [custom("readings")]),
     ],
   };
 }

@@ -25,8 +25,8 @@ from consortium.ledger.channel_config import (
     RaftOptions,
     genesis_block,
 )
-from consortium.orderer.chain import Limits
 from consortium.orderer.node import Orderer, Settings
+from consortium.orderer.pending import Limits
 from consortium.wire import common_pb2, orderer_pb2, raftpb_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope, transaction_id
 

@@ -146,8 +146,8 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "append_was_rejected": (
         "DEBUG",
         (
-            "{id:x} received MsgAppResp(rejected, hint: (index {hint}, term {term})) from {sender:x}"
-            " for index {index}"
+            "{id:x} received MsgAppResp(rejected, hint: (index {hint}, term {term})) from "
+            "{sender:x} for index {index}"
         ),
     ),
     "progress_decreased": ("DEBUG", "{id:x} decreased progress of {peer:x} to [{progress}]"),
@@ -203,8 +203,8 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "snapshot_fast_forward": (
         "INFO",
         (
-            "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}] fast-forwarded"
-            " commit to snapshot [index: {index}, term: {term}]"
+            "{id:x} [commit: {commit}, lastindex: {last_index}, lastterm: {last_term}]"
+            " fast-forwarded commit to snapshot [index: {index}, term: {term}]"
         ),
     ),
     "unreachable": (
@@ -215,8 +215,8 @@ ETCD_LINES: Mapping[str, tuple[str, str]] = {
     "transfer_in_progress": (
         "INFO",
         (
-            "{id:x} [term {term}] transfer leadership to {peer:x} is in progress, ignores request to"
-            " same node {peer:x}"
+            "{id:x} [term {term}] transfer leadership to {peer:x} is in progress, ignores request"
+            " to same node {peer:x}"
         ),
     ),
     "transfer_replaced": (

@@ -293,7 +293,7 @@ def test_copies_under_several_names_and_a_stranger_live_in_one_process() -> None
     In a process of its own, since what the default pool has learnt it keeps.
     """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SEVERAL_COPIES],
+        [sys.executable, "-W", "error::UserWarning", "-c", SEVERAL_COPIES],
         cwd=ROOT,
         capture_output=True,
         text=True,
