@@ -74,6 +74,9 @@ class Transport(Protocol):
     def forward(self, consenter_id: int, admitted: Admitted) -> bool:
         """Queue an envelope for the leader; False if there is no room for it."""
 
+    def reachable(self, consenter_id: int) -> bool:
+        """Whether there is a connection to a consenter."""
+
     def configure(self, consenters: dict[int, Consenter]) -> None:
         """From now on these are the other consenters."""
 
@@ -250,8 +253,8 @@ class Chain:
         """Begin taking part."""
         self._transport.configure(self._others())
         self._tasks = [
-            asyncio.create_task(self._drive(), name=f"orderer-{self.channel_id}-drive"),
-            asyncio.create_task(self._tick(), name=f"orderer-{self.channel_id}-tick"),
+            asyncio.create_task(self._guarded(self._drive), name=f"{self.channel_id}-drive"),
+            asyncio.create_task(self._guarded(self._tick), name=f"{self.channel_id}-tick"),
         ]
         self._wake.set()
 
@@ -280,7 +283,7 @@ class Chain:
         heirs = [
             (progress.match, key)
             for key, progress in self._node.status().progress.items()
-            if key != self.raft_id and progress.recent_active
+            if progress.recently_active and self._transport.reachable(key)
         ]
         if not heirs:
             return
@@ -294,6 +297,13 @@ class Chain:
 
     def _others(self) -> dict[int, Consenter]:
         return {key: one for key, one in self.consenters().items() if key != self.raft_id}
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:
+            _LOGGER.exception("channel %s", self.channel_id)
+            self._fail(f"{type(error).__name__}: {error}")
 
     def _fail(self, what: str) -> None:
         """Stop taking part because of something that only an operator can mend."""
@@ -443,6 +453,10 @@ class Chain:
             self._node.step(message)
         except MessageRefused, ProposalDropped:
             self.counters.dropped_messages += 1
+        except Exception as error:
+            # The core has found that what it was promised does not hold; it must not go on.
+            _LOGGER.exception("channel %s", self.channel_id)
+            self._fail(f"{type(error).__name__}: {error}")
         self._wake.set()
 
     async def _tick(self) -> None:
@@ -485,22 +499,16 @@ class Chain:
     # Raft: work out
 
     async def _drive(self) -> None:
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._node.has_ready():
-                    ready = self._node.ready()
-                    await self._handle(ready)
-                    self._node.advance()
-                    self._follow_leader()
-                    self._propose()
-                await self._tidy()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            _LOGGER.exception("channel %s", self.channel_id)
-            self._fail(f"{type(error).__name__}: {error}")
+        while self.failure is None:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._node.has_ready():
+                ready = self._node.ready()
+                await self._handle(ready)
+                self._node.advance()
+                self._follow_leader()
+                self._propose()
+            await self._tidy()
 
     async def _handle(self, ready: Ready) -> None:
         leads = (

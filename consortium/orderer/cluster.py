@@ -42,6 +42,8 @@ QUEUE_BYTES = 128 * 1024 * 1024
 REFUSALS_WAITING = 1_000
 FIRST_RETRY_S = 0.05
 LONGEST_RETRY_S = 2.0
+STALLED_WRITE_S = 5.0
+"""A message that takes longer to hand to the network means that the stream is dead."""
 PULL_TIMEOUT_S = 60.0
 PULL_IDLE_S = 5.0
 
@@ -114,11 +116,17 @@ class _Stream:
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
+        self._call_now: StreamCall | None = None
+        self._writing_since = 0.0  # 0 while no write is under way
         self.connected = False
         self._task = asyncio.create_task(self._run(), name=f"cluster-{name}")
 
     def put(self, data: bytes) -> bool:
         """Queue a message; False if there is no connection or no room."""
+        if self._writing_since and time.monotonic() - self._writing_since > STALLED_WRITE_S:
+            self._writing_since = 0.0
+            if self._call_now is not None:
+                self._call_now.cancel()  # `_run` opens another one
         if (
             not self.connected
             or len(self._queue) >= QUEUE_MESSAGES
@@ -139,7 +147,17 @@ class _Stream:
         wait_s = FIRST_RETRY_S
         while True:
             began = time.monotonic()
-            await self._call()
+            try:
+                await self._call()
+            except grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError:
+                pass  # the other node went away, or refused us; `_read` says why
+            except asyncio.CancelledError:
+                # Raised by a call that was cancelled because a write had stalled, too.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+            except Exception:
+                _LOGGER.exception("the stream to orderer %s is opened again", self._name)
             if time.monotonic() - began > LONGEST_RETRY_S:
                 wait_s = FIRST_RETRY_S
             await asyncio.sleep(wait_s)
@@ -148,6 +166,7 @@ class _Stream:
     async def _call(self) -> None:
         await self._channel.channel_ready()
         call: StreamCall = self._channel.stream_stream(services.CLUSTER_STEP)()
+        self._call_now = call
         reader = asyncio.create_task(self._read(call))
         try:
             self._queue.clear()
@@ -158,18 +177,18 @@ class _Stream:
                 while self._queue:
                     data = self._queue.popleft()
                     self._queued_bytes -= len(data)
+                    self._writing_since = time.monotonic()
                     await call.write(data)
+                    self._writing_since = 0.0
                 self._wake.clear()
                 if not self._queue and not reader.done():
                     await self._wake.wait()
-        except grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError:
-            pass
         finally:
             self.connected = False
+            self._writing_since = 0.0
             call.cancel()
             reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+            await asyncio.wait([reader])
 
     async def _read(self, call: StreamCall) -> None:
         try:
@@ -513,6 +532,11 @@ class ChannelTransport:
             )
         )
         return remote.submit.put(request.SerializeToString())
+
+    def reachable(self, consenter_id: int) -> bool:
+        """Whether there is a connection to a consenter."""
+        remote = self._cluster.remote(self._channel_id, consenter_id)
+        return remote is not None and remote.consensus.connected
 
     def configure(self, consenters: dict[int, Consenter]) -> None:
         """From now on these are the other consenters."""

@@ -69,10 +69,8 @@ class PendingEnvelopes:
 
     def no_room(self) -> str | None:
         """A sentence for the client if nothing more can be taken."""
-        if (
-            self._count < self._limits.pending_envelopes
-            and self._bytes < self._limits.pending_bytes
-        ):
+        limits = self._limits
+        if self._count < limits.pending_envelopes and self._bytes < limits.pending_bytes:
             return None
         return (
             f"{self._count} envelopes ({self._bytes} bytes) wait to be ordered here, and the limit"

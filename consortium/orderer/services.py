@@ -111,8 +111,15 @@ class BroadcastService:
         for submission, result in zip(batch, results, strict=True):
             if isinstance(result, Refused):
                 submission.answer(result.status, result.info)
-            else:
+                continue
+            try:
                 result[0].submit(submission, result[1])
+            except Exception:
+                # The next ones must not wait for ever because of this one.
+                _LOGGER.exception("submitting an envelope of %d bytes", len(submission.raw))
+                submission.answer(
+                    common_pb2.INTERNAL_SERVER_ERROR, "the envelope was not ordered; see the log"
+                )
         if self._unchecked:
             asyncio.get_running_loop().call_soon(self._check_next)
         else:

@@ -133,6 +133,15 @@ class Network:
             if orderer is not None:
                 await orderer.stop()
 
+    async def crash(self, *numbers: int) -> None:
+        """Stop as a killed process would: nobody is told, nothing more is written."""
+        for number in numbers or range(len(self.settings)):
+            orderer = self.orderers[number]
+            if orderer is not None:
+                for chain in orderer.channels.values():
+                    chain.failure = "killed by the test"
+        await self.stop(*numbers)
+
     def spare_settings(self) -> Settings:
         """Of an orderer that is none of the consenters."""
         certificate, key = self.utilities[0].tls("spare")

@@ -78,7 +78,10 @@ async def test_blocks_are_signed_as_fabric_signs_them(network: Network) -> None:
         assert config.policy("/Channel/Orderer/BlockValidation").satisfied_by(signers)
 
 
-async def test_nothing_acknowledged_is_lost_when_the_leader_stops(network: Network) -> None:
+@pytest.mark.parametrize("killed", [True, False])
+async def test_nothing_acknowledged_is_lost_when_the_leader_goes(
+    network: Network, killed: bool
+) -> None:
     leader, follower = await network.leader(), await network.follower()
     envelopes = [network.envelope() for _ in range(1500)]
     async with network.channel(leader) as one, network.channel(follower) as other:
@@ -86,7 +89,7 @@ async def test_nothing_acknowledged_is_lost_when_the_leader_stops(network: Netwo
         at_follower = asyncio.create_task(broadcast(other, envelopes[500:]))
         chain = network.running()[follower].channels[CHANNEL]
         await until(lambda: chain.height > 1)
-        await network.stop(leader)
+        await (network.crash if killed else network.stop)(leader)
         answered = {"leader": await at_leader, "follower": await at_follower}
         # The follower's clients notice nothing: what the old leader lost goes to the new one.
         assert answered["follower"].statuses == [SUCCESS] * 1000
@@ -102,6 +105,23 @@ async def test_nothing_acknowledged_is_lost_when_the_leader_stops(network: Netwo
     await network.start(leader)
     await network.same_height()
     assert_same_chain(network)
+
+
+async def test_after_a_crash_of_all_what_was_acknowledged_is_there(network: Network) -> None:
+    envelopes = [network.envelope() for _ in range(300)]
+    for part in (envelopes[:100], envelopes[100:200], envelopes[200:]):
+        async with network.channel(await network.follower()) as channel:
+            assert (await broadcast(channel, part)).statuses == [SUCCESS] * 100
+        await network.crash()
+        # The blocks were on no disk by themselves: they come back from the Raft logs.
+        await network.start()
+    await network.leader()
+    chains = [one.channels[CHANNEL] for one in network.running()]
+    await until(lambda: all(sum(ordered(network, n).values()) == 300 for n in range(3)))
+    assert len({chain.height for chain in chains}) == 1
+    assert_same_chain(network)
+    for number in range(3):
+        assert ordered(network, number) == Counter(envelopes)
 
 
 async def test_a_restart_from_disk_goes_on_where_it_was(network: Network) -> None:
