@@ -29,6 +29,8 @@ REPOSITORY: Final = Path(__file__).parent.parent
 TEMPLATE: Final = Path(__file__).parent / "config"
 USER: Final = "demo"
 DASHBOARD: Final = "grid-ledger"
+RUNNING_FILE: Final = "home-assistant.json"
+"""Of the demonstration: where its Home Assistant answers."""
 AUTOMATION_ID: Final = "deliver_sold_energy"
 START_TIMEOUT_S: Final = 300
 """A first start compiles Home Assistant's modules, on a Raspberry Pi for minutes."""
@@ -92,7 +94,7 @@ class HomeAssistant:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder: Final = folder
-        self.port: Final = port
+        self.port = port
         self.stopping = False
         self._process: asyncio.subprocess.Process | None = None
 
@@ -136,7 +138,6 @@ class HomeAssistant:
 
     async def start(self, progress: Callable[[str], None]) -> None:
         """Starts ``hass`` and returns when it is running."""
-        await asyncio.to_thread(self._end_left_over_process)
         log = (self.folder / LOG_FILE).open("wb")
         try:
             # In a session of its own: Ctrl-C in the terminal reaches the demonstration alone,
@@ -242,7 +243,7 @@ class HomeAssistant:
             mode=0o600,
         )
 
-    def _end_left_over_process(self) -> None:
+    def end_left_over_process(self) -> None:
         """Ends our own Home Assistant where a killed demonstration left it behind."""
         pid_file = self.folder / PID_FILE
         try:
@@ -348,8 +349,12 @@ class Api:
                 raise HomeAssistantError(f"the websocket refused the token: {answer}")
         self._last_id += 1
         await self._socket.send_json({"id": self._last_id, "type": type_, **arguments})
-        while (answer := await self._socket.receive_json(timeout=60)).get("id") != self._last_id:
-            pass
+        try:
+            answer = await self._socket.receive_json(timeout=60)
+            while answer.get("id") != self._last_id:
+                answer = await self._socket.receive_json(timeout=60)
+        except TypeError as error:  # aiohttp's, for a message that closes the socket
+            raise HomeAssistantError(f"Home Assistant closed the websocket: {error}") from error
         if not answer["success"]:
             raise HomeAssistantError(f"{type_}: {answer['error']['message']}")
         return answer["result"]

@@ -548,8 +548,8 @@ class Neighbourhood:
 
 def check_interval(interval_s: int) -> None:
     """Raises :class:`HomesError` unless the demo can meter and trade in such intervals."""
-    if not 60 <= interval_s <= QUARTER_S or QUARTER_S % interval_s or interval_s % STEP_S:
+    if not 10 <= interval_s <= QUARTER_S or QUARTER_S % interval_s or interval_s % STEP_S:
         raise HomesError(
-            f"an interval of {interval_s} s does not work: choose 60 to {QUARTER_S} s, "
-            f"a multiple of {STEP_S} that divides {QUARTER_S}, such as 60, 300 or 900"
+            f"an interval of {interval_s} s does not work: choose 10 to {QUARTER_S} s, "
+            f"a multiple of {STEP_S} that divides {QUARTER_S}, such as 15, 60, 300 or 900"
         )

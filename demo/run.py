@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
+
 from consortium.node import network as ledger_network
 from consortium.node.contracts import client as staff_client
 from consortium.node.contracts import ensure_contracts
@@ -100,6 +102,7 @@ class Demo:
             self.say("stopped")
 
     async def _start(self) -> None:
+        house = None if self.options.ledger_only else await self._house()
         self.network = await asyncio.to_thread(self._network)
         replay = self.network.replay
         assert replay is not None
@@ -133,10 +136,11 @@ class Demo:
         self._stack.push_async_callback(inverter.stop)
         self.say(f"the inverter of {self._connection(0)} answers at {inverter.url}/api/status")
 
-        if self.options.ledger_only:
+        if house is None:
             await self._invite()
         else:
-            go_on(self._watch(await self._start_home_assistant(inverter)))
+            await self._start_home_assistant(house, inverter)
+            go_on(self._watch(house))
 
     # The ledger -----------------------------------------------------------------------------
 
@@ -338,7 +342,7 @@ class Demo:
                     self.network.tls_bundle_pem,
                 )
             )
-        return trading.Sellers(self.hood, clients, self._trouble)
+        return trading.Sellers(self.hood, clients, self._trouble, rate=self.replay.rate)
 
     def _register_home(self, enrollment_id: str, connection_id: str, msp_id: str) -> str:
         return self.network.register_identity(
@@ -384,44 +388,40 @@ Ctrl-C stops everything; the next start goes on from disk.
 """
         )
 
-    async def _start_home_assistant(self, inverter: Inverter) -> HomeAssistant:
-        port = self.options.ha_port or _free_port(DEFAULT_HA_PORT)
-        if not _is_free(port):
-            raise DemoError(f"port {port} is in use; choose another --ha-port")
-        house = HomeAssistant(self.folder / "home-assistant", port)
-        if house.is_new:
+    async def _house(self) -> HomeAssistant:
+        """The first home's Home Assistant, not started yet, with a port that is free."""
+        house = HomeAssistant(
+            self.folder / "home-assistant", self.options.ha_port or DEFAULT_HA_PORT
+        )
+        await asyncio.to_thread(house.end_left_over_process)
+        if not self.options.ha_port:
+            house.port = _free_port(DEFAULT_HA_PORT)
+        elif not _is_free(house.port):
+            raise DemoError(f"port {house.port} is in use; choose another --ha-port")
+        return house
+
+    async def _start_home_assistant(self, house: HomeAssistant, inverter: Inverter) -> None:
+        new = house.is_new
+        if new:
             self.say("making a Home Assistant for the first home")
         await house.prepare(inverter.url)
-        self.say("starting Home Assistant (the first start takes a while)")
+        self.say(f"starting Home Assistant{' (its first start takes a while)' if new else ''}")
         self._stack.push_async_callback(house.stop)
         first_registers = self.hood.homes[0].registers()
         await house.start(self.say)
-        async with await house.connect() as api:
-            if not await home_assistant.is_connected(api):
+        # The file is written when all of it is done; what broke off half-way is done again.
+        running = self._own / home_assistant.RUNNING_FILE
+        if new or not running.exists():
+            async with await house.connect() as api:
                 await home_assistant.configure_energy(api)
-                self.say(f"connecting Home Assistant to the ledger as {self._connection(0)}")
-                home = self.hood.homes[0].spec
-                await home_assistant.connect_home(
-                    api,
-                    await self._invitation(),
-                    self.network.utilities[0].msp_id,
-                    {
-                        "battery_capacity": home.battery_capacity_wh / 1000,
-                        "battery_max_power": home.battery_power_w,
-                        "battery_reserve": 20,
-                    },
-                )
-                await home_assistant.deliver_sold_energy(api)
                 await history.import_history(api, self._history, first_registers)
-            await home_assistant.open_dashboard_first(
-                api, "GridLedger", {"strategy": {"type": "custom:gridledger"}}
-            )
-        write_atomically(
-            self._own / "home-assistant.json",
-            json.dumps(
-                {"url": house.url, "user": home_assistant.USER, "folder": str(house.folder)}
-            ),
-        )
+                if not await home_assistant.is_connected(api):
+                    await self._connect_first_home(api)
+                await home_assistant.deliver_sold_energy(api)
+                await home_assistant.open_dashboard_first(
+                    api, "GridLedger", {"strategy": {"type": "custom:gridledger"}}
+                )
+        write_atomically(running, json.dumps({"url": house.url, "folder": str(house.folder)}))
         self.console.plain(
             f"""
   Home Assistant   {house.url}
@@ -438,7 +438,20 @@ microgrid pays. Things to try:
 Ctrl-C stops everything; the next script/run goes on from disk.
 """
         )
-        return house
+
+    async def _connect_first_home(self, api: home_assistant.Api) -> None:
+        home = self.hood.homes[0].spec
+        self.say(f"connecting Home Assistant to the ledger as {home.connection_id}")
+        await home_assistant.connect_home(
+            api,
+            await self._invitation(),
+            self.network.utilities[0].msp_id,
+            {
+                "battery_capacity": home.battery_capacity_wh / 1000,
+                "battery_max_power": home.battery_power_w,
+                "battery_reserve": 20,
+            },
+        )
 
     async def _watch(self, house: HomeAssistant) -> None:
         """Home Assistant does not end by itself."""
@@ -565,6 +578,8 @@ async def _main(options: argparse.Namespace) -> int:
         print(f"script/run: {error}", file=sys.stderr)
     except GridLedgerError as error:
         print(f"script/run: the ledger did not do its part: {error}", file=sys.stderr)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        print(f"script/run: {type(error).__name__}: {error}", file=sys.stderr)
     return 1
 
 

@@ -15,7 +15,15 @@ from typing import Any, Final
 from playwright.async_api import Error as BrowserError
 from playwright.async_api import async_playwright
 
-from demo.home_assistant import DASHBOARD, REPOSITORY, USER, Api, HomeAssistant, HomeAssistantError
+from demo.home_assistant import (
+    DASHBOARD,
+    REPOSITORY,
+    RUNNING_FILE,
+    USER,
+    Api,
+    HomeAssistant,
+    HomeAssistantError,
+)
 from demo.run import DEFAULT_DATA_DIR
 
 SCHEMES: Final = {"light": "dashboard.png", "dark": "dashboard-dark.png"}
@@ -57,7 +65,7 @@ async def take(
                     args=list(FLAGS),
                     color_scheme="dark" if scheme == "dark" else "light",
                     viewport={"width": size[0], "height": size[1]},
-                    device_scale_factor=1.5,
+                    device_scale_factor=1,
                     reduced_motion="reduce",
                 )
                 try:
@@ -94,9 +102,7 @@ def _browser() -> str:
 
 async def _main(options: argparse.Namespace) -> None:
     try:
-        running = json.loads(
-            (options.data_dir / "demo" / "home-assistant.json").read_text(encoding="utf-8")
-        )
+        running = json.loads((options.data_dir / "demo" / RUNNING_FILE).read_text(encoding="utf-8"))
     except OSError as error:
         raise HomeAssistantError(
             f"there is no demonstration in {options.data_dir}; start script/run first"
@@ -132,13 +138,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=REPOSITORY / "docs" / "images", metavar="FOLDER"
     )
-    parser.add_argument(
-        "--path", default=f"{DASHBOARD}/0", help="the page below Home Assistant's address"
-    )
+    parser.add_argument("--path", default=DASHBOARD, help="the page below Home Assistant's address")
     parser.add_argument(
         "--wait-for", default="hui-card", metavar="SELECTOR", help="what must be there first"
     )
-    parser.add_argument("--size", type=_size, default=(1280, 960), metavar="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=_size, default=(1640, 1240), metavar="WIDTHxHEIGHT")
     return parser.parse_args(arguments)
 
 

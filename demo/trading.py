@@ -34,7 +34,8 @@ INITIAL_HOME_DEPOSIT_MICRO: Final = 25_000_000
 SALE_EVERY_S: Final = (20.0, 50.0)
 """Real seconds from one home's sale to the next home's, at random between these."""
 LEAST_SALE_WH: Final = 50
-LEAD_INTERVALS: Final = 1
+LEAD_S: Final = 10
+"""Real seconds that a quote and its authorisation may take before the window begins."""
 
 
 @cache
@@ -156,12 +157,15 @@ class Offer:
     window_end: int
 
 
-def offer(home: Home, interval_s: int, dice: random.Random) -> Offer | None:
+def offer(
+    home: Home, interval_s: int, dice: random.Random, *, lead_s: int = LEAD_S
+) -> Offer | None:
     """What a home can sell just now, from its battery or its surplus; None is often the answer.
 
-    A sale lies within one UTC day, since rates are daily.
+    It begins ``lead_s`` of channel time from now or later, and lies within one UTC day, since
+    rates are daily.
     """
-    start = home.time - home.time % interval_s + (LEAD_INTERVALS + 1) * interval_s
+    start = -(-(home.time + lead_s) // interval_s) * interval_s
     end = start + dice.randint(2, 6) * interval_s
     if start // 86_400 != (end - 1) // 86_400:
         return None
@@ -184,12 +188,14 @@ class Sellers:
         clients: Mapping[str, GatewayClient],
         on_trouble: Callable[[str], None],
         *,
+        rate: int = 1,
         seed: int | None = None,
     ) -> None:
-        """``clients`` are by connection id; only these homes sell."""
+        """``clients`` are by connection id; only these homes sell. The clock runs at ``rate``."""
         self._neighbourhood = neighbourhood
         self._clients = clients
         self._on_trouble = on_trouble
+        self._lead_s = LEAD_S * rate
         self._dice = random.Random(seed)  # noqa: S311 - who sells when is no secret
 
     async def run(self) -> None:
@@ -203,7 +209,10 @@ class Sellers:
             ]
             self._dice.shuffle(homes)
             for home in homes:
-                if wanted := offer(home, self._neighbourhood.interval_s, self._dice):
+                wanted = offer(
+                    home, self._neighbourhood.interval_s, self._dice, lead_s=self._lead_s
+                )
+                if wanted is not None:
                     try:
                         await self.sell(home, wanted)
                     except (GridLedgerError, HomesError) as error:

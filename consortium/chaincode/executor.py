@@ -9,7 +9,7 @@ state again keeps its thread; code that nobody reviewed belongs into a process o
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +17,8 @@ from typing import Protocol
 from consortium.ledger.state import LedgerError
 from consortium.wire import peer_pb2
 
-from .api import Chaincode, ContractError, Creator
+from .api import Chaincode, Context, ContractError, Creator
+from .batches import in_batches
 from .simulator import SimulationError, TransactionSimulator
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Invocation:
     transient: Mapping[str, bytes]
     signed_proposal: peer_pb2.SignedProposal | None = None
     """For executors that hand the proposal on; contracts don't see it."""
+    callers: tuple[str, ...] = ()
+    """The chaincodes on whose behalf this one is called, outermost first."""
 
 
 class Executor(Protocol):
@@ -75,8 +78,35 @@ class Executor(Protocol):
         """
 
 
-class SimulatorContext:
-    """The contract's `Context` over a simulator; see `api.Context` for what each member means."""
+class EventHolder:
+    """The part of a `Context` that keeps the transaction's event."""
+
+    event: tuple[str, bytes] | None = None
+
+    def set_event(self, name: str, payload: bytes) -> None:
+        """See `api.Context`; raises ValueError for a second event or too large a one."""
+        if self.event is not None:
+            raise ValueError(f"event {name!r}: the transaction has an event already")
+        if len(payload) > MAX_EVENT_BYTES:
+            raise ValueError(
+                f"event {name!r} has {len(payload)} bytes, but may have {MAX_EVENT_BYTES}"
+            )
+        self.event = (name, payload)
+
+
+class RunnableContext(Context, Protocol):
+    """A context that `run_contract` can take the event from."""
+
+    @property
+    def event(self) -> tuple[str, bytes] | None: ...
+
+
+class SimulatorContext(EventHolder):
+    """The contract's `Context` over a simulator; see `api.Context` for what each member means.
+
+    Ranges are read from the state in batches, as a peer that answers a chaincode in another
+    process has to read them: what a transaction depends on does not tell where its contract ran.
+    """
 
     def __init__(self, invocation: Invocation, simulator: TransactionSimulator) -> None:
         self.channel_id = invocation.channel_id
@@ -84,7 +114,6 @@ class SimulatorContext:
         self.timestamp = invocation.timestamp
         self.creator = invocation.creator
         self.transient = invocation.transient
-        self.event: tuple[str, bytes] | None = None
         self._namespace = invocation.chaincode
         self._simulator = simulator
 
@@ -98,7 +127,7 @@ class SimulatorContext:
         self._simulator.del_state(self._namespace, _checked(key))
 
     def range(self, start: str, end: str) -> Iterator[tuple[str, bytes]]:
-        return self._simulator.range(self._namespace, start, end)
+        return in_batches(self._simulator.range(self._namespace, start, end))
 
     def get_private(self, collection: str, key: str) -> bytes | None:
         return self._simulator.get_private(self._namespace, collection, _checked(key))
@@ -114,15 +143,6 @@ class SimulatorContext:
 
     def range_private(self, collection: str, start: str, end: str) -> Iterator[tuple[str, bytes]]:
         return self._simulator.range_private(self._namespace, collection, start, end)
-
-    def set_event(self, name: str, payload: bytes) -> None:
-        if self.event is not None:
-            raise ValueError(f"event {name!r}: the transaction has an event already")
-        if len(payload) > MAX_EVENT_BYTES:
-            raise ValueError(
-                f"event {name!r} has {len(payload)} bytes, but may have {MAX_EVENT_BYTES}"
-            )
-        self.event = (name, payload)
 
 
 class InProcessExecutor:
@@ -190,33 +210,53 @@ class InProcessExecutor:
     def _run(
         self, chaincode: Chaincode, invocation: Invocation, simulator: TransactionSimulator
     ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
-        context = SimulatorContext(invocation, simulator)
-        try:
-            payload = chaincode.invoke(context, invocation.args)
-        except ContractError as error:
-            return _response(error.status, str(error)), None
-        except (SimulationError, LedgerError) as error:
-            return _response(ERROR, str(error)), None
-        except Exception:
-            # The contract's own fault. Its text may name private data, so it stays in our log.
-            _LOGGER.exception("%s: %s failed", invocation.transaction_id, invocation.chaincode)
-            return _response(ERROR, f"{chaincode.name} failed; the peer's log has details"), None
-        if len(payload) > self._max_result_bytes:
-            return _response(
-                ERROR,
-                f"the answer has {len(payload)} bytes, but may have {self._max_result_bytes}; "
-                "ask for fewer items",
-            ), None
-        event = None
-        if context.event is not None:
-            name, data = context.event
-            event = peer_pb2.ChaincodeEvent(
-                chaincode_id=invocation.chaincode,
-                tx_id=invocation.transaction_id,
-                event_name=name,
-                payload=data,
-            )
-        return peer_pb2.Response(status=OK, payload=payload), event
+        return run_contract(
+            chaincode,
+            SimulatorContext(invocation, simulator),
+            invocation.args,
+            self._max_result_bytes,
+        )
+
+
+def run_contract(
+    chaincode: Chaincode,
+    context: RunnableContext,
+    args: Sequence[bytes],
+    max_result_bytes: int = MAX_RESULT_BYTES,
+    finish: Callable[[], None] = lambda: None,
+) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
+    """Run a contract to its end: its response, whatever happens in it, and its event.
+
+    `finish` does what is left to do after a success, and may fail as the contract may.
+    """
+    try:
+        payload = chaincode.invoke(context, args)
+        if len(payload) <= max_result_bytes:
+            finish()
+    except ContractError as error:
+        return failure(error.status, str(error)), None
+    except (SimulationError, LedgerError) as error:
+        return failure(ERROR, str(error)), None
+    except Exception:
+        # The contract's own fault. Its text may name private data, so it stays in our log.
+        _LOGGER.exception("%s: %s failed", context.transaction_id, chaincode.name)
+        return failure(ERROR, f"{chaincode.name} failed; the peer's log has details"), None
+    if len(payload) > max_result_bytes:
+        return failure(
+            ERROR,
+            f"the answer has {len(payload)} bytes, but may have {max_result_bytes}; "
+            "ask for fewer items",
+        ), None
+    event = None
+    if context.event is not None:
+        name, data = context.event
+        event = peer_pb2.ChaincodeEvent(
+            chaincode_id=chaincode.name,
+            tx_id=context.transaction_id,
+            event_name=name,
+            payload=data,
+        )
+    return peer_pb2.Response(status=OK, payload=payload), event
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
@@ -225,7 +265,8 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) ->
         loop.call_soon_threadsafe(callback)
 
 
-def _response(status: int, message: str) -> peer_pb2.Response:
+def failure(status: int, message: str) -> peer_pb2.Response:
+    """A refusal or fault for the caller, its sentence cut to the limit."""
     # A lone surrogate (from an escape in a client's JSON) could not be sent.
     text = message.encode(errors="backslashreplace").decode()
     return peer_pb2.Response(status=status, message=text[:MAX_MESSAGE_CHARACTERS])

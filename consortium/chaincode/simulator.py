@@ -8,18 +8,24 @@ writes. (Rules: Fabric core/ledger/kvledger/txmgmt/txmgr/tx_simulator.go and rws
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
+from consortium.ledger.history import KeyModification
 from consortium.ledger.merkle import RangeSummary
 from consortium.ledger.state import StateView, Version, VersionedValue, key_hash
 from consortium.wire import kvrwset_pb2, rwset_pb2
 
 MAX_RANGE_RESULTS = 100_000
 """Results of one range read (Fabric's `totalQueryLimit`)."""
+MAX_PAGE_BYTES = 64 * 1024 * 1024
+"""Keys and values of one page."""
+MAX_HISTORY = 10_000
+"""Modifications of one key that a transaction can look back on."""
+_FIRST_HISTORY = 101  # what a chaincode gets to see before it asks for more
 MAX_WRITE_BYTES = 10 * 1024 * 1024
 """Keys and values written by one transaction; no block could hold more (`AbsoluteMaxBytes`)."""
 
@@ -49,6 +55,20 @@ class StateReader(Protocol):
 
     def get_state(self, namespace: str, key: str) -> bytes | None:
         """A public value."""
+
+
+class HistoryLookup(Protocol):
+    """`Ledger.history`: the newest writes of a public key, newest first, as many as `limit`."""
+
+    def __call__(self, namespace: str, key: str, limit: int) -> Sequence[KeyModification]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a range, and the key that the next one begins with (empty: there is none)."""
+
+    items: list[tuple[str, bytes]]
+    bookmark: str
 
 
 type CollectionLookup = Callable[[StateReader, str], Collection[str]]
@@ -84,7 +104,7 @@ class TransactionSimulator:
     Used by one thread at a time; `close` may come from another, after which every access raises
     SimulationClosedError, so that the view can be closed even if a contract does not return.
     `collections` is asked once for each namespace whose private data is touched; without it any
-    collection's name is taken.
+    collection's name is taken. Without `history` no key's history can be asked for.
     """
 
     def __init__(
@@ -93,12 +113,14 @@ class TransactionSimulator:
         channel_id: str = "",
         *,
         collections: CollectionLookup | None = None,
+        history: HistoryLookup | None = None,
         max_range_results: int = MAX_RANGE_RESULTS,
         max_write_bytes: int = MAX_WRITE_BYTES,
     ) -> None:
         self.channel_id = channel_id
         self._view = view
         self._lookup = collections
+        self._history = history
         self._known_collections: dict[str, Collection[str]] = {}
         self._max_range_results = max_range_results
         self._max_write_bytes = max_write_bytes
@@ -107,7 +129,7 @@ class TransactionSimulator:
         self._private_reads: dict[tuple[str, str], None] = {}
         self._written_bytes = 0
         self._wrote = False
-        self._queried_private = False
+        self._read_only = ""  # why, once the transaction may not write any more
         self._closed = ""
         self._lock = threading.Lock()
 
@@ -133,6 +155,44 @@ class TransactionSimulator:
         recorded = _Range(namespace, kvrwset_pb2.RangeQueryInfo(start_key=start))
         self._ranges.append(recorded)
         return self._iterate(recorded, end)
+
+    def page(self, namespace: str, start: str, end: str, size: int, bookmark: str = "") -> Page:
+        """A page of a range, for transactions that write nothing; `bookmark` is the last page's.
+
+        What comes after the page is no part of what the transaction depends on. A size of 0 takes
+        as many results as a range may have.
+        """
+        if self._wrote:
+            raise SimulationError(
+                "a range can be read in pages only in a transaction that writes nothing; "
+                "read the range as a whole instead"
+            )
+        if size < 0:
+            raise SimulationError(f"a page cannot have {size} results; ask for 1 or more")
+        self._read_only = "read a range in pages, so it may not write; read the range as a whole"
+        size = min(size or self._max_range_results, self._max_range_results)
+        items: list[tuple[str, bytes]] = []
+        page_bytes = 0
+        for key, value in self.range(namespace, bookmark or start, end):
+            items.append((key, value))
+            page_bytes += len(key) + len(value)
+            if page_bytes > MAX_PAGE_BYTES:
+                raise SimulationError(
+                    f"a page of {size} results has more than {MAX_PAGE_BYTES} bytes; ask for less"
+                )
+            if len(items) == size:
+                return Page(items, self._next_key(namespace, key, end))
+        return Page(items, "")
+
+    def history(self, namespace: str, key: str) -> Iterator[KeyModification]:
+        """What valid transactions made of a key, newest first; nothing of it is recorded.
+
+        Peers may be at different heights, so nothing that is written should depend on it.
+        """
+        self._check_open()
+        if self._history is None:
+            raise SimulationError("the history of keys is not kept here; ask another peer")
+        return self._modifications(self._history, namespace, key)
 
     def put_state(self, namespace: str, key: str, value: bytes) -> None:
         """Record a write; an empty value is a deletion."""
@@ -188,7 +248,9 @@ class TransactionSimulator:
                 "private data can be queried by range only in a transaction that writes nothing; "
                 "read single private keys instead"
             )
-        self._queried_private = True
+        self._read_only = (
+            "queried private data by range, so it may not write; read single private keys"
+        )
         self._private_reads[namespace, collection] = None
         return self._iterate_private(namespace, collection, start, end)
 
@@ -340,11 +402,8 @@ class TransactionSimulator:
 
     def _before_write(self, key: str, value: bytes = b"") -> None:
         self._check_open()
-        if self._queried_private:
-            raise SimulationError(
-                "this transaction queried private data by range, so it may not write; read single "
-                "private keys instead"
-            )
+        if self._read_only:
+            raise SimulationError(f"this transaction {self._read_only} instead")
         self._wrote = True
         self._written_bytes += len(key) + len(value)
         if self._written_bytes > self._max_write_bytes:
@@ -361,6 +420,37 @@ class TransactionSimulator:
             yield key, found.value
         info.itr_exhausted = True
         info.end_key = end
+
+    def _next_key(self, namespace: str, key: str, end: str) -> str:
+        with self._lock:
+            self._check_open()
+            after = next(self._view.range(namespace, key + "\0", end), None)
+        return "" if after is None else after[0]
+
+    def _modifications(
+        self, lookup: HistoryLookup, namespace: str, key: str
+    ) -> Iterator[KeyModification]:
+        oldest: tuple[int, int] | None = None
+        seen = 0
+        # Each modification is read from its block, so the first few are asked for alone.
+        for limit in (_FIRST_HISTORY, MAX_HISTORY + 1):
+            with self._lock:
+                self._check_open()
+                found = lookup(namespace, key, limit)
+            for modification in found:
+                position = (modification.block, modification.tx)
+                if oldest is not None and position >= oldest:
+                    continue  # seen, or committed since
+                if seen == MAX_HISTORY:
+                    raise SimulationError(
+                        f"the key was written more than {MAX_HISTORY} times, further back than a "
+                        "transaction can look"
+                    )
+                oldest = position
+                seen += 1
+                yield modification
+            if len(found) < limit:
+                return
 
     def _iterate_private(
         self, namespace: str, collection: str, start: str, end: str

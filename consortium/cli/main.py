@@ -13,7 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import grpc
+
+from consortium.chaincode.serve import ChaincodeServer
+from consortium.contracts import chaincodes
+from consortium.contracts.package import package_id
 from consortium.identity.certificates import write_private
+from consortium.ledger.config_update import ConfigError
 from consortium.ledger.state import LedgerError
 from consortium.ledger.verify import Report, verify_ledger
 from consortium.node.contracts import client as utility_client
@@ -28,6 +34,8 @@ from consortium.node.network import (
 )
 from consortium.node.nodes import KINDS, EmbeddedNetwork, make_node, run_node
 from consortium.node.processes import ProcessNetwork
+from consortium.storage.environment import StorageError
+from consortium.storage.segments import SegmentError
 from consortium.wire import common_pb2
 from consortium.wire.envelopes import WireError
 from gridledger_client import (
@@ -39,6 +47,7 @@ from gridledger_client import (
     fetch_bundle,
     fingerprint,
 )
+from gridledger_client.enrolment import same_fingerprint
 
 from .blocks import describe_block
 
@@ -47,6 +56,20 @@ DEFAULT_DATA_DIR = Path(".gridledger")
 
 class UsageError(Exception):
     """A command that can't be carried out as it was given."""
+
+
+REFUSALS = (
+    UsageError,
+    NetworkError,
+    GridLedgerError,
+    ConfigError,
+    LedgerError,
+    SegmentError,
+    StorageError,
+    WireError,
+    OSError,
+)
+"""What ends a command with a sentence; anything else is a defect and shows where it happened."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         result: int | None = _run(options.run(options))
-    except (UsageError, NetworkError, GridLedgerError, LedgerError, WireError) as error:
+    except REFUSALS as error:
         if getattr(options, "json", False):
             print(json.dumps({"error": str(error)}))
         else:
@@ -162,6 +185,18 @@ def _parser() -> argparse.ArgumentParser:
             "--endorse", action="append", default=[], metavar="MSP_ID", help="who has to endorse"
         )
         call.set_defaults(run=_contract, submit=verb == "invoke")
+    serve = contract.add_parser(
+        "serve", help="run a contract as a service, for peers of ours or of Fabric, until Ctrl-C"
+    )
+    serve.add_argument("chaincode", help="metering or energy")
+    serve.add_argument("--address", required=True, help="where to listen, host:port")
+    serve.add_argument("--package-id", help="what peers know it by (default: from its sources)")
+    serve.add_argument("--tls-cert", type=Path, help="the server's certificate, PEM")
+    serve.add_argument("--tls-key", type=Path, help="its key, PEM")
+    serve.add_argument(
+        "--tls-client-roots", type=Path, help="ask peers for certificates of these, PEM"
+    )
+    serve.set_defaults(run=_contract_serve)
 
     block = rooms.add_parser("block", help="look at blocks").add_subparsers(
         required=True, metavar="VERB"
@@ -250,7 +285,7 @@ async def _network_up(options: argparse.Namespace) -> None:
 async def _node_run(options: argparse.Namespace) -> None:
     network = Network.load(options.data_dir)
     node = make_node(network, network.utility(options.utility), options.kind)
-    await run_node(node, _until_stopped())
+    await run_node(node, _until_stopped)
 
 
 async def _network_status(options: argparse.Namespace) -> int:
@@ -284,7 +319,7 @@ async def _network_status(options: argparse.Namespace) -> int:
                     row["gateway"],
                     row["state"],
                     row.get("height", "-"),
-                    row.get("block_hash", row.get("why", ""))[:32],
+                    row["block_hash"][:32] if row["state"] == "up" else row["why"],
                     row["orderer"],
                     row["ca"],
                 )
@@ -316,7 +351,7 @@ async def _identity_enroll(options: argparse.Namespace) -> None:
     else:
         bundle = await fetch_bundle(options.ca)
         found = fingerprint(bundle)
-        if found.replace(":", "") != options.fingerprint.replace(":", "").upper():
+        if not same_fingerprint(found, options.fingerprint):
             raise UsageError(
                 f"the authority at {options.ca} shows the fingerprint {found}, not the one given; "
                 "ask the utility before you go on"
@@ -361,6 +396,37 @@ def _client(options: argparse.Namespace) -> GatewayClient:
     return GatewayClient(
         [utility.gateway_address], network.channel, identity, network.tls_bundle_pem
     )
+
+
+async def _contract_serve(options: argparse.Namespace) -> None:
+    known = chaincodes()
+    if options.chaincode not in known:
+        raise UsageError(
+            f"there is no contract {options.chaincode!r}; there are {', '.join(known)}"
+        )
+    credentials = None
+    if options.tls_cert or options.tls_key or options.tls_client_roots:
+        if not (options.tls_cert and options.tls_key):
+            raise UsageError("TLS needs both --tls-cert and --tls-key")
+        roots = options.tls_client_roots.read_bytes() if options.tls_client_roots else None
+        credentials = grpc.ssl_server_credentials(
+            [(options.tls_key.read_bytes(), options.tls_cert.read_bytes())],
+            root_certificates=roots,
+            require_client_auth=roots is not None,
+        )
+    package = options.package_id or package_id(options.chaincode)
+    server = ChaincodeServer(
+        known[options.chaincode], package, options.address, credentials=credentials
+    )
+    try:
+        await server.start()
+    except RuntimeError as error:
+        raise UsageError(f"cannot listen at {options.address}: {error}") from None
+    try:
+        print(f"{options.chaincode} is served at {options.address} as {package}", flush=True)
+        await _until_stopped()
+    finally:
+        await server.stop()
 
 
 async def _contract(options: argparse.Namespace) -> None:

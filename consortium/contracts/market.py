@@ -44,6 +44,7 @@ MAX_DAYS_AHEAD = 366
 """How far ahead a rate can be published."""
 
 Energy = Annotated[int, Integer(1, 10**9, "Wh")]
+Power = Annotated[int, Integer(1, 10**9, "W")]
 Money = Annotated[int, Integer(-(10**15), 10**15, "micro-units")]
 Version = Annotated[int, Integer(1, 999_999)]
 Kind = Annotated[str, Choice("buy", "sell")]
@@ -88,6 +89,8 @@ class Quote:
     currency: Currency
     quoted_at: Instant
     valid_until: Instant
+    max_power_w: Power | None = None
+    """What the home itself can give, where that is less than its connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +196,13 @@ def _schedule(
     energy_wh: int,
     start: int,
     end: int,
+    max_power_w: int | None,
 ) -> tuple[Delivery, ...]:
     """Fill the window from its first interval on; raises Conflict if the energy does not fit."""
-    capacity = connection.max_export_w * channel.interval_s // 3600
+    power_w = connection.max_export_w
+    if max_power_w is not None:
+        power_w = min(power_w, max_power_w)
+    capacity = power_w * channel.interval_s // 3600
     left = energy_wh
     deliverable = 0
     schedule = []
@@ -235,9 +242,12 @@ def _quote(
     window_start: int,
     window_end: int,
     quoted_at: int,
+    max_power_w: int | None,
 ) -> Quote:
     """The quote for these terms, a function of them and of the state alone."""
-    schedule = _schedule(context, channel, connection, energy_wh, window_start, window_end)
+    schedule = _schedule(
+        context, channel, connection, energy_wh, window_start, window_end, max_power_w
+    )
     gross = amount_micro(energy_wh, rate.price_micro_per_kwh)
     fee = amount_micro(energy_wh, channel.grid_fee_micro_per_kwh)
     validity_s = real_seconds(channel.replay, channel.quote_validity_s)
@@ -257,6 +267,7 @@ def _quote(
         "currency": channel.currency,
         "quoted_at": quoted_at,
         "valid_until": min(quoted_at + validity_s, window_start),
+        "max_power_w": max_power_w,
     }
     quote_id = f"Q-{sha256_hex(canonical_json(terms))[:32].upper()}"
     return Quote(quote_id=quote_id, **terms)  # type: ignore[arg-type]
@@ -325,8 +336,12 @@ class Market(Contract):
         window_start: Instant,
         window_end: Instant,
         supplier: MspId | None = None,
+        max_power_w: Power | None = None,
     ) -> dict[str, Quote]:
-        """What the best supplier, or the one named, pays for energy delivered in a window."""
+        """What the best supplier, or the one named, pays for energy delivered in a window.
+
+        The schedule stays within the connection's limit, and `max_power_w` where that is less.
+        """
         connection = connection_of(context, connection_id)
         access.require(
             access.is_home(context.creator, connection.utility, connection_id)
@@ -356,7 +371,15 @@ class Market(Contract):
             rate = named
         return {
             "quote": _quote(
-                context, channel, connection, rate, energy_wh, window_start, window_end, now
+                context,
+                channel,
+                connection,
+                rate,
+                energy_wh,
+                window_start,
+                window_end,
+                now,
+                max_power_w,
             )
         }
 
@@ -387,7 +410,7 @@ class Market(Contract):
             if any(
                 getattr(trade, field.name) != getattr(quote, field.name)
                 for field in fields(quote)
-                if field.name != "valid_until"
+                if field.name not in ("valid_until", "max_power_w")
             ):
                 raise Conflict(f"the quote is not {quote.quote_id} as it was authorised")
             return trade
@@ -486,6 +509,7 @@ class Market(Contract):
             quote.window_start,
             quote.window_end,
             quote.quoted_at,
+            quote.max_power_w,
         )
         for field in fields(Quote):
             if field.name != "quote_id" and getattr(expected, field.name) != getattr(

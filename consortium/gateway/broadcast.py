@@ -21,26 +21,38 @@ _LOGGER = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 500
 MAX_WAITING = 5_000
+MAX_WAITING_BYTES = 128 * 1024 * 1024
 RETRY_S = 0.1
-CONNECT_TIMEOUT_S = 3.0
-IDLE_CHECK_S = 0.5
+ANSWER_TIMEOUT_S = 5.0
+"""An orderer that answers none of the envelopes it was sent for so long is left for another.
+
+Shorter than what clients wait for Submit, so that the next orderer is asked in their time.
+"""
+MAX_ORDERER_FAULTS = 3
+"""How many orderers may fail over one envelope before it is given back to its sender."""
 
 
 class BroadcastRefused(Exception):
     """An orderer says that the envelope itself is at fault; sending it elsewhere won't help."""
 
     def __init__(self, status: int, info: str) -> None:
-        name = common_pb2.Status.Name(status)
-        super().__init__(f"received unsuccessful response from orderer: status={name}, info={info}")
+        super().__init__(
+            f"received unsuccessful response from orderer: status={_name(status)}, info={info}"
+        )
 
 
 class TooManyWaiting(Exception):
     """More envelopes wait for the orderers than the gateway keeps."""
 
 
+class OrdererStuck(Exception):
+    """An orderer that is there but does not answer; the sentence says for how long."""
+
+
 @dataclass(slots=True, eq=False)
 class _Pending:
     envelope: bytes
+    faults: int = 0
     answered: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -53,7 +65,11 @@ class Broadcaster:
         self._channel = channel
         self._waiting: deque[_Pending] = deque()
         self._in_flight: deque[_Pending] = deque()
+        self._callers = 0
+        self._bytes = 0
         self._work = asyncio.Event()
+        self._answer_due: asyncio.Timeout | None = None
+        self._preferred: str | None = None
         self._last_errors: dict[str, tuple[str, str]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -68,16 +84,26 @@ class Broadcaster:
         Raises BroadcastRefused or TooManyWaiting; tries one orderer after another until the
         caller's own deadline cancels it.
         """
-        if len(self._waiting) >= MAX_WAITING:
+        if self._callers >= MAX_WAITING or self._bytes + len(envelope) > MAX_WAITING_BYTES:
             raise TooManyWaiting(
-                f"{MAX_WAITING} transactions wait for the orderers; send again in a second"
+                f"{self._callers} transactions of {self._bytes} bytes wait for the orderers, which "
+                "is this gateway's limit; send the same transaction again in a second"
             )
         pending = _Pending(envelope)
+        self._callers += 1
+        self._bytes += len(envelope)
         self._waiting.append(pending)
         self._work.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="broadcast")
-        await pending.answered
+        try:
+            await pending.answered
+        finally:
+            self._callers -= 1
+            self._bytes -= len(envelope)
+            # Nobody is told any more: it need not be sent, if it was not yet.
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(pending)
 
     async def stop(self) -> None:
         """Close the stream; what waits is cancelled."""
@@ -88,77 +114,120 @@ class Broadcaster:
         for pending in (*self._in_flight, *self._waiting):
             pending.answered.cancel()
 
-    async def _run(self) -> None:
-        preferred: str | None = None
-        while True:
-            await self._work.wait()
-            orderers = [
-                (address, msp_id)
-                for msp_id, addresses in self._channel.ledger.config.orderer.endpoints.items()
-                for address in addresses
-            ]
-            random.shuffle(orderers)
-            orderers.sort(key=lambda item: item[0] != preferred)
-            for address, msp_id in orderers:
-                try:
-                    await self._stream(address, msp_id)
-                except grpc.aio.AioRpcError as error:
-                    self._last_errors[address] = (msp_id, error.details() or error.code().name)
-                    _LOGGER.info("orderer %s: %s", address, error.details())
-                except TimeoutError:
-                    self._last_errors[address] = (msp_id, "no connection within 3 s")
-                else:
-                    preferred = address
-                # What was sent and not answered goes first to the next orderer, in order.
-                self._waiting.extendleft(reversed(self._in_flight))
-                self._in_flight.clear()
-            await asyncio.sleep(RETRY_S)
+    def _orderers(self) -> list[tuple[str, str]]:
+        """(address, MSP id) of every orderer: the one that served last first."""
+        orderers = [
+            (address, msp_id)
+            for msp_id, addresses in self._channel.ledger.config.orderer.endpoints.items()
+            for address in addresses
+        ]
+        random.shuffle(orderers)
+        orderers.sort(key=lambda item: item[0] != self._preferred)
+        return orderers
 
-    async def _stream(self, address: str, msp_id: str) -> None:
+    async def _run(self) -> None:
+        while True:
+            while not self._waiting:
+                self._work.clear()
+                await self._work.wait()
+            for address, msp_id in self._orderers():
+                problem = await self._attempt(address, msp_id)
+                if problem:
+                    self._last_errors[address] = (msp_id, problem)
+                    _LOGGER.info("orderer %s: %s", address, problem)
+                if not self._waiting:
+                    break
+            else:
+                await asyncio.sleep(RETRY_S)
+
+    async def _attempt(self, address: str, msp_id: str) -> str:
+        """Send to one orderer for as long as it goes well; returns what ended that."""
+        try:
+            return await self._stream(address, msp_id)
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name
+        except OrdererStuck as error:
+            return str(error)
+        except Exception as error:
+            # Whatever an orderer sends, the queue of everybody's envelopes goes on.
+            _LOGGER.exception("broadcasting to orderer %s", address)
+            return f"{type(error).__name__}: {error}"
+        finally:
+            if self._preferred == address:
+                self._preferred = None
+            # What was sent and not answered goes first to the next orderer, in order.
+            unanswered = [one for one in self._in_flight if not one.answered.done()]
+            self._waiting.extendleft(reversed(unanswered))
+            self._in_flight.clear()
+
+    async def _stream(self, address: str, msp_id: str) -> str:
         credentials = grpc.ssl_channel_credentials(
             self._channel.ledger.config.msps.tls_roots_pem(msp_id)
         )
         async with grpc.aio.secure_channel(
             address, credentials, options=services.NODE_CHANNEL_OPTIONS
         ) as connection:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await connection.channel_ready()
             broadcast: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = connection.stream_stream(
                 services.BROADCAST
             )
             call = broadcast()
-            writer = asyncio.create_task(self._write(call))
             try:
-                while isinstance(raw := await call.read(), bytes):
-                    answer = orderer_pb2.BroadcastResponse.FromString(raw)
-                    if not self._answer(answer):
-                        self._last_errors[address] = (
-                            msp_id,
-                            f"{common_pb2.Status.Name(answer.status)}: {answer.info}",
-                        )
-                        return
-                    self._last_errors.pop(address, None)
+                async with asyncio.timeout(None) as self._answer_due:
+                    return await self._exchange(call, address)
+            except TimeoutError:
+                raise OrdererStuck(
+                    f"it was sent envelopes and answered none for {ANSWER_TIMEOUT_S:g} s"
+                ) from None
             finally:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                    await writer
+                self._answer_due = None
                 call.cancel()
+
+    async def _exchange(self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str) -> str:
+        writer = asyncio.create_task(self._write(call))
+        try:
+            while isinstance(raw := await call.read(), bytes):
+                answer = orderer_pb2.BroadcastResponse.FromString(raw)
+                if not self._answer(answer):
+                    return f"{_name(answer.status)}: {answer.info}"
+                self._preferred = address
+                self._last_errors.pop(address, None)
+                self._expect_answer()
+            return "it closed the stream"
+        finally:
+            writer.cancel()
+            # Its errors are the call's, which reading reports.
+            await asyncio.gather(writer, return_exceptions=True)
+
+    def _expect_answer(self) -> None:
+        """Let the time for an answer begin anew, if there is anything to answer."""
+        if self._answer_due is not None and not self._answer_due.expired():
+            now = asyncio.get_running_loop().time()
+            self._answer_due.reschedule(now + ANSWER_TIMEOUT_S if self._in_flight else None)
 
     def _answer(self, answer: orderer_pb2.BroadcastResponse) -> bool:
         """Settle the oldest envelope in flight; False where the stream ends with this answer."""
         if not self._in_flight:
             return False
-        pending = self._in_flight[0]
         if answer.status == common_pb2.SUCCESS:
-            self._in_flight.popleft()
+            pending = self._in_flight.popleft()
             if not pending.answered.done():
                 pending.answered.set_result(None)
             self._work.set()
             return True
-        if common_pb2.BAD_REQUEST <= answer.status < common_pb2.INTERNAL_SERVER_ERROR:
-            self._in_flight.popleft()
-            if not pending.answered.done():
-                pending.answered.set_exception(BroadcastRefused(answer.status, answer.info))
+        if answer.status == common_pb2.SERVICE_UNAVAILABLE:
+            return False  # no leader, or too busy: the next orderer gets it
+        pending = self._in_flight.popleft()
+        refused = common_pb2.BAD_REQUEST <= answer.status < common_pb2.INTERNAL_SERVER_ERROR
+        if not refused:
+            # An orderer failed over this envelope. Others' must not queue up behind it.
+            pending.faults += 1
+            refused = pending.faults >= MAX_ORDERER_FAULTS
+        if pending.answered.done():
+            return False
+        if refused:
+            pending.answered.set_exception(BroadcastRefused(answer.status, answer.info))
+        else:
+            self._waiting.append(pending)
         return False
 
     async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
@@ -168,7 +237,16 @@ class Broadcaster:
                 if pending.answered.done():
                     continue  # its caller gave up
                 self._in_flight.append(pending)
+                if len(self._in_flight) == 1:
+                    self._expect_answer()
                 await call.write(pending.envelope)
             self._work.clear()
             if not self._waiting or len(self._in_flight) >= MAX_IN_FLIGHT:
                 await self._work.wait()
+
+
+def _name(status: int) -> str:
+    try:
+        return common_pb2.Status.Name(status)
+    except ValueError:
+        return str(status)

@@ -5,10 +5,9 @@ its client libraries build their typed errors from them.
 """
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -17,8 +16,8 @@ from google.protobuf.message import Message
 
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
 from consortium.identity.policies import Policy, PolicyNotFoundError
-from consortium.ledger.lifecycle import Policies
-from consortium.peer.channel import ChannelPeer
+from consortium.ledger.lifecycle import Policies, member_organizations
+from consortium.peer.channel import ChannelPeer, ChannelStopped
 from consortium.peer.endorser import (
     ERROR,
     ERROR_THRESHOLD,
@@ -36,8 +35,16 @@ from .broadcast import Broadcaster, BroadcastRefused, TooManyWaiting
 _LOGGER = logging.getLogger(__name__)
 
 ENDORSE_TIMEOUT_S = 30.0
+REMOTE_ENDORSE_TIMEOUT_S = 10.0
+"""Shorter than clients wait, so that another organisation's peer can still be asked."""
+AVOID_S = 30.0
+"""A peer that could not be reached is asked last for so long."""
 SUBMIT_TIMEOUT_S = 30.0
+MAX_CALLS = 2_500
+"""Calls at once, waiting CommitStatus calls among them."""
+MAX_EVENT_STREAMS = 1_000
 type Context = grpc.aio.ServicerContext[bytes, bytes]
+_UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 DETAIL_TYPE = "type.googleapis.com/gateway.ErrorDetail"
 
 
@@ -90,6 +97,7 @@ class PeerDirectory:
         self._local = EndorsingPeer(msp_id, address, endorser.process)
         self._credentials = credentials
         self._connections: dict[tuple[str, bytes], grpc.aio.Channel] = {}
+        self._failed_at: dict[str, float] = {}
 
     async def close(self) -> None:
         """Close the connections to the other peers."""
@@ -102,18 +110,33 @@ class PeerDirectory:
         return self._local
 
     def of(self, channel: ChannelPeer) -> dict[str, list[EndorsingPeer]]:
-        """Endorsing peers by organisation, this gateway's own first."""
+        """Endorsing peers by organisation, in the order in which to ask them.
+
+        This gateway's own comes first, then those that follow it in the configuration, so that
+        gateways of different organisations choose different ones; whom we could not reach of late
+        comes last.
+        """
         config = channel.ledger.config
-        peers: dict[str, list[EndorsingPeer]] = {self._local.msp_id: [self._local]}
-        for msp_id, anchors in config.anchor_peers.items():
-            if msp_id == self._local.msp_id:
-                continue
+        names = list(config.anchor_peers)
+        if self._local.msp_id in names:
+            own = names.index(self._local.msp_id)
+            names = names[own + 1 :] + names[:own]
+        others: dict[str, list[EndorsingPeer]] = {}
+        for msp_id in names:
             roots = config.msps.tls_roots_pem(msp_id)
-            peers[msp_id] = [
-                EndorsingPeer(msp_id, address, self._remote(address, roots))
-                for address in (f"{host}:{port}" for host, port in anchors)
-            ]
-        return peers
+            addresses = [f"{host}:{port}" for host, port in config.anchor_peers[msp_id]]
+            addresses.sort(key=self._avoided)
+            if addresses:
+                others[msp_id] = [
+                    EndorsingPeer(msp_id, address, self._remote(address, roots))
+                    for address in addresses
+                ]
+        order = sorted(others, key=lambda msp_id: self._avoided(others[msp_id][0].address))
+        return {self._local.msp_id: [self._local]} | {msp_id: others[msp_id] for msp_id in order}
+
+    def _avoided(self, address: str) -> bool:
+        failed_at = self._failed_at.get(address)
+        return failed_at is not None and time.monotonic() - failed_at < AVOID_S
 
     def _remote(
         self, address: str, roots: bytes
@@ -130,7 +153,14 @@ class PeerDirectory:
         )
 
         async def ask(proposal: peer_pb2.SignedProposal) -> peer_pb2.ProposalResponse:
-            return await process(proposal)
+            try:
+                response = await process(proposal, timeout=REMOTE_ENDORSE_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _UNREACHABLE:
+                    self._failed_at[address] = time.monotonic()
+                raise
+            self._failed_at.pop(address, None)
+            return response
 
         return ask
 
@@ -148,6 +178,8 @@ class Gateway:
         self._directory = directory
         self._clock = clock
         self._broadcasters: dict[str, Broadcaster] = {}
+        self._calls = 0
+        self._streams = 0
 
     async def stop(self) -> None:
         """Close the streams to the orderers and the connections to other peers."""
@@ -166,19 +198,33 @@ class Gateway:
         ) -> grpc.RpcMethodHandler[bytes, bytes]:
             async def serve(raw: bytes, context: Context) -> bytes:
                 try:
-                    return (await call(_request(request_type, raw))).SerializeToString()
+                    _check_limit(self._calls, MAX_CALLS, "calls")
+                    self._calls += 1
+                    try:
+                        return (await call(_request(request_type, raw))).SerializeToString()
+                    finally:
+                        self._calls -= 1
                 except GatewayError as error:
                     await _abort(context, error)
+                except ChannelStopped as stopped:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
 
             return grpc.unary_unary_rpc_method_handler(serve)
 
         async def events(raw: bytes, context: Context) -> AsyncIterator[bytes]:
             try:
-                request = _request(gateway_pb2.SignedChaincodeEventsRequest, raw)
-                async for response in self.chaincode_events(request):
-                    yield response.SerializeToString()
+                _check_limit(self._streams, MAX_EVENT_STREAMS, "streams of events")
+                self._streams += 1
+                try:
+                    request = _request(gateway_pb2.SignedChaincodeEventsRequest, raw)
+                    async for response in self.chaincode_events(request):
+                        yield response.SerializeToString()
+                finally:
+                    self._streams -= 1
             except GatewayError as error:
                 await _abort(context, error)
+            except ChannelStopped as stopped:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
 
         return grpc.method_handlers_generic_handler(
             "gateway.Gateway",
@@ -260,7 +306,8 @@ class Gateway:
                     grpc.StatusCode.UNAVAILABLE,
                     "failed to find any endorsing peers for org(s): " + ", ".join(missing),
                 )
-            layouts: list[tuple[str, ...]] = [tuple(wanted)]
+            # The client says who endorses, and so who sees the proposal's transient data.
+            plan = Plan(tuple(wanted), lambda _organizations: True, fixed=True)
             collected: dict[str, peer_pb2.ProposalResponse] = {}
         else:
             local = self._directory.local
@@ -273,14 +320,10 @@ class Gateway:
                     [local.detail(failed.message)],
                 ) from None
             collected = {local.msp_id: first}
-            layouts = _layouts(channel, name, first.interest, tuple(peers), local.msp_id)
-            if not layouts:
-                raise GatewayError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    "no combination of peers can be derived which satisfy the endorsement "
-                    f"policy of chaincode {name}; known organisations: {', '.join(peers)}",
-                )
-        endorsements = await _collect(layouts, peers, collected, request.proposed_transaction)
+            plan = _plan(
+                channel, name, first.interest, tuple(peers), bool(opened.payload.TransientMap)
+            )
+        endorsements = await _collect(plan, peers, collected, request.proposed_transaction)
         return gateway_pb2.EndorseResponse(prepared_transaction=_prepare(opened, endorsements))
 
     async def submit(self, request: gateway_pb2.SubmitRequest) -> gateway_pb2.SubmitResponse:
@@ -357,16 +400,20 @@ class Gateway:
             )
         query = _request(gateway_pb2.ChaincodeEventsRequest, request.request)
         channel = self._reader(query.channel_id, query.identity, request.signature, request.request)
+        config = channel.ledger.config
         number, after = _events_start(channel, query)
         while True:
             await channel.wait_for_height(number + 1)
-            events = [event for _, event in channel.committed(number).events]
-            if after:
-                ids = [event.tx_id for event in events]
-                # The transaction named set no event: all of its block's come after or before it.
-                events = events[ids.index(after) + 1 :] if after in ids else []
-                after = ""
-            matching = [event for event in events if event.chaincode_id == query.chaincode_id]
+            block = await channel.committed(number)
+            if channel.ledger.config is not config:
+                config = channel.ledger.config
+                self._reader(query.channel_id, query.identity, request.signature, request.request)
+            matching = [
+                event
+                for index, event in block.events
+                if index > after and event.chaincode_id == query.chaincode_id
+            ]
+            after = -1
             if matching:
                 yield gateway_pb2.ChaincodeEventsResponse(events=matching, block_number=number)
             number += 1
@@ -500,13 +547,42 @@ async def _process(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whose endorsements a transaction needs."""
+
+    organizations: tuple[str, ...]
+    """Whom the proposal may be shown to; who comes first is asked rather than who comes last."""
+    enough: Callable[[Collection[str]], bool]
+    """Whether these organisations' endorsements satisfy every policy."""
+    fixed: bool = False
+    """Whether all of them have to endorse."""
+
+    def layout(self, failed: Collection[str]) -> tuple[str, ...]:
+        """Organisations that are enough, none of them superfluous; empty if there are none.
+
+        Taking one after another away needs as many checks as there are organisations, where
+        trying all combinations would need millions.
+        """
+        if self.fixed:
+            return () if failed else self.organizations
+        chosen = [msp_id for msp_id in self.organizations if msp_id not in failed]
+        if not self.enough(chosen):
+            return ()
+        for msp_id in reversed(tuple(chosen)):
+            rest = [other for other in chosen if other != msp_id]
+            if rest and self.enough(rest):
+                chosen = rest
+        return tuple(chosen)
+
+
 async def _collect(
-    layouts: Sequence[tuple[str, ...]],
+    plan: Plan,
     peers: dict[str, list[EndorsingPeer]],
     collected: dict[str, peer_pb2.ProposalResponse],
     proposal: peer_pb2.SignedProposal,
 ) -> list[peer_pb2.ProposalResponse]:
-    """Fill the first layout that can be filled with equal answers."""
+    """Equal answers of organisations that are enough; who fails is replaced if that is possible."""
     details: list[gateway_pb2.ErrorDetail] = []
     failed: set[str] = set()
 
@@ -526,15 +602,14 @@ async def _collect(
             return
         failed.add(msp_id)
 
-    for layout in layouts:
-        if failed.isdisjoint(layout):
-            # The first answer is what the others are compared with, so two are never in a race.
-            missing = [msp_id for msp_id in layout if msp_id not in collected]
-            if missing and not collected:
-                await ask(missing.pop(0))
-            await asyncio.gather(*(ask(msp_id) for msp_id in missing))
-            if all(msp_id in collected for msp_id in layout):
-                return [collected[msp_id] for msp_id in layout]
+    while layout := plan.layout(failed):
+        # The first answer is what the others are compared with, so two are never in a race.
+        missing = [msp_id for msp_id in layout if msp_id not in collected]
+        if missing and not collected:
+            await ask(missing.pop(0))
+        await asyncio.gather(*(ask(msp_id) for msp_id in missing))
+        if all(msp_id in collected for msp_id in layout):
+            return [collected[msp_id] for msp_id in layout]
     raise GatewayError(
         grpc.StatusCode.ABORTED,
         "failed to collect enough transaction endorsements, see attached details for more info",
@@ -546,37 +621,67 @@ def _is_defined(channel: ChannelPeer, chaincode: str) -> bool:
     return chaincode in SYSTEM_CHAINCODES or channel.definition(chaincode) is not None
 
 
-def _layouts(
+def _plan(
     channel: ChannelPeer,
     chaincode: str,
     interest: peer_pb2.ChaincodeInterest,
     organizations: tuple[str, ...],
-    local: str,
-) -> list[tuple[str, ...]]:
-    """Sets of organisations whose endorsement satisfies every policy, smallest first.
+    has_transient: bool,
+) -> Plan:
+    """Who has to endorse what the first peer's simulation touched; raises GatewayError.
 
-    No set contains another; those with this gateway's own organisation come first.
+    A peer outside a collection can't read it, so it isn't asked to endorse what does. With
+    transient data it isn't asked at all: those data are most often what goes into the collection.
     """
     calls = list(interest.chaincodes) or [peer_pb2.ChaincodeCall(name=chaincode)]
     config = channel.ledger.config
+    allowed, protected, required = set(organizations), set[str](), set[bytes | None]()
     with channel.ledger.view() as view:
         lookup = Policies(view, config)
-        required = {
-            lookup.collection(call.name, collection) if collection else lookup.namespace(call.name)
-            for call in calls
-            for collection in (call.collection_names or ("",))
-        }
+        for call in calls:
+            if not call.collection_names or not call.disregard_namespace_policy:
+                required.add(lookup.namespace(call.name))
+            for collection in call.collection_names:
+                required.add(lookup.collection(call.name, collection))
+                found = lookup.collection_config(call.name, collection)
+                members = member_organizations(found) if found is not None else frozenset()
+                if not call.no_private_reads:
+                    allowed &= members
+                elif has_transient:
+                    protected |= set(organizations) - members
     policies = [config.application_policy(policy) for policy in required if policy is not None]
-    if len(policies) < len(required):
-        return []
-    layouts: list[tuple[str, ...]] = []
-    for size in range(1, len(organizations) + 1):
-        for chosen in itertools.combinations(organizations, size):
-            if any(set(layout) <= set(chosen) for layout in layouts):
-                continue
-            if all(policy.satisfied_by_peers_of(chosen) for policy in policies):
-                layouts.append(chosen)
-    return sorted(layouts, key=lambda layout: (local not in layout, len(layout)))
+    complete = len(policies) == len(required)
+
+    def enough(chosen: Collection[str]) -> bool:
+        return complete and all(policy.satisfied_by_peers_of(chosen) for policy in policies)
+
+    plan = Plan(
+        tuple(msp_id for msp_id in organizations if msp_id in allowed - protected),
+        enough,
+    )
+    if plan.layout(()):
+        return plan
+    if protected and enough([msp_id for msp_id in organizations if msp_id in allowed]):
+        raise GatewayError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"chaincode {chaincode} requires endorsement from organisation(s) that are not in the "
+            "distribution policy of the private data collection(s); retry specifying trusted "
+            "endorsing organizations to protect transient data",
+        )
+    raise GatewayError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "no combination of peers can be derived which satisfy the endorsement "
+        f"policy of chaincode {chaincode}; known organisations: {', '.join(organizations)}",
+    )
+
+
+def _check_limit(present: int, limit: int, what: str) -> None:
+    if present >= limit:
+        raise GatewayError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"this gateway serves {limit} {what} at once, which is its limit; try again in a "
+            "second, or ask another utility's gateway",
+        )
 
 
 def _result(payload: bytes) -> bytes:
@@ -613,17 +718,17 @@ def _prepare(
 
 def _events_start(
     channel: ChannelPeer, query: gateway_pb2.ChaincodeEventsRequest
-) -> tuple[int, str]:
-    """First block to look into, and the transaction there to skip through."""
+) -> tuple[int, int]:
+    """First block to look into, and the index of the transaction there to skip through (or -1)."""
     if query.after_transaction_id:
         record = channel.ledger.transaction(query.after_transaction_id)
         if record is not None:
-            return record.block, query.after_transaction_id
+            return record.block, record.index
     match query.start_position.WhichOneof("Type"):
         case "specified":
-            return query.start_position.specified.number, ""
+            return query.start_position.specified.number, -1
         case None | "next_commit":
-            return channel.ledger.height, ""
+            return channel.ledger.height, -1
         case other:
             raise GatewayError(
                 grpc.StatusCode.INVALID_ARGUMENT, f"invalid start position type: {other}"

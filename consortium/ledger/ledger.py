@@ -148,18 +148,25 @@ class Ledger:
         msp_id: str,
         genesis: common_pb2.Block | None = None,
         durable: bool = True,
+        read_only: bool = False,
     ) -> Ledger:
         """Open the ledger in a folder, or start it from a genesis block.
 
         `msp_id` is this peer's organization: it decides which private data are kept. With
-        `durable=False` nothing is flushed to disk (scratch copies). Raises LedgerError,
+        `durable=False` nothing is flushed to disk (scratch copies). With `read_only` nothing is
+        repaired or cut off, so that a peer may be writing at the same time. Raises LedgerError,
         StorageError, SegmentError.
         """
         environment = Environment(
-            path / "index", TABLES, format_version=FORMAT_VERSION, durable=durable
+            path / "index",
+            TABLES,
+            format_version=FORMAT_VERSION,
+            durable=durable,
+            read_only=read_only,
         )
         try:
-            environment = _without_removed_data(environment)
+            if not read_only:
+                environment = _without_removed_data(environment)
             with environment.read() as transaction:
                 height, segment, length = _status(transaction)
                 owner = transaction.get(META, _MSP_KEY)
@@ -168,7 +175,9 @@ class Ledger:
                     f"the ledger at {path} belongs to a peer of {owner.decode()}, not of {msp_id}: "
                     "its private data would not fit. Use another folder."
                 )
-            segments = Segments(path / "blocks", End(segment, length), durable=durable)
+            segments = Segments(
+                path / "blocks", End(segment, length), durable=durable, read_only=read_only
+            )
         except BaseException:
             environment.close()
             raise

@@ -63,7 +63,7 @@ def verify_ledger(
     keeps one view of the ledger open, so that it grows until this ends.
     """
     if isinstance(ledger, Path):
-        with Ledger.open(ledger, msp_id=Ledger.owner(ledger)) as opened:
+        with Ledger.open(ledger, msp_id=Ledger.owner(ledger), read_only=True) as opened:
             return verify_ledger(opened, progress, scratch=scratch)
     check = _Verification(ledger, progress or (lambda _done, _total: None))
     with (

@@ -111,6 +111,9 @@ async def _define(network: Network, clients: dict[str, GatewayClient], name: str
                 endorsing_organizations=list(clients),
             )
         except TransactionRefused, CommitFailed, Timeout:
+            # A commit whose answer got lost is refused the second time: it is there already.
+            if await _is_committed(last, name):
+                return
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)

@@ -252,6 +252,9 @@ def create_network(
 
 def _create_utility(utility: Utility) -> bytes:
     authority = CertificateAuthority.create(utility.name, utility.domain)
+    # Keys, and a ledger with its utility's private data: nobody else on this machine reads them.
+    utility.directory.mkdir(exist_ok=True)
+    utility.directory.chmod(0o700)
     folder = utility.directory / "ca"
     folder.mkdir(parents=True, exist_ok=True)
     authority.save(folder)
@@ -321,6 +324,8 @@ def _consenter(utility: Utility) -> Consenter:
 
 
 def _free_ports(base: int, count: int) -> list[int]:
+    if base < 1024:
+        raise NetworkError(f"the first port, {base}, must be 1024 or higher")
     free: list[int] = []
     for port in range(base, 65_536):
         with socket.socket() as probe:

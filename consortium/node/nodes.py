@@ -2,26 +2,32 @@
 
 import asyncio
 import contextlib
+import fcntl
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from consortium.ca.service import CaService
 from consortium.chaincode.executor import InProcessExecutor
+from consortium.chaincode.routing import CONNECTIONS_FILE, ConnectionsError, RoutingExecutor
 from consortium.contracts import chaincodes
 from consortium.gateway.service import Gateway, PeerDirectory
 from consortium.identity.signing import Signer
 from consortium.ledger.ledger import Ledger
 from consortium.orderer.node import Orderer
 from consortium.orderer.node import Settings as OrdererSettings
+from consortium.peer.access import NodesOnly
 from consortium.peer.channel import ChannelPeer
 from consortium.peer.deliver import DeliverService
 from consortium.peer.endorser import Endorser, endorser_handler
 from consortium.wire import services
 
-from .network import HOST, Network, Utility
+from .network import HOST, Network, NetworkError, Utility
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -67,6 +73,53 @@ class TlsFiles:
         return grpc.ssl_channel_credentials(roots_pem, self.key, self.certificate)
 
 
+class NodeError(NetworkError):
+    """A node that can't start; the sentence says what stands in its way."""
+
+
+class DataLock:
+    """Keeps a node's data to one process.
+
+    A second one would cut off what the first has written and not committed yet. The operating
+    system lets go when the process ends, however it ends.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._path = folder / "lock"
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Raises NodeError where another process has it."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise NodeError(
+                f"{self._name} runs already: another process uses {self._path.parent}; stop that "
+                "one first"
+            ) from None
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def listening(name: str) -> Iterator[None]:
+    """Name the node whose address is taken; raises NodeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise NodeError(
+            f"{name} cannot start, is another program using its port? {error}"
+        ) from None
+
+
 class PeerNode:
     """A peer with its gateway: endorses, commits, delivers, and serves homes."""
 
@@ -78,10 +131,14 @@ class PeerNode:
         self._servers: list[grpc.aio.Server] = []
         self._gateway: Gateway | None = None
         self._executor: InProcessExecutor | None = None
+        self._routing: RoutingExecutor | None = None
+        self._endorser: Endorser | None = None
+        self._lock = DataLock(self.name, utility.directory / "peer")
 
     async def start(self) -> None:
         """Open the ledger, follow the orderers, and listen for clients and for nodes."""
         network, utility = self._network, self._utility
+        self._lock.take()
         signer = Signer.load(
             utility.msp_id,
             utility.directory / "peer" / "sign.cert.pem",
@@ -97,7 +154,13 @@ class PeerNode:
         channel = ChannelPeer(ledger, signer)
         self.channels[network.channel] = channel
         self._executor = InProcessExecutor(chaincodes())
-        endorser = Endorser(self.channels, signer, self._executor)
+        try:
+            self._routing = RoutingExecutor(
+                self._executor, utility.directory / "peer" / CONNECTIONS_FILE
+            )
+        except ConnectionsError as error:
+            raise NodeError(f"{self.name} cannot start: {error}") from None
+        endorser = self._endorser = Endorser(self.channels, signer, self._routing)
         directory = PeerDirectory(endorser, utility.msp_id, utility.gateway_address, tls.to_node)
         self._gateway = Gateway(self.channels, directory)
         handlers = (
@@ -108,23 +171,41 @@ class PeerNode:
         clients = grpc.aio.server(options=services.CLIENT_SERVER_OPTIONS)
         clients.add_generic_rpc_handlers(handlers)
         nodes = grpc.aio.server(options=services.NODE_SERVER_OPTIONS)
-        nodes.add_generic_rpc_handlers((endorser_handler(endorser),))
+        nodes.add_generic_rpc_handlers((endorser_handler(endorser, NodesOnly(self.channels)),))
         self._servers = [clients, nodes]
-        clients.add_secure_port(f"{HOST}:{utility.ports.peer}", tls.clients_server())
-        nodes.add_secure_port(f"{HOST}:{utility.ports.peer_node}", tls.nodes_server())
+        with listening(self.name):
+            clients.add_secure_port(f"{HOST}:{utility.ports.peer}", tls.clients_server())
+            nodes.add_secure_port(f"{HOST}:{utility.ports.peer_node}", tls.nodes_server())
         for server in self._servers:
             await server.start()
         channel.start()
 
     async def stop(self) -> None:
         """Answer what is under way for a second, then close the ledger."""
-        await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in self._servers))
-        if self._gateway is not None:
-            await self._gateway.stop()
+        # Streams and calls that wait for a commit are told at once: they would use up the second.
         for channel in self.channels.values():
-            await channel.stop()
-        if self._executor is not None:
-            self._executor.close()
+            channel.stop_waiting()
+        steps: list[Callable[[], Awaitable[object]]] = [
+            partial(server.stop, STOP_GRACE_S) for server in self._servers
+        ]
+        if self._gateway is not None:
+            steps.append(self._gateway.stop)
+        if self._endorser is not None:
+            steps.append(self._endorser.close)
+        if self._routing is not None:
+            steps.append(self._routing.close)
+        steps += [channel.stop for channel in self.channels.values()]
+        try:
+            for step in steps:
+                try:
+                    await step()
+                except Exception:
+                    # What is left open would keep the ledger from being opened again.
+                    _LOGGER.exception("stopping %s", self.name)
+            if self._executor is not None:
+                self._executor.close()
+        finally:
+            self._lock.release()
 
 
 class OrdererNode:
@@ -134,6 +215,7 @@ class OrdererNode:
         self.name = f"orderer0.{utility.domain}"
         tls = TlsFiles(utility, "orderer", network.tls_bundle_pem)
         self._genesis = network.genesis_block
+        self._lock = DataLock(self.name, utility.directory / "orderer")
         self.orderer = Orderer(
             OrdererSettings(
                 data_dir=utility.directory / "orderer" / "data",
@@ -148,12 +230,15 @@ class OrdererNode:
 
     async def start(self) -> None:
         """Join the channel, unless that was done before, and listen."""
-        await self.orderer.start()
+        self._lock.take()
+        with listening(self.name):
+            await self.orderer.start()
         await self.orderer.join(self._genesis)
 
     async def stop(self) -> None:
         """Stop ordering; the log is on disk."""
         await self.orderer.stop()
+        self._lock.release()
 
 
 class CaNode:
@@ -174,21 +259,24 @@ class CaNode:
 
     async def start(self) -> None:
         """Listen for enrolments."""
-        await self._service.start()
+        with listening(self.name):
+            await self._service.start()
 
     async def stop(self) -> None:
         """Stop listening."""
         await self._service.stop()
 
 
+MAKERS: dict[str, type[CaNode] | type[OrdererNode] | type[PeerNode]] = {
+    "ca": CaNode,
+    "orderer": OrdererNode,
+    "peer": PeerNode,
+}
+
+
 def make_node(network: Network, utility: Utility, kind: str) -> Node:
     """One node of a utility: `ca`, `orderer` or `peer`."""
-    makers: dict[str, Callable[[Network, Utility], Node]] = {
-        "ca": CaNode,
-        "orderer": OrdererNode,
-        "peer": PeerNode,
-    }
-    return makers[kind](network, utility)
+    return MAKERS[kind](network, utility)
 
 
 class EmbeddedNetwork:
@@ -213,11 +301,14 @@ class EmbeddedNetwork:
 
     async def stop(self) -> None:
         """Stop peers first, then orderers and authorities."""
-        for node in reversed(self.nodes.values()):
-            try:
-                await node.stop()
-            except Exception:
-                _LOGGER.exception("stopping %s", node.name)
+        for kind in reversed(KINDS):
+            stopping = [node for node in self.nodes.values() if isinstance(node, MAKERS[kind])]
+            results = await asyncio.gather(
+                *(node.stop() for node in stopping), return_exceptions=True
+            )
+            for node, result in zip(stopping, results, strict=True):
+                if isinstance(result, BaseException):
+                    _LOGGER.error("stopping %s", node.name, exc_info=result)
         self.nodes.clear()
 
     async def __aenter__(self) -> EmbeddedNetwork:
@@ -228,11 +319,11 @@ class EmbeddedNetwork:
         await self.stop()
 
 
-async def run_node(node: Node, until: Awaitable[object]) -> None:
-    """Run one node until `until` completes or is cancelled."""
-    await node.start()
+async def run_node(node: Node, until: Callable[[], Awaitable[object]]) -> None:
+    """Run one node until `until` returns or is cancelled."""
     try:
+        await node.start()
         with contextlib.suppress(asyncio.CancelledError):
-            await until
+            await until()
     finally:
         await node.stop()

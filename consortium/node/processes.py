@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .network import HOST, Network, Utility
+from .network import HOST, Network, NetworkError, Utility
 from .nodes import KINDS
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
 
-class NodeFailed(Exception):
+class NodeFailed(NetworkError):
     """A node's process ended, or did not come up in time."""
 
 
@@ -38,15 +38,18 @@ class ProcessNetwork:
     async def start(self, progress: Callable[[str], None] = lambda _message: None) -> None:
         """Start every node and wait until each one listens; raises NodeFailed."""
         try:
-            await asyncio.gather(
-                *(
-                    self.start_node(utility, kind, progress)
-                    for kind in KINDS
-                    for utility in self.network.utilities
-                )
-            )
-        except BaseException:
+            # Where one fails the others' starts are given up, so that none comes up after `stop`.
+            async with asyncio.TaskGroup() as starts:
+                for kind in KINDS:
+                    for utility in self.network.utilities:
+                        starts.create_task(self.start_node(utility, kind, progress))
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                raise error.exceptions[0] from None
+            if isinstance(error, ExceptionGroup):
+                failures = "; ".join(str(failure) for failure in error.exceptions)
+                raise NodeFailed(failures) from error
             raise
 
     async def start_node(
@@ -56,28 +59,34 @@ class ProcessNetwork:
         progress: Callable[[str], None] = lambda _message: None,
     ) -> None:
         """Start one node and wait until it listens; raises NodeFailed."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "consortium.cli.main",
-            "--log-level",
-            self._log_level,
-            "node",
-            "run",
-            "--data-dir",
-            str(self.network.directory),
-            utility.name,
-            kind,
-            # Ctrl-C reaches the parent alone, which then stops its nodes in order.
-            start_new_session=True,
-        )
-        self.processes[utility.name, kind] = process
         name = f"{kind} of {utility.name}"
         port = {
             "ca": utility.ports.ca,
             "peer": utility.ports.peer,
             "orderer": utility.ports.orderer,
         }[kind]
+        if await _accepts(port):
+            raise NodeFailed(
+                f"the {name} cannot start: something listens on its port {port} already"
+            )
+        with contextlib.ExitStack() as files:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "consortium.cli.main",
+                "--log-level",
+                self._log_level,
+                "node",
+                "run",
+                "--data-dir",
+                str(self.network.directory),
+                utility.name,
+                kind,
+                # Ctrl-C reaches the parent alone, which then stops its nodes in order.
+                start_new_session=True,
+                stderr=files.enter_context(self._log(utility, kind)) if self._log_dir else None,
+            )
+        self.processes[utility.name, kind] = process
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not await _accepts(port):

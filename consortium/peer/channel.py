@@ -21,7 +21,22 @@ _LOGGER = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 5.0
 RECENT_BLOCKS = 64
+RECENT_BYTES = 64 * 1024 * 1024
+STALLED_S = 10.0
+"""Without a block for so long while someone waits for a transaction, another orderer is asked."""
+TRANSIENT_BLOCKS = 1_000
+"""Private data of transactions that never commit are kept for so many blocks (as in Fabric)."""
+MAX_DEFINITIONS = 1_000
 MAX_SEEK = 2**64 - 1
+
+
+class ChannelStopped(Exception):
+    """The node is stopping: what was waited for will not come from here."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this peer is stopping; connect to another utility's, or again in a moment"
+        )
 
 
 class ChannelPeer:
@@ -38,11 +53,14 @@ class ChannelPeer:
         self.signer = signer
         self.orderer_connected = False
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._reads = ThreadPoolExecutor(2, thread_name_prefix="read-blocks")
+        self._stopping = False
         self._height_changed = asyncio.Event()
         self._transactions: defaultdict[str, list[asyncio.Future[TransactionRecord]]] = defaultdict(
             list
         )
         self._recent: OrderedDict[int, CommittedBlock] = OrderedDict()
+        self._recent_bytes = 0
         self._definitions: dict[str, ChaincodeDefinition | None] = {}
         self._definitions_height = 0
         self._task: asyncio.Task[None] | None = None
@@ -56,26 +74,42 @@ class ChannelPeer:
         """Begin following the orderers; call it once, inside a running loop."""
         self._task = asyncio.create_task(self._follow(), name=f"follow {self.channel_id}")
 
+    def stop_waiting(self) -> None:
+        """Tell everyone who waits for what is still to come that it won't (ChannelStopped)."""
+        self._stopping = True
+        self._height_changed.set()
+        for futures in self._transactions.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(ChannelStopped())
+
     async def stop(self) -> None:
         """Stop following and close the ledger; a commit under way is finished first."""
+        self.stop_waiting()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for futures in self._transactions.values():
-            for future in futures:
-                future.cancel()
         await asyncio.to_thread(self._commits.shutdown, wait=True)
+        await asyncio.to_thread(self._reads.shutdown, wait=True, cancel_futures=True)
         self.ledger.close()
 
     async def wait_for_height(self, height: int) -> None:
-        """Return once the ledger holds `height` blocks."""
-        while self.ledger.height < height:
-            changed = self._height_changed
-            await changed.wait()
+        """Return once the ledger holds `height` blocks; raises ChannelStopped."""
+        while True:
+            if self._stopping:
+                raise ChannelStopped
+            if self.ledger.height >= height:
+                return
+            await self._height_changed.wait()
 
     async def wait_for_transaction(self, transaction_id: str) -> TransactionRecord:
-        """The record of a transaction, now or when it commits; the caller sets the deadline."""
+        """The record of a transaction, now or when it commits; the caller sets the deadline.
+
+        Raises ChannelStopped.
+        """
+        if self._stopping:
+            raise ChannelStopped
         future: asyncio.Future[TransactionRecord] = asyncio.get_running_loop().create_future()
         # Listening starts before looking, so a commit in between isn't missed.
         self._transactions[transaction_id].append(future)
@@ -88,20 +122,30 @@ class ChannelPeer:
             if not waiting:
                 del self._transactions[transaction_id]
 
-    def committed(self, number: int) -> CommittedBlock:
-        """What became of block `number`; the newest blocks are kept taken apart."""
+    async def committed(self, number: int) -> CommittedBlock:
+        """What became of block `number`; the newest blocks are at hand, older ones are read."""
         found = self._recent.get(number)
-        return found if found is not None else self._remember(self.ledger.committed(number))
+        if found is not None:
+            return found
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reads, self.ledger.committed, number)
 
     def _remember(self, block: CommittedBlock) -> CommittedBlock:
         self._recent[block.number] = block
-        while len(self._recent) > RECENT_BLOCKS:
-            self._recent.popitem(last=False)
+        self._recent_bytes += len(block.raw)
+        while len(self._recent) > 1 and (
+            len(self._recent) > RECENT_BLOCKS or self._recent_bytes > RECENT_BYTES
+        ):
+            _, oldest = self._recent.popitem(last=False)
+            self._recent_bytes -= len(oldest.raw)
         return block
 
     def definition(self, chaincode: str) -> ChaincodeDefinition | None:
         """A contract's committed definition, or None; looked up once for each height."""
-        if self._definitions_height != self.ledger.height:
+        # Anyone may ask for names that don't exist, so what was found is not kept without end.
+        if self._definitions_height != self.ledger.height or len(self._definitions) >= (
+            MAX_DEFINITIONS
+        ):
             self._definitions_height = self.ledger.height
             self._definitions.clear()
         if chaincode not in self._definitions:
@@ -109,12 +153,14 @@ class ChannelPeer:
                 self._definitions[chaincode] = definition(view, chaincode)
         return self._definitions[chaincode]
 
-    async def commit(self, block: common_pb2.Block, raw: bytes) -> CommittedBlock:
+    async def commit(self, block: common_pb2.Block) -> CommittedBlock:
         """Check an orderer's block and commit it; raises BlockError and leaves nothing behind."""
         loop = asyncio.get_running_loop()
-        committed = self._remember(
-            await loop.run_in_executor(self._commits, self.ledger.commit, block, raw)
-        )
+        before = self.ledger.height
+        committed = await loop.run_in_executor(self._commits, self.ledger.commit, block)
+        if committed.number < before:
+            return committed  # had it already
+        self._remember(committed)
         for index, transaction_id in enumerate(committed.transaction_ids):
             waiting = self._transactions.get(transaction_id)
             if not waiting:
@@ -128,6 +174,10 @@ class ChannelPeer:
                     future.set_result(record)
         changed, self._height_changed = self._height_changed, asyncio.Event()
         changed.set()
+        if committed.number >= TRANSIENT_BLOCKS and committed.number % TRANSIENT_BLOCKS == 0:
+            await loop.run_in_executor(
+                self._commits, self.ledger.purge_transient, committed.number - TRANSIENT_BLOCKS
+            )
         return committed
 
     async def _follow(self) -> None:
@@ -147,8 +197,12 @@ class ChannelPeer:
                     await self._follow_orderer(msp_id, address)
                 except grpc.aio.AioRpcError as error:
                     _LOGGER.info("orderer %s: %s", address, error.details())
-                except (BlockError, WireError, OSError) as error:
+                except (BlockError, WireError) as error:
                     _LOGGER.warning("orderer %s sent what cannot be committed: %s", address, error)
+                except Exception:
+                    # A full disk may have room again, another orderer may send better: a peer
+                    # that gave up following would look alive and never commit again.
+                    _LOGGER.exception("following orderer %s at height %d", address, height)
                 finally:
                     self.orderer_connected = False
                 if self.ledger.height > height:
@@ -165,14 +219,40 @@ class ChannelPeer:
                 services.ORDERER_DELIVER
             )
             seek = self._seek(self.ledger.height).SerializeToString()
-            async for raw in deliver(iter([seek])):
+            call = deliver(iter([seek]))
+            while (raw := await self._next(call, address)) is not None:
                 response = parse(orderer_pb2.DeliverResponse, raw, "the orderer's answer")
                 if response.WhichOneof("Type") != "block":
                     status = common_pb2.Status.Name(response.status)
                     _LOGGER.info("orderer %s ended the stream: %s", address, status)
                     return
                 self.orderer_connected = True
-                await self.commit(response.block, response.block.SerializeToString())
+                await self.commit(response.block)
+
+    async def _next(
+        self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str
+    ) -> bytes | None:
+        """The stream's next message; None at its end, or where another orderer should be asked.
+
+        An orderer may be there and stuck, which looks as if nothing were ordered. Unless someone
+        waits for a transaction there is no telling, and no hurry.
+        """
+        reading = asyncio.ensure_future(call.read())
+        try:
+            while not (await asyncio.wait({reading}, timeout=STALLED_S))[0]:
+                if self._transactions:
+                    _LOGGER.info(
+                        "orderer %s sent no block for %g s while one is waited for",
+                        address,
+                        STALLED_S,
+                    )
+                    return None
+            raw = reading.result()
+            return raw if isinstance(raw, bytes) else None
+        finally:
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait({reading})
 
     def _seek(self, start: int) -> common_pb2.Envelope:
         seek = orderer_pb2.SeekInfo(

@@ -9,11 +9,15 @@ from consortium.identity.msp import Identity, IdentityError, check_not_expired
 from consortium.identity.policies import PolicyNotFoundError
 from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.ledger import CommittedBlock
+from consortium.ledger.mvcc import encode_field
 from consortium.wire import common_pb2, orderer_pb2, peer_pb2, services
 from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope, parse
 
-from .channel import MAX_SEEK, ChannelPeer
+from .channel import ChannelPeer, ChannelStopped
 from .endorser import TIME_WINDOW_S
+
+MAX_STREAMS = 1_000
+"""Streams of blocks at once; each costs a task and the block that it is sending."""
 
 type Answer = Callable[[CommittedBlock, str], bytes]
 
@@ -29,8 +33,9 @@ class DeliverRefused(Exception):
 class DeliverService:
     """The streams that tell clients what was committed.
 
-    Every request is a signed `SeekInfo`; its creator must satisfy the channel's Readers, and is
-    asked again whenever the configuration has changed.
+    Every request is a signed `SeekInfo`; its creator must satisfy the channel's Readers, which is
+    looked at again whenever the configuration has changed, and hold a certificate that is valid
+    still when a block is sent.
     """
 
     def __init__(
@@ -38,17 +43,38 @@ class DeliverService:
     ) -> None:
         self._channels = channels
         self._clock = clock
+        self._streams = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server; messages pass as raw bytes."""
 
         def stream(answer: Answer) -> grpc.RpcMethodHandler[bytes, bytes]:
             async def serve(
-                requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext[bytes, bytes]
+                requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
             ) -> AsyncIterator[bytes]:
-                async for raw in requests:
-                    async for message in self._serve(raw, answer):
-                        yield message
+                if self._streams >= MAX_STREAMS:
+                    await context.abort(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"{MAX_STREAMS} streams of blocks are open here, which is this peer's "
+                        "limit; ask another utility's peer",
+                    )
+                self._streams += 1
+                try:
+                    async for raw in requests:
+                        try:
+                            async for message in self._serve(raw, answer):
+                                yield message
+                        except WireError:
+                            yield _status(common_pb2.BAD_REQUEST)
+                            return
+                        except DeliverRefused as refused:
+                            yield _status(refused.status)
+                            return
+                        yield _status(common_pb2.SUCCESS)
+                except ChannelStopped as stopped:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
+                finally:
+                    self._streams -= 1
 
             return grpc.stream_stream_rpc_method_handler(serve)
 
@@ -61,55 +87,45 @@ class DeliverService:
         )
 
     async def _serve(self, raw: bytes, answer: Answer) -> AsyncIterator[bytes]:
-        try:
-            opened = open_envelope(raw)
-            channel = self._channels.get(opened.channel_header.channel_id)
-            if channel is None:
-                raise DeliverRefused(
-                    common_pb2.NOT_FOUND, f"channel {opened.channel_header.channel_id!r} not found"
-                )
-            seek = parse(orderer_pb2.SeekInfo, opened.payload.data, "the seek information")
-            reader = self._authenticate(opened, channel)
-            start, stop = seek_range(seek, channel.ledger.height)
-            config = channel.ledger.config
+        """The blocks of one request; raises WireError or DeliverRefused."""
+        opened = open_envelope(raw)
+        channel = self._channels.get(opened.channel_header.channel_id)
+        if channel is None:
+            raise DeliverRefused(
+                common_pb2.NOT_FOUND, f"channel {opened.channel_header.channel_id!r} not found"
+            )
+        seek = parse(orderer_pb2.SeekInfo, opened.payload.data, "the seek information")
+        identity = self._authenticate(opened, channel)
+        number, stop = seek_range(seek, channel.ledger.height)
+        config = channel.ledger.config
+        while number <= stop:
             if (
                 seek.behavior == orderer_pb2.SeekInfo.FAIL_IF_NOT_READY
-                and start >= channel.ledger.height
+                and number >= channel.ledger.height
             ):
-                raise DeliverRefused(common_pb2.NOT_FOUND, f"block {start} is not there yet")
-            number = start
-            while number <= stop:
-                if (
-                    seek.behavior == orderer_pb2.SeekInfo.FAIL_IF_NOT_READY
-                    and number >= channel.ledger.height
-                ):
-                    raise DeliverRefused(common_pb2.NOT_FOUND, f"block {number} is not there yet")
-                await channel.wait_for_height(number + 1)
-                if channel.ledger.config is not config:
-                    config = channel.ledger.config
-                    self._authorize(reader, config)
-                yield answer(channel.committed(number), channel.channel_id)
-                number += 1
-            yield _status(common_pb2.SUCCESS)
-        except WireError:
-            yield _status(common_pb2.BAD_REQUEST)
-        except DeliverRefused as refused:
-            yield _status(refused.status)
+                raise DeliverRefused(common_pb2.NOT_FOUND, f"block {number} is not there yet")
+            await channel.wait_for_height(number + 1)
+            block = await channel.committed(number)
+            if channel.ledger.config is not config:
+                config = channel.ledger.config
+                identity = self._authorize(opened.signature_header.creator, config)
+            self._check_not_expired(identity)
+            yield answer(block, channel.channel_id)
+            number += 1
 
-    def _authenticate(self, opened: OpenedEnvelope, channel: ChannelPeer) -> bytes:
+    def _authenticate(self, opened: OpenedEnvelope, channel: ChannelPeer) -> Identity:
         sent = opened.channel_header.timestamp.seconds
         if abs(sent - self._clock()) > TIME_WINDOW_S:
             raise DeliverRefused(common_pb2.BAD_REQUEST, f"the timestamp {sent} is too far off")
-        creator = opened.signature_header.creator
-        identity = self._authorize(creator, channel.ledger.config)
+        identity = self._authorize(opened.signature_header.creator, channel.ledger.config)
+        self._check_not_expired(identity)
         if not identity.verify(opened.envelope.signature, opened.envelope.payload):
             raise DeliverRefused(common_pb2.FORBIDDEN, "the signature does not hold")
-        return creator
+        return identity
 
     def _authorize(self, creator: bytes, config: ChannelConfig) -> Identity:
         try:
             identity = config.msps.identity(creator)
-            check_not_expired(identity, self._clock())
             readers = config.policy("/Channel/Application/Readers")
         except (IdentityError, PolicyNotFoundError) as error:
             raise DeliverRefused(common_pb2.FORBIDDEN, str(error)) from None
@@ -117,13 +133,22 @@ class DeliverService:
             raise DeliverRefused(common_pb2.FORBIDDEN, "not among the channel's readers")
         return identity
 
+    def _check_not_expired(self, identity: Identity) -> None:
+        try:
+            check_not_expired(identity, self._clock())
+        except IdentityError as error:
+            raise DeliverRefused(common_pb2.FORBIDDEN, str(error)) from None
+
 
 def seek_range(seek: orderer_pb2.SeekInfo, height: int) -> tuple[int, int]:
-    """First and last block number asked for; raises DeliverRefused where they make no sense."""
+    """First and last block number asked for; raises DeliverRefused where they make no sense.
+
+    Both must be there, and an oldest block to stop at is the one to start from, as in Fabric.
+    """
     start = _position(seek.start, height)
-    stop = _position(seek.stop, height) if seek.HasField("stop") else MAX_SEEK
+    stop = start if seek.stop.WhichOneof("Type") == "oldest" else _position(seek.stop, height)
     if seek.stop.WhichOneof("Type") == "newest":
-        stop = max(start, height - 1)
+        stop = max(start, stop)
     if stop < start:
         raise DeliverRefused(common_pb2.BAD_REQUEST, f"stop {stop} comes before start {start}")
     return start, stop
@@ -140,7 +165,9 @@ def _position(position: orderer_pb2.SeekPosition, height: int) -> int:
         case "specified":
             return position.specified.number
         case _:
-            raise DeliverRefused(common_pb2.BAD_REQUEST, "the position to start from is missing")
+            raise DeliverRefused(
+                common_pb2.BAD_REQUEST, "a position to start from or to stop at is missing"
+            )
 
 
 def _status(status: common_pb2.Status) -> bytes:
@@ -148,9 +175,8 @@ def _status(status: common_pb2.Status) -> bytes:
 
 
 def _whole(block: CommittedBlock, _channel_id: str) -> bytes:
-    return peer_pb2.DeliverResponse(
-        block=common_pb2.Block.FromString(block.raw)
-    ).SerializeToString()
+    # Put together by hand: the stored bytes need no parsing to be passed on.
+    return encode_field(peer_pb2.DeliverResponse.BLOCK_FIELD_NUMBER, block.raw)
 
 
 def _filtered(block: CommittedBlock, channel_id: str) -> bytes:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,8 @@ from consortium.chaincode.executor import ExecutionError, Executor, Invocation
 from consortium.chaincode.simulator import SimulationError, TransactionSimulator
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
 from consortium.identity.signing import Signer
+from consortium.ledger.state import LedgerError
+from consortium.storage.environment import StorageError
 from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import WireError, parse, transaction_id
 
@@ -29,6 +32,11 @@ _LOGGER = logging.getLogger(__name__)
 
 TIME_WINDOW_S = 15 * 60
 """How far a proposal's timestamp may be from this node's clock (Fabric's default)."""
+
+MAX_SIMULATIONS = 32
+"""Simulations at once. Each holds a view of the state, of which storage has a limited number."""
+MAX_WAITING = 1_000
+SYSTEM_DEADLINE_S = 30.0
 
 OK = 200
 ERROR_THRESHOLD = 400
@@ -110,6 +118,14 @@ class Endorser:
         self._signer = signer
         self._executor = executor
         self._clock = clock
+        self._running = asyncio.Semaphore(MAX_SIMULATIONS)
+        self._proposals = 0
+        # Their own threads: a long search of the chain must not keep other work waiting.
+        self._system = ThreadPoolExecutor(2, thread_name_prefix="system-contract")
+
+    async def close(self) -> None:
+        """Wait for system contracts that still read the ledger."""
+        await asyncio.to_thread(self._system.shutdown, wait=True, cancel_futures=True)
 
     async def process(self, signed: peer_pb2.SignedProposal) -> peer_pb2.ProposalResponse:
         """Endorse a proposal.
@@ -126,10 +142,19 @@ class Endorser:
         if channel is None:
             return _failure(f"channel '{opened.channel_header.channel_id}' not found")
         creator = self._check(opened, channel)
+        if self._proposals >= MAX_WAITING:
+            return _failure(
+                f"{MAX_WAITING} proposals are being worked on, which is this peer's limit; try "
+                "again, or ask another peer"
+            )
+        self._proposals += 1
         try:
-            return await self._simulate(opened, channel, creator)
-        except (ExecutionError, SimulationError) as error:
+            async with self._running:
+                return await self._simulate(opened, channel, creator)
+        except (ExecutionError, SimulationError, LedgerError, StorageError) as error:
             return _failure(f"error in simulation: {error}")
+        finally:
+            self._proposals -= 1
 
     def _check(self, opened: OpenedProposal, channel: ChannelPeer) -> Identity:
         header, signature = opened.channel_header, opened.signature_header
@@ -192,6 +217,7 @@ class Endorser:
                     system_chaincodes.collection_names,
                     channel.ledger.config.application_orgs,
                 ),
+                history=channel.ledger.history,
             )
             if opened.chaincode not in SYSTEM_CHAINCODES:
                 found = channel.definition(opened.chaincode)
@@ -249,10 +275,19 @@ class Endorser:
             call = SystemCall(
                 channel.ledger, channel.ledger.config, simulator, creator, self._signer.msp_id
             )
-            response = await asyncio.to_thread(
-                system_chaincodes.invoke, opened.chaincode, call, opened.arguments
+            work = asyncio.get_running_loop().run_in_executor(
+                self._system, system_chaincodes.invoke, opened.chaincode, call, opened.arguments
             )
-            return response, None
+            try:
+                return await asyncio.wait_for(work, SYSTEM_DEADLINE_S), None
+            except TimeoutError:
+                message = f"{opened.chaincode} did not finish within {SYSTEM_DEADLINE_S:g} s"
+                simulator.close(message)
+                raise ExecutionError(message) from None
+            except asyncio.CancelledError:
+                # The thread may go on; the view that it would read from is about to be closed.
+                simulator.close("its caller has gone away")
+                raise
         header = opened.channel_header
         return await self._executor.invoke(
             Invocation(
@@ -269,14 +304,22 @@ class Endorser:
         )
 
 
-def endorser_handler(endorser: Endorser) -> grpc.GenericRpcHandler:
+def endorser_handler(
+    endorser: Endorser, admit: Callable[[bytes], None] | None = None
+) -> grpc.GenericRpcHandler:
     """The service for a gRPC server.
 
-    A proposal that never reaches its contract fails the call; Fabric's clients and gateways expect
-    the contract's own refusals inside the answer.
+    `admit` looks at the caller's TLS certificate (PEM) and raises IdentityError for one that may
+    not call here. A proposal that never reaches its contract fails the call; Fabric's clients and
+    gateways expect the contract's own refusals inside the answer.
     """
 
     async def process(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        if admit is not None:
+            try:
+                admit(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
+            except IdentityError as error:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         try:
             signed = parse(peer_pb2.SignedProposal, raw, "the signed proposal")
         except WireError as error:

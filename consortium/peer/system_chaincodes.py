@@ -309,12 +309,12 @@ def _qscc(call: SystemCall, arguments: tuple[bytes, ...]) -> bytes:
 
 
 def _number(argument: bytes) -> int:
-    try:
-        return int(argument)
-    except ValueError:
+    # Fabric's strconv.ParseUint(…, 10, 64); `int` alone would take signs, spaces and underscores.
+    if not re.fullmatch(rb"[0-9]{1,20}", argument) or int(argument) >= 2**64:
         raise SystemChaincodeError(
             f"Failed to parse block number with error {argument[:40]!r} is not a number"
-        ) from None
+        )
+    return int(argument)
 
 
 def _transaction(ledger: Ledger, argument: bytes) -> TransactionRecord:

@@ -19,16 +19,8 @@ under a new id.
 """
 
 from consortium.raft.confchange import ConfChange, ConfChangeRefused
-from consortium.raft.core import (
-    EVENTS,
-    LOCAL_APPEND_THREAD,
-    LOCAL_APPLY_THREAD,
-    NONE,
-    Config,
-    ProposalDropped,
-    ReadState,
-    StateRole,
-)
+from consortium.raft.config import EVENTS, LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, NONE, Config
+from consortium.raft.core import ProposalDropped, ReadState, StateRole
 from consortium.raft.log import InvariantBroken
 from consortium.raft.rawnode import (
     LocalMessageRefused,

@@ -16,15 +16,8 @@ from functools import partial
 
 from consortium.raft import confchange
 from consortium.raft.confchange import ConfChange
-from consortium.raft.core import (
-    LOCAL_APPEND_THREAD,
-    LOCAL_APPLY_THREAD,
-    NONE,
-    Config,
-    Raft,
-    ReadState,
-    StateRole,
-)
+from consortium.raft.config import LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD, NONE, Config
+from consortium.raft.core import Raft, ReadState, StateRole
 from consortium.raft.log import InvariantBroken
 from consortium.raft.messages import new_message, sender_of
 from consortium.raft.storage import entry_size
@@ -95,8 +88,9 @@ class Ready:
             `report_snapshot`.
         committed_entries: to be applied. Membership changes among them go to
             `apply_conf_change`.
-        must_sync: whether what is persisted must be durable; without it only the commit index
-            moved, which a crash may forget.
+        must_sync: whether hard_state and entries must be durable before `messages` are sent;
+            without it only the commit index moved, which a crash may forget. A snapshot must
+            always be.
     """
 
     soft_state: SoftState | None = None
@@ -277,7 +271,8 @@ class RawNode:
         )
         ready.must_sync = bool(ready.entries) or hard_state[:2] != self._hard_state[:2]
         if soft_state != self._soft_state:
-            self._soft_state = ready.soft_state = soft_state
+            self._soft_state = soft_state
+            ready.soft_state = SoftState(*soft_state)
         if hard_state != self._hard_state:
             self._hard_state = hard_state
             term, vote, commit = hard_state
@@ -325,8 +320,8 @@ class RawNode:
             progress=dict(raft.tracker.progress) if leads else {},
         )
 
-    def _current_soft_state(self) -> SoftState:
-        return SoftState(self._raft.leader, self._raft.role)
+    def _current_soft_state(self) -> tuple[int, StateRole]:
+        return self._raft.leader, self._raft.role
 
     def _current_hard_state(self) -> tuple[int, int, int]:
         raft = self._raft

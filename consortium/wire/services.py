@@ -17,6 +17,7 @@ ENDORSE = "/gateway.Gateway/Endorse"
 SUBMIT = "/gateway.Gateway/Submit"
 COMMIT_STATUS = "/gateway.Gateway/CommitStatus"
 CHAINCODE_EVENTS = "/gateway.Gateway/ChaincodeEvents"
+CHAINCODE_CONNECT = "/protos.Chaincode/Connect"
 
 MESSAGE_LIMIT_BYTES = 100 * 1024 * 1024
 """Largest gRPC message between nodes, Fabric's own default (blocks may be of many megabytes)."""
@@ -29,8 +30,10 @@ ChannelOptions = Sequence[tuple[str, int | str]]
 NODE_CHANNEL_OPTIONS: ChannelOptions = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A machine that vanished is noticed in half a minute, also under an idle stream.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -40,16 +43,24 @@ NODE_CHANNEL_OPTIONS: ChannelOptions = (
 NODE_SERVER_OPTIONS: ChannelOptions = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A caller who vanished leaves a stream, with its task and its place among the limits.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.so_reuseport", 0),
 )
 
 CLIENT_SERVER_OPTIONS: ChannelOptions = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_receive_message_length", CLIENT_MESSAGE_LIMIT_BYTES),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A caller who vanished leaves a stream, with its task and its place among the limits.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_concurrent_streams", 2_000),
     ("grpc.so_reuseport", 0),
 )

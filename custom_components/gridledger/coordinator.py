@@ -6,7 +6,7 @@ Nothing here waits for the network.
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import isfinite
 from typing import Any, Final
 
@@ -55,8 +55,9 @@ from .const import (
     CONF_PV_POWER,
     LOGGER,
     PUBLISH_S,
+    RETENTION_S,
 )
-from .metering import Cut, EnergyTracker, Meter
+from .metering import CATCH_UP_LIMIT, Cut, EnergyTracker, Meter
 from .models import HomeData
 from .outbox import Outbox
 from .selling import Seller
@@ -216,6 +217,9 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         if self.meter is not None:
             return
         self.meter = Meter(clock.interval_s, self._imports, self._exports, stored)
+        oldest = clock.next_boundary(clock.channel(dt_util.utcnow().timestamp()) - RETENTION_S)
+        if self.meter.cut_at is not None:
+            self.meter.skip_to(oldest, 0, 0)  # does nothing unless the last cut is older
         for entity_id in {key.lstrip("+-") for key in self.meter.keys}:
             if (state := self.hass.states.get(entity_id)) is not None:
                 self._sample(state, dt_util.utcnow().timestamp())
@@ -279,7 +283,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         return 5.0 if clock is None else min(30.0, max(2.0, clock.interval_s / clock.rate / 4))
 
     @callback
-    def _schedule_tick(self) -> None:
+    def _schedule_tick(self, *, soon: bool = False) -> None:
         clock = self._session.clock
         if clock is None or self.meter is None:
             return
@@ -288,6 +292,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         now = clock.channel(dt_util.utcnow().timestamp() - self._grace_s)
         boundary = clock.interval_at(now) + clock.interval_s
         at = dt_util.utc_from_timestamp(clock.real(boundary) + self._grace_s)
+        if soon:
+            at = dt_util.utcnow() + timedelta(milliseconds=100)
         self._cancel_tick = async_track_point_in_utc_time(self.hass, self._tick, at)
 
     @callback
@@ -301,14 +307,16 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         for key in self.meter.keys:
             if number(self.hass.states.get(key.lstrip("+-"))) is not None:
                 self.meter.hold(key, boundary)
-        self._cut()
         self._schedule_tick()
+        self._cut()
 
     @callback
     def _cut(self) -> None:
         assert self.meter is not None
         if cuts := self.meter.cut():
             self._unsaved.extend(cuts)
+            if len(cuts) == CATCH_UP_LIMIT:
+                self._schedule_tick(soon=True)  # more are due; let others run in between
             self.config_entry.async_create_task(
                 self.hass, self._save(), name=f"{self.name} save", eager_start=False
             )
@@ -321,19 +329,17 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             if meter is None or (self._unsaved and meter_id is None):
                 return  # nothing may be stored as cut before it can be signed
             cuts, state = list(self._unsaved), meter.as_dict()
-            signed = [
-                self._session.sign(
-                    Reading(
-                        str(meter_id),
-                        cut.interval_start,
-                        cut.interval_s,
-                        cut.import_wh,
-                        cut.export_wh,
-                        cut.import_register_wh,
-                        cut.export_register_wh,
-                        Quality.MEASURED if cut.measured else Quality.ESTIMATED,
-                    )
-                ).fields
+            readings = [
+                Reading(
+                    str(meter_id),
+                    cut.interval_start,
+                    cut.interval_s,
+                    cut.import_wh,
+                    cut.export_wh,
+                    cut.import_register_wh,
+                    cut.export_register_wh,
+                    Quality.MEASURED if cut.measured else Quality.ESTIMATED,
+                )
                 for cut in cuts
             ]
             counters = {
@@ -345,6 +351,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             }
 
             def store() -> None:
+                signed = [self._session.sign(reading).fields for reading in readings]
                 self._outbox.append(signed, state)
                 self._outbox.store_fact(_FACT_COUNTERS, counters)
 

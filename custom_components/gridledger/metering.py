@@ -24,8 +24,8 @@ IMPLAUSIBLE_POWER_W: Final = 250_000
 """No home's connection delivers more; a faster rise is another meter's total."""
 IMPLAUSIBLE_SLACK_MWH: Final = 2_000_000
 """Coarse counters step by up to 1 kWh at once: tolerated beside the power limit."""
-CATCH_UP_LIMIT: Final = 60_000
-"""Intervals cut at most at once after a gap: 35 days of one minute, and some."""
+CATCH_UP_LIMIT: Final = 500
+"""Intervals cut at once after a gap; call again for the rest."""
 
 
 @dataclass(slots=True)
@@ -287,15 +287,18 @@ class Meter:
 
     @property
     def doubtful_gap_s(self) -> float:
-        """A gap with energy in it that is wider than this makes an interval an estimate."""
-        return max(self.interval_s / 2, 45.0)
+        """A gap with energy in it that is wider than this makes an interval an estimate.
+
+        Sensors may be slow, but an interval that nobody saw is a guess however short it is.
+        """
+        return max(self.interval_s / 2, min(45.0, 1.5 * self.interval_s))
 
     def next_cut(self) -> int | None:
         """Return the boundary that waits to be cut, None before there is one."""
         return None if self.cut_at is None else self.cut_at + self.interval_s
 
     def cut(self) -> list[Cut]:
-        """Cut every interval whose end all sensors have passed, oldest first."""
+        """Cut intervals whose end all sensors have passed, oldest first, 500 at most."""
         trackers = [t for d in self._directions for t in d.trackers.values()]
         if not trackers or not self.started:
             return []

@@ -83,20 +83,27 @@ class Outbox:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         os.close(descriptor)
         path.chmod(0o600)
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-            elif version != FORMAT:
-                raise OutboxError(
-                    f"{path} has format {version}, this version of GridLedger reads {FORMAT}: "
-                    "update the integration"
-                )
+            self._open(path)
         except sqlite3.DatabaseError as error:
+            self._db.close()
             raise OutboxError(f"{path} can't be used: {error}") from error
+        except OutboxError:
+            self._db.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        elif version != FORMAT:
+            raise OutboxError(
+                f"{path} has format {version}, this version of GridLedger reads {FORMAT}: "
+                "update the integration"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -227,6 +234,21 @@ class Outbox:
                     ),
                     (reason[:500], interval_start),
                 )
+            ]
+        )
+
+    def found_in_ledger(self, interval_starts: Iterable[int]) -> None:
+        """Note that the ledger holds these very readings, however they got there."""
+        self._transaction(
+            [
+                (
+                    (
+                        "UPDATE reading SET state = 'committed' "
+                        "WHERE interval_start = ? AND state = 'queued'"
+                    ),
+                    (start,),
+                )
+                for start in interval_starts
             ]
         )
 

@@ -100,7 +100,8 @@ def delivery_window(
         first = earliest
     else:
         first = clock.interval_at(clock.channel(start.timestamp()))
-        if first + clock.interval_s <= now:
+        ends = first + clock.interval_s if end is None else clock.channel(end.timestamp())
+        if first < earliest and ends <= now:
             raise _invalid("window_in_past")
         first = max(first, earliest)
     if end is None:
@@ -209,6 +210,9 @@ class Seller:
         }
         if supplier:
             argument["supplier"] = supplier
+        if capability.max_power_w is not None:
+            # A connection may bear more than the battery gives: the schedule must not ask for it.
+            argument["max_power_w"] = floor(capability.max_power_w)
         try:
             answer = await self._session.client.evaluate(CHAINCODE_ENERGY, "market:Quote", argument)
         except GridLedgerError as error:

@@ -139,7 +139,9 @@ async def _quote_sale(call: ServiceCall) -> ServiceResponse:
 async def _sell_energy(call: ServiceCall) -> ServiceResponse:
     """Sell: a quote exactly as given, or as much energy as asked at today's best rate."""
     runtime = _runtime(call)
-    quote = call.data.get(ATTR_QUOTE) or await _quote(call, runtime)
+    quote = call.data.get(ATTR_QUOTE)
+    if quote is None:
+        quote = await _quote(call, runtime)
     minimum = call.data.get(ATTR_MIN_PRICE)
     session = runtime.session
     try:

@@ -55,6 +55,7 @@ _RETRY_REFUSED_S: Final = 300.0
 _REFRESH_APART_S: Final = 2.0
 _CHECKPOINT_APART_S: Final = 30.0
 _OLD_EVENT_S: Final = 300.0
+_COMPARED_AT_ONCE: Final = 1000
 _WINDOW_INTERVALS: Final = 96
 """A sale's window is at most this long, so older trades deliver nothing any more."""
 
@@ -386,9 +387,10 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if self.home is None or not last or last.get("interval_start") is None:
             return
         boundary = int(last["interval_start"]) + self.clock.interval_s
-        if await self.home.async_skip_to(
+        skipped = await self.home.async_skip_to(
             boundary, int(last["import_register_wh"]), int(last["export_register_wh"])
-        ):
+        )
+        if await self._compare_with_ledger(boundary) or skipped:
             ir.async_create_issue(
                 self.hass,
                 DOMAIN,
@@ -399,6 +401,54 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 translation_key="foreign_reading",
                 translation_placeholders={"meter": str(self.meter_id)},
             )
+
+    async def _compare_with_ledger(self, boundary: int) -> bool:
+        """Sort out waiting readings of intervals that the ledger has passed.
+
+        Return whether it holds others than ours there.
+        """
+        assert self.clock is not None
+        foreign = False
+        while True:
+            waiting = [
+                reading
+                for reading in await self._disk(self.outbox.queued, _COMPARED_AT_ONCE)
+                if reading.interval_start < boundary
+            ]
+            if not waiting:
+                return foreign
+            held = await self.client.evaluate(
+                CHAINCODE_METERING,
+                "metering:Readings",
+                {
+                    "meter_id": self.meter_id,
+                    "from": waiting[0].interval_start,
+                    "to": waiting[-1].interval_start + 1,
+                },
+                endorsing_organizations=[self.msp_id],
+            )
+            by_start = {int(reading["interval_start"]): reading for reading in held}
+            same, missing = [], 0
+            for reading in waiting:
+                theirs = by_start.get(reading.interval_start)
+                if theirs is None:
+                    missing += 1
+                elif all(
+                    str(theirs.get(name)) == value
+                    for name, value in reading.fields.items()
+                    if name != "signature"
+                ):
+                    same.append(reading.interval_start)
+                else:
+                    foreign = True
+                    await self._disk(
+                        self.outbox.refuse,
+                        reading.interval_start,
+                        "the ledger holds another reading of this interval",
+                    )
+            await self._disk(self.outbox.found_in_ledger, same)
+            if missing:
+                return foreign  # they are still to be sent
 
     async def _settle_undecided(self) -> None:
         """Find out what became of transactions that an earlier run may have sent."""

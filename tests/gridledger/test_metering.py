@@ -80,6 +80,13 @@ def test_a_gap_is_spread_and_marked() -> None:
     check(made, cuts)
 
 
+def test_short_intervals_that_nobody_saw_are_estimates() -> None:
+    made, cuts = run([(i, i * WH) for i in range(9)] + [(i, i * WH) for i in range(23, 30)], 5)
+    assert [cut.import_wh for cut in cuts] == [5] * 5
+    assert [cut.measured for cut in cuts] == [True, False, False, False, False]
+    check(made, cuts)
+
+
 def test_unavailable_is_not_zero() -> None:
     made = meter()
     made.sample(KEY, 0, 0)

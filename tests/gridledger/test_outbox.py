@@ -13,6 +13,13 @@ import pytest
 from custom_components.gridledger.outbox import Outbox, OutboxError
 
 
+class _Opened(Outbox):
+    """Closes what is no longer looked at."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def reading(start: int) -> dict[str, str]:
     return {"interval_start": str(start), "import_wh": "7", "quality": "measured"}
 
@@ -29,8 +36,8 @@ def test_readable_by_its_owner_alone(tmp_path: Path) -> None:
 def test_life_of_a_reading(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
 
-    def opened() -> Outbox:
-        return Outbox(path)
+    def opened() -> _Opened:
+        return _Opened(path)
 
     opened().append([reading(900), reading(1800)], {"cut_at": 2700})
     assert states(opened()) == ["queued", "queued"]
@@ -48,7 +55,7 @@ def test_life_of_a_reading(tmp_path: Path) -> None:
 
 
 def test_an_invalid_transaction_gives_its_readings_back(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "o.db")
+    outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900)], {})
     outbox.store_envelope("tx1", b"e", [900])
     outbox.decide("tx1", committed=False)
@@ -56,7 +63,7 @@ def test_an_invalid_transaction_gives_its_readings_back(tmp_path: Path) -> None:
 
 
 def test_an_interval_is_stored_once(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "o.db")
+    outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900)], {})
     outbox.store_envelope("tx1", b"e", [900])
     outbox.append([{**reading(900), "import_wh": "8"}], {})
@@ -65,7 +72,7 @@ def test_an_interval_is_stored_once(tmp_path: Path) -> None:
 
 
 def test_refused_readings_are_not_sent_again(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "o.db")
+    outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900), reading(1800)], {})
     outbox.refuse(900, "already has a different reading")
     assert [stored.interval_start for stored in outbox.queued(10)] == [1800]
@@ -73,7 +80,7 @@ def test_refused_readings_are_not_sent_again(tmp_path: Path) -> None:
 
 
 def test_old_readings_go_but_never_one_on_its_way(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "o.db")
+    outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900 * i) for i in range(1, 5)], {})
     outbox.store_envelope("tx1", b"e", [900])
     outbox.store_envelope("tx2", b"e", [1800])
@@ -83,7 +90,7 @@ def test_old_readings_go_but_never_one_on_its_way(tmp_path: Path) -> None:
 
 
 def test_cutting_and_advancing_are_one_step(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "o.db")
+    outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900)], {"cut_at": 1800})
     with pytest.raises(TypeError):
         outbox.append([reading(1800)], {"cut_at": object()})
@@ -111,7 +118,7 @@ for i in range(1, 10_000):
             if last >= 50:
                 os.kill(process.pid, signal.SIGKILL)
                 break
-    outbox = Outbox(path)
+    outbox = _Opened(path)
     starts = [stored.interval_start for stored in reversed(outbox.recent(20_000))]
     assert starts == [900 * i for i in range(1, len(starts) + 1)]
     assert len(starts) >= last
@@ -120,8 +127,9 @@ for i in range(1, 10_000):
 
 def test_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     newer = tmp_path / "newer.db"
-    with sqlite3.connect(newer) as db:
-        db.execute("PRAGMA user_version = 99")
+    db = sqlite3.connect(newer)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
     with pytest.raises(OutboxError, match="has format 99"):
         Outbox(newer)
     broken = tmp_path / "broken.db"

@@ -1,11 +1,40 @@
 """The whole path of a home: sensors, intervals, outbox, ledger and back, on a real network."""
 
 import asyncio
+import json
+import sqlite3
+import time
+from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
+import pytest
+from homeassistant.config_entries import ConfigEntryState
 from homeassistant.core import HomeAssistant
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.helpers import device_registry as dr
+from homeassistant.helpers import entity_registry as er
+from homeassistant.helpers import issue_registry as ir
+from homeassistant.setup import async_setup_component
+from homeassistant.util import dt as dt_util
 
-from .conftest import EXPORT, IMPORT, RunningNetwork, eventually, report_plant, set_state
+from custom_components.gridledger import vault
+from custom_components.gridledger.client import Timeout
+from custom_components.gridledger.const import DOMAIN
+from custom_components.gridledger.diagnostics import async_get_config_entry_diagnostics
+
+from .conftest import (
+    EXPORT,
+    IMPORT,
+    LEVEL,
+    PLANT,
+    RunningNetwork,
+    eventually,
+    join,
+    prepare_connection,
+    report_plant,
+    set_state,
+)
 
 
 async def readings_of(network: RunningNetwork, meter_id: str) -> list[dict[str, Any]]:
@@ -18,47 +47,480 @@ async def readings_of(network: RunningNetwork, meter_id: str) -> list[dict[str, 
         )
 
 
+def check_readings(readings: list[dict[str, Any]]) -> None:
+    """Each interval once, none missing, and their sum the register's difference."""
+    starts = [int(reading["interval_start"]) for reading in readings]
+    assert starts == list(range(starts[0], starts[-1] + 60, 60))
+    for direction in ("import", "export"):
+        energy = [int(reading[f"{direction}_wh"]) for reading in readings]
+        registers = [int(reading[f"{direction}_register_wh"]) for reading in readings]
+        assert sum(energy[1:]) == registers[-1] - registers[0]
+
+
+class House:
+    """Sensors that go on counting while a test waits."""
+
+    def __init__(self, hass: HomeAssistant) -> None:
+        self.hass = hass
+        self.imported_wh = 1_000_000
+        self.exported_wh = 500_000
+
+    async def live(self, seconds: float) -> None:
+        """Draw 180 Wh and give 60 Wh a second, which is an interval."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.imported_wh += 18
+            self.exported_wh += 6
+            set_state(self.hass, IMPORT, self.imported_wh, "Wh")
+            set_state(self.hass, EXPORT, self.exported_wh / 1000, "kWh")
+            await asyncio.sleep(0.1)
+
+
 async def test_energy_reaches_the_ledger_to_the_wh(
     hass: HomeAssistant, home: Any, network: RunningNetwork
 ) -> None:
-    runtime = home.runtime_data
-    for step in range(1, 30):
-        set_state(hass, IMPORT, 1000.0 + 0.003 * step)
-        set_state(hass, EXPORT, 500.0 + 0.001 * step)
-        await asyncio.sleep(0.2)
-    await eventually(lambda: runtime.session.data.last_committed)
-    await eventually(lambda: runtime.session.data.queued == 0)
-    readings = await readings_of(network, runtime.session.meter_id)
+    session = home.runtime_data.session
+    house = House(hass)
+    await house.live(5)
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    readings = await readings_of(network, session.meter_id)
     assert len(readings) >= 3
-    first, last = readings[0], readings[-1]
-    imported = sum(int(reading["import_wh"]) for reading in readings[1:])
-    assert imported == int(last["import_register_wh"]) - int(first["import_register_wh"])
-    assert imported > 0
-    starts = [int(reading["interval_start"]) for reading in readings]
-    assert starts == list(range(starts[0], starts[-1] + 60, 60))
+    check_readings(readings)
+    assert sum(int(reading["import_wh"]) for reading in readings) > 300
+    assert {reading["quality"] for reading in readings} == {"measured"}
+
+
+async def test_ledger_and_home_assistant_go_away_in_turn(
+    hass: HomeAssistant, home: Any, network: RunningNetwork, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(hass)
+    await house.live(3)
+    await eventually(lambda: home.runtime_data.session.data.last_committed)
+
+    # The ledger dies; the home goes on metering and says so once.
+    await asyncio.to_thread(network.kill)
+    await house.live(4)
+    session = home.runtime_data.session
+    await eventually(lambda: not session.data.connected)
+    await eventually(lambda: session.data.queued >= 3)
+    assert caplog.text.count("the ledger is away") == 1
+
+    # Home Assistant restarts while the ledger is still away: the entry loads and meters.
+    assert await hass.config_entries.async_unload(home.entry_id)
+    assert await hass.config_entries.async_setup(home.entry_id)
+    assert home.state is ConfigEntryState.LOADED
+    session = home.runtime_data.session
+    assert session.data.queued >= 3
+    await house.live(3)
+
+    # The ledger returns: everything arrives, each interval once.
+    await asyncio.to_thread(network.start)
+    await eventually(lambda: session.data.connected, within_s=60)
+    await house.live(2)
+    await eventually(lambda: session.data.queued == 0, within_s=30)
+    assert caplog.text.count("the ledger is back") == 1
+    readings = await readings_of(network, session.meter_id)
+    assert len(readings) >= 10
+    check_readings(readings)
+    assert session.data.refused == 0
+
+
+async def test_unknown_outcome_is_asked_for_not_sent_anew(
+    hass: HomeAssistant, home: Any, network: RunningNetwork
+) -> None:
+    """Home Assistant dies after the envelope is stored: before, and after, it was sent."""
+    runtime = home.runtime_data
+    session, outbox = runtime.session, runtime.outbox
+    house = House(hass)
+    await house.live(2.5)
+    await eventually(lambda: session.data.last_committed)
+    await session.async_stop()  # nothing sends any more
+
+    await house.live(3)
+    waiting = await hass.async_add_executor_job(outbox.queued, 100)
+    assert len(waiting) >= 2
+    from gridledger_client.readings import batch_transient
+
+    async with network_client(session, network) as client:
+        # The later one is sent: the earlier is endorsed without it, so both can be valid.
+        for sent, reading in zip((False, True), waiting, strict=False):
+            prepared = client.prepare(
+                "metering",
+                "metering:SubmitReadings",
+                {"utility": "AuroraMSP"},
+                transient=batch_transient([reading.fields]),
+                endorsing_organizations=["AuroraMSP"],
+            )
+            signed = await client.endorse(prepared)
+            await hass.async_add_executor_job(
+                outbox.store_envelope,
+                signed.transaction_id,
+                signed.envelope,
+                [reading.interval_start],
+            )
+            if sent:
+                await client.submit_signed(signed)
+    undecided = await hass.async_add_executor_job(outbox.undecided)
+    assert len(undecided) == 2
+
+    assert await hass.config_entries.async_unload(home.entry_id)
+    assert await hass.config_entries.async_setup(home.entry_id)
+    session = home.runtime_data.session
+    await eventually(lambda: session.data.connected)
+    await eventually(lambda: session.data.queued == 0)
+    stored = await hass.async_add_executor_job(home.runtime_data.outbox.recent, 1000)
+    by_start = {reading.interval_start: reading for reading in stored}
+    for envelope, reading in zip(undecided, waiting, strict=False):
+        assert by_start[reading.interval_start].transaction_id == envelope.transaction_id
+    check_readings(await readings_of(network, session.meter_id))
+
+
+def network_client(session: Any, network: RunningNetwork) -> Any:
+    """A second client with the home's own identity."""
+    from gridledger_client import GatewayClient, Identity
+
+    identity = session.client.identity
+    key_pem = identity._key.private_bytes(*_PEM)
+    return GatewayClient(
+        session.client.addresses,
+        session.client.channel,
+        Identity(identity.msp_id, identity.certificate_pem, key_pem),
+        network.network.tls_bundle_pem,
+    )
+
+
+def _pem_format() -> tuple[Any, ...]:
+    from cryptography.hazmat.primitives import serialization
+
+    return (
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+_PEM = _pem_format()
+
+
+async def test_a_restored_backup_goes_on_after_the_ledger(
+    hass: HomeAssistant, home: Any, network: RunningNetwork
+) -> None:
+    house = House(hass)
+    await house.live(4)
+    session = home.runtime_data.session
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    assert await hass.config_entries.async_unload(home.entry_id)
+    old = await hass.async_add_executor_job(
+        _forget_readings, vault.outbox_path(hass, home.unique_id)
+    )
+    assert old
+    assert await hass.config_entries.async_setup(home.entry_id)
+    session = home.runtime_data.session
+    await house.live(4)
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    check_readings_rise(await readings_of(network, session.meter_id))
+    assert session.data.refused == 2  # what was cut a second time, never sent
+    issue = ir.async_get(hass).async_get_issue(DOMAIN, f"foreign_reading_{home.entry_id}")
+    assert issue is not None
+
+
+def _forget_readings(path: str) -> bool:
+    """Bring the outbox back to where it was some intervals ago."""
+    db = sqlite3.connect(path)
+    with db:
+        db.execute("DELETE FROM reading")
+        [(state,)] = db.execute("SELECT value FROM fact WHERE name = 'meter'")
+        cut_at = json.loads(state)["cut_at"] - 2 * 60
+        db.execute(
+            "UPDATE fact SET value = json_set(value, '$.cut_at', ?) WHERE name = 'meter'", (cut_at,)
+        )
+        changed = db.total_changes > 0
+    db.close()
+    return changed
+
+
+def check_readings_rise(readings: list[dict[str, Any]]) -> None:
+    registers = [int(reading["import_register_wh"]) for reading in readings]
+    assert registers == sorted(registers)
+    assert len({reading["interval_start"] for reading in readings}) == len(readings)
+
+
+async def test_entities(hass: HomeAssistant, home: Any) -> None:
+    await House(hass).live(2.5)
+    report_plant(hass, imported=1001, exported=501)
+    home.runtime_data.home._publish()
+    registry = er.async_get(hass)
+    entities = {
+        entity.unique_id.removeprefix(f"{home.unique_id}_"): hass.states.get(entity.entity_id)
+        for entity in er.async_entries_for_config_entry(registry, home.entry_id)
+    }
+    value = {key: state.state for key, state in entities.items()}
+    assert float(value["pv_power"]) == 2500
+    assert float(value["battery_level"]) == 80
+    assert float(value["stored_energy"]) == 8
+    assert float(value["grid_power"]) == -1500
+    assert float(value["consumption_power"]) == 2500 - 400 - 1500
+    assert value["ledger_connected"] == "on"
+    assert float(value["best_rate"]) == 0.13
+    assert entities["best_rate"].attributes["unit_of_measurement"] == "EUR/kWh"
+    assert entities["best_rate"].attributes["supplier"] == "BorealMSP"
+    assert float(value["balance"]) == 0
+    assert float(value["energy_sold_today"]) == 0
+    assert float(value["delivery_power"]) == 0
+    assert float(value["grid_import_energy"]) > 0
+    assert len(entities) <= 25
+    devices = dr.async_entries_for_config_entry(dr.async_get(hass), home.entry_id)
+    [root] = [device for device in devices if (DOMAIN, home.unique_id) in device.identifiers]
+    assert {d.via_device_id for d in devices if d is not root} == {root.id}
+    # Unavailable is not zero.
+    hass.states.async_set("sensor.pv_power", "unavailable")
+    home.runtime_data.home._publish()
+    await hass.async_block_till_done()
+    pv = next(e.entity_id for e in registry.entities.values() if e.unique_id.endswith("_pv_power"))
+    assert hass.states.get(pv).state == "unavailable"
 
 
 async def test_sells_stored_energy(hass: HomeAssistant, home: Any) -> None:
-    events: list[Any] = []
-    report_plant(hass, level=80)
-    quote = await hass.services.async_call(
-        "gridledger", "quote_sale", {"energy": 1.2}, blocking=True, return_response=True
-    )
-    assert quote["supplier"] == "BorealMSP"
-    assert quote["price_per_kwh"] == 0.13
-    sale = await hass.services.async_call(
-        "gridledger",
-        "sell_energy",
-        {"quote": quote["quote"]},
-        blocking=True,
-        return_response=True,
-    )
+    async def call(name: str, **data: Any) -> dict[str, Any]:
+        return await hass.services.async_call(
+            DOMAIN, name, data, blocking=True, return_response=True
+        )
+
+    session = home.runtime_data.session
+    quote = await call("quote_sale", energy=1.2)
+    assert (quote["supplier"], quote["price_per_kwh"]) == ("BorealMSP", 0.13)
+    assert quote["net"] == pytest.approx(quote["gross"] - quote["grid_fee"])
+    sale = await call("sell_energy", quote=quote["quote"], request_id="EVENING-1")
     assert sale["status"] == "committed"
     assert sale["net"] == quote["net"]
-    assert not events
-    session = home.runtime_data.session
+
+    # The same request once more is the same sale.
+    again = await call("sell_energy", quote=quote["quote"], request_id="EVENING-1")
+    assert again["trade_id"] == sale["trade_id"]
+
     await eventually(lambda: session.data.balance_micro == round(sale["net"] * 1e6))
     event = await eventually(
         lambda: next((s for s in hass.states.async_all("event") if s.state != "unknown"), None)
     )
+    assert event.attributes["event_type"] == "committed"
     assert event.attributes["trade_id"] == sale["trade_id"]
+    named = await call("sell_energy", energy=0.1, supplier="AuroraMSP")
+    assert named["price_per_kwh"] == 0.11
+
+
+@pytest.mark.parametrize(
+    ("service", "data", "key"),
+    [
+        ("quote_sale", {"energy": 7}, "too_much_energy"),
+        ("quote_sale", {"energy": 0.5, "supplier": "CieloMSP"}, "refused"),
+        ("sell_energy", {"energy": 0.5, "minimum_price": 0.5}, "price_too_low"),
+        ("sell_energy", {"quote": {"price_micro_per_kwh": "1"}}, "unreadable_quote"),
+        ("sell_energy", {"quote": {}}, "unreadable_quote"),
+        ("quote_sale", {"energy": 0.5, "config_entry": "nobody"}, "entry_not_found"),
+        ("quote_sale", {"energy": 0.5, "window_start": "2020-01-01 00:00"}, "window_in_past"),
+    ],
+)
+async def test_a_sale_is_refused_in_words(
+    hass: HomeAssistant, home: Any, service: str, data: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ServiceValidationError) as error:
+        await hass.services.async_call(DOMAIN, service, data, blocking=True, return_response=True)
+    assert error.value.translation_key == key
+
+
+async def test_an_expired_or_changed_quote_is_refused(hass: HomeAssistant, home: Any) -> None:
+    quote = await hass.services.async_call(
+        DOMAIN, "quote_sale", {"energy": 0.5}, blocking=True, return_response=True
+    )
+    for change in ({"net_micro": "999999999"}, {"quoted_at": "0", "valid_until": "1"}):
+        with pytest.raises(ServiceValidationError) as error:
+            await hass.services.async_call(
+                DOMAIN,
+                "sell_energy",
+                {"quote": {**quote["quote"], **change}},
+                blocking=True,
+                return_response=True,
+            )
+        assert error.value.translation_key == "refused"
+        assert "quote" in error.value.translation_placeholders["reason"]
+
+
+async def test_selling_needs_battery_and_ledger(hass: HomeAssistant, home: Any) -> None:
+    async def sell() -> None:
+        await hass.services.async_call(
+            DOMAIN, "sell_energy", {"energy": 0.5}, blocking=True, return_response=True
+        )
+
+    hass.states.async_set(LEVEL, "unavailable")
+    with pytest.raises(ServiceValidationError) as error:
+        await sell()
+    assert error.value.translation_key == "battery_unknown"
+    set_state(hass, LEVEL, 80, "%")
+    await home.runtime_data.session.client.close()
+    with pytest.raises(HomeAssistantError) as failure:
+        await sell()
+    assert failure.value.translation_key == "not_connected"
+    await hass.config_entries.async_unload(home.entry_id)
+    with pytest.raises(ServiceValidationError) as error:
+        await sell()
+    assert error.value.translation_key == "entry_not_loaded"
+
+
+async def test_diagnostics_tell_no_secrets(hass: HomeAssistant, home: Any) -> None:
+    await House(hass).live(2.5)
+    secrets = await vault.async_load_secrets(hass, home.unique_id)
+    diagnostics = await async_get_config_entry_diagnostics(hass, home)
+    text = repr(diagnostics)
+    assert diagnostics["ledger"]["connected"] is True
+    for secret in secrets.values():
+        if secret != "AuroraMSP":
+            assert secret not in text
+    for private in ("PRIVATE", "CERTIFICATE", home.data["connection_id"], "import_wh"):
+        assert private not in text
+
+
+async def test_the_cards_read_everything(
+    hass: HomeAssistant, home: Any, hass_ws_client: Any
+) -> None:
+    await House(hass).live(2.5)
+    await eventually(lambda: home.runtime_data.session.data.last_committed)
+    client = await hass_ws_client(hass)
+    await client.send_json_auto_id({"type": "gridledger/homes"})
+    [shown] = (await client.receive_json())["result"]["homes"]
+    assert shown["sources"]["battery_level"] == [LEVEL]
+    assert {"pv_power", "trade", "ledger_connected"} <= set(shown["entities"])
+    await client.send_json_auto_id({"type": "gridledger/overview", "entry_id": home.entry_id})
+    overview = (await client.receive_json())["result"]
+    assert overview["connected"] is True
+    assert overview["readings"][0]["quality"] == "measured"
+    assert overview["channel_time"].startswith("2025-06-")
+    await client.send_json_auto_id({"type": "gridledger/overview", "entry_id": "nobody"})
+    assert (await client.receive_json())["error"]["code"] == "not_found"
+
+
+async def test_no_secrets_means_reauth(hass: HomeAssistant, home: Any) -> None:
+    await hass.config_entries.async_unload(home.entry_id)
+    await vault.async_remove_secrets(hass, home.unique_id)
+    await hass.config_entries.async_setup(home.entry_id)
+    await hass.async_block_till_done()
+    assert home.state is ConfigEntryState.SETUP_ERROR
+    [flow] = hass.config_entries.flow.async_progress_by_handler(DOMAIN)
+    assert flow["context"]["source"] == "reauth"
+
+
+async def test_removal_leaves_nothing(hass: HomeAssistant, home: Any) -> None:
+    path = vault.outbox_path(hass, home.unique_id)
+    await hass.config_entries.async_remove(home.entry_id)
+    await hass.async_block_till_done()
+    assert await vault.async_load_secrets(hass, home.unique_id) is None
+    from pathlib import Path
+
+    assert not list(Path(path).parent.glob("gridledger*"))
+
+
+async def test_joining_again_is_a_meter_exchange(
+    hass: HomeAssistant, network: RunningNetwork, sockets: None
+) -> None:
+    await prepare_connection(network, "H-AGAIN")
+    report_plant(hass)
+    meters = []
+    for number in (1, 2):
+        entry = await join(hass, network.invite(f"again-{number}", "H-AGAIN"), PLANT)
+        session = entry.runtime_data.session
+        await eventually(lambda session=session: session.data.connected)
+        meters.append(session.meter_id)
+        await hass.config_entries.async_remove(entry.entry_id)
+        await hass.async_block_till_done()
+    assert meters == ["HA-H-AGAIN", "HA-H-AGAIN-2"]
+
+
+async def test_a_day_counts_its_own_sales(hass: HomeAssistant, home: Any) -> None:
+    sale = await hass.services.async_call(
+        DOMAIN, "sell_energy", {"energy": 0.3}, blocking=True, return_response=True
+    )
+    entity = next(
+        e.entity_id
+        for e in er.async_get(hass).entities.values()
+        if e.unique_id == f"{home.unique_id}_energy_sold_today"
+    )
+    start = dt_util.parse_datetime(sale["window_start"])
+    today = dt_util.start_of_local_day()
+    expected = 0.3 if today <= start < today + timedelta(days=1) else 0.0
+    await eventually(lambda: float(hass.states.get(entity).state) == expected)
+    assert hass.states.get(entity).attributes["last_reset"] == today.isoformat()
+
+
+async def test_a_reading_that_no_meter_can_have_is_set_aside(
+    hass: HomeAssistant, home: Any, network: RunningNetwork
+) -> None:
+    session = home.runtime_data.session
+    house = House(hass)
+    await house.live(2.5)
+    for _ in range(2):  # more in a minute than the connection can carry
+        house.imported_wh += 2300
+        await house.live(0.1)
+    await house.live(4)
+    await eventually(lambda: session.data.queued == 0 and session.data.refused)
+    readings = await readings_of(network, session.meter_id)
+    starts = [int(reading["interval_start"]) for reading in readings]
+    missing = set(range(starts[0], starts[-1] + 60, 60)) - set(starts)
+    refused = [
+        reading
+        for reading in await hass.async_add_executor_job(home.runtime_data.outbox.recent, 1000)
+        if reading.state == "refused"
+    ]
+    assert missing == {reading.interval_start for reading in refused}
+    assert all("can count at most" in reading.note for reading in refused)
+    issue = ir.async_get(hass).async_get_issue(DOMAIN, f"readings_refused_{home.entry_id}")
+    assert "can count at most" in issue.translation_placeholders["reason"]
+
+
+async def test_a_sale_whose_answer_is_lost_is_asked_for(hass: HomeAssistant, home: Any) -> None:
+    client = home.runtime_data.session.client
+
+    async def submit_and_lose_the_answer(*arguments: Any, **options: Any) -> None:
+        committed = await submit(*arguments, **options)
+        raise Timeout("no answer", committed.transaction_id)
+
+    submit = client.submit
+    with patch.object(client, "submit", submit_and_lose_the_answer):
+        sale = await hass.services.async_call(
+            DOMAIN, "sell_energy", {"energy": 0.2}, blocking=True, return_response=True
+        )
+    assert sale["status"] == "committed"
+    assert sale["energy_kwh"] == 0.2
+
+
+async def test_the_dashboards_module_comes_and_goes(
+    hass: HomeAssistant, network: RunningNetwork, sockets: None, hass_client: Any
+) -> None:
+    assert await async_setup_component(hass, "lovelace", {})
+    entry = await join(hass, network.invite("module", "H-MODULE"), PLANT)
+    resources = hass.data["lovelace"].resources
+    [item] = [i for i in resources.async_items() if "gridledger" in i["url"]]
+    assert item["url"] == "/gridledger/gridledger.js?v=0.1.0"
+    client = await hass_client()
+    module = await (await client.get(item["url"])).text()
+    assert "ll-strategy-dashboard-gridledger" in module
+    # An older version's entry is brought up to date, not doubled.
+    await resources.async_update_item(item["id"], {"url": "/gridledger/gridledger.js?v=0"})
+    await hass.config_entries.async_reload(entry.entry_id)
+    [item] = [i for i in resources.async_items() if "gridledger" in i["url"]]
+    assert item["url"].endswith("?v=0.1.0")
+    await hass.config_entries.async_remove(entry.entry_id)
+    await hass.async_block_till_done()
+    assert not [i for i in resources.async_items() if "gridledger" in i["url"]]
+
+
+async def test_a_newer_outbox_is_refused_in_words(hass: HomeAssistant, home: Any) -> None:
+    await hass.config_entries.async_unload(home.entry_id)
+    await hass.async_add_executor_job(_make_newer, vault.outbox_path(hass, home.unique_id))
+    await hass.config_entries.async_setup(home.entry_id)
+    assert home.state is ConfigEntryState.SETUP_ERROR
+    assert "has format 99" in home.reason
+
+
+def _make_newer(path: str) -> None:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()

@@ -22,8 +22,16 @@ from cryptography.hazmat.primitives import serialization
 from consortium.identity.certificates import generate_key, key_pem
 from consortium.identity.signing import Signer
 from consortium.node.network import Utility
-from consortium.wire import common_pb2, gateway_pb2, orderer_pb2, peer_pb2, services
-from gridledger_client import GatewayClient, PreparedTransaction
+from consortium.wire import (
+    any_pb2,
+    common_pb2,
+    gateway_pb2,
+    orderer_pb2,
+    peer_pb2,
+    rpc_pb2,
+    services,
+)
+from gridledger_client import ConnectionFailed, GatewayClient, PreparedTransaction
 from gridledger_client.enrolment import trusting
 from gridledger_client.readings import MeterKey, Reading, batch_transient
 
@@ -753,6 +761,14 @@ def mutations(honest: bytes, chance: random.Random, count: int) -> Iterator[byte
             yield bytes(data)
 
 
+@pytest.mark.parametrize("number", ["x", "-1", "+1", "1_0", " 1", "", str(2**64), "9" * 400])
+async def test_a_block_number_that_is_none(world: World, number: str) -> None:
+    refusal = await world.evaluate("qscc", "GetBlockByNumber", [b"neighbourhood", number.encode()])
+    assert refusal.code is UNKNOWN
+    assert "chaincode response 500, Failed to parse block number" in refusal.message
+    assert len(refusal.message) < 300
+
+
 async def test_a_service_that_is_not_there(world: World) -> None:
     for path in ("/gateway.Gateway/Nothing", "/protos.Nothing/Evaluate", services.CLUSTER_STEP):
         refusal = await world.refused(path, b"")
@@ -781,6 +797,49 @@ async def test_nodes_listeners_want_a_nodes_certificate(world: World) -> None:
             await call.read()
     assert error.value.code() in (DENIED, grpc.StatusCode.UNAUTHENTICATED)
     assert "certificate" in str(error.value.details())
+
+
+async def test_a_gateway_without_orderers_gives_no_refusal(world: World) -> None:
+    """It may have passed the transaction on before it gave up: the outcome is unknown."""
+    detail = gateway_pb2.ErrorDetail(address="127.0.0.1:1", msp_id="BorealMSP", message="away")
+    said = "no orderers could successfully process transaction"
+    status = rpc_pb2.Status(
+        code=14,
+        message=said,
+        details=[
+            any_pb2.Any(
+                type_url="type.googleapis.com/gateway.ErrorDetail",
+                value=detail.SerializeToString(),
+            )
+        ],
+    )
+
+    async def submit(_request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        trailer = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(UNAVAILABLE, said, trailing_metadata=trailer)
+
+    tls = world.aurora.directory / "peer"
+    server = grpc.aio.server()
+    handlers = {"Submit": grpc.unary_unary_rpc_method_handler(submit)}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("gateway.Gateway", handlers),)
+    )
+    key_pair = ((tls / "tls.key.pem").read_bytes(), (tls / "tls.cert.pem").read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([key_pair]))
+    await server.start()
+    signed = await world.operator.endorse(
+        world.operator.prepare("energy", "wallet:Deposit", deposit("AWAY"))
+    )
+    client = world.running.client()
+    client.addresses = (f"127.0.0.1:{port}",)
+    with pytest.raises(ConnectionFailed, match=r"no orderers could .*127\.0\.0\.1:1: away"):
+        await client.submit_signed(signed)
+    # Another gateway is asked next, with the same bytes.
+    client.addresses = (f"127.0.0.1:{port}", world.gateway)
+    await client.submit_signed(signed)
+    assert (await client.commit_status(signed.transaction_id)).valid
+    await client.close()
+    await server.stop(None)
 
 
 # -- energy ------------------------------------------------------------------------------------

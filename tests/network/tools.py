@@ -219,7 +219,7 @@ class Ledgers:
         previous = b"" if start == 0 else commit_hash(await self.block(msp_id, start - 1))
         async with asyncio.timeout(COMMIT_TIMEOUT_S):
             while True:
-                while await self.height(msp_id) <= number:
+                while await self.height(msp_id) <= number:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 block = await self.block(msp_id, number)
                 for index, data in enumerate(block.data.data):

@@ -122,6 +122,8 @@ def main() -> int:
                         f" {given.nodes} --replay {outcome.seed}",
                         flush=True,
                     )
+            if total["seeds"] % 1000 == 0:
+                print(f"… {total['seeds']} seeds, {len(failed)} violations", file=sys.stderr)
     seconds = time.monotonic() - begin
     print(
         f"{total['seeds']} seeds in {seconds:.1f} s: {total['seeds'] / seconds:.1f} seeds/s"

@@ -77,7 +77,12 @@ ACTS = {
     "campaign": 2,
     "weather": 4,
     "coup": 4,
+    "usurp": 4,
 }
+
+
+# In every seventh seed leaders follow each other so fast that logs come to differ all the time.
+STRIFE = {"propose": 30, "coup": 25, "crash": 8, "usurp": 5, "weather": 3, "compact": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,6 @@ class Features:
     sync_snapshot: bool = True
     persist_vote: bool = True
     new_id_after_wipe: bool = True
-    apply_before_commit: bool = False
 
 
 class Node:
@@ -161,14 +165,25 @@ def _is_member(node: int, state: raftpb.ConfState) -> bool:
 def plan(seed: int, options: Options) -> list[Act]:
     """Return the acts of a seed."""
     rng = Random(f"plan {seed}")
+    if _is_strife(seed):
+        kinds = rng.choices(list(STRIFE), list(STRIFE.values()), k=options.acts)
+        return _acts(kinds, rng, options)
     # Every seed has its own climate: some kinds of trouble are frequent, others absent.
     weights = {
         kind: weight * rng.choice((0, 0.5, 1, 1, 2, 4)) if kind != "propose" else weight
         for kind, weight in ACTS.items()
     }
     kinds = rng.choices(list(weights), list(weights.values()), k=options.acts)
-    acts = [Act(rng.uniform(12, options.ticks), kind, rng.getrandbits(32)) for kind in kinds]
-    return sorted(acts)
+    return _acts(kinds, rng, options)
+
+
+def _is_strife(seed: int) -> bool:
+    return seed % 7 == 5
+
+
+def _acts(kinds: Sequence[str], rng: Random, options: Options) -> list[Act]:
+    """Give each act its moment; the first ticks are for the first election."""
+    return sorted(Act(rng.uniform(12, options.ticks), kind, rng.getrandbits(32)) for kind in kinds)
 
 
 class Simulation:
@@ -202,6 +217,8 @@ class Simulation:
         self._slow_stages = rng.choice((0.05, 0.2, 0.5))
         self._max_inflight = rng.choice((1, 2, 8, 256))
         self._max_size = rng.choice((0, 250, 100_000))
+        if _is_strife(seed):
+            self._max_size = 0  # one entry a message: a majority may have a part of a log
         self._drop = self._duplicate = 0.0
         self._latency = 0.3
         self._set_weather(rng)
@@ -604,6 +621,7 @@ class Simulation:
 
     def _act_cut(self, rng: Random) -> None:
         ids = list(self.nodes)
+        cut: set[tuple[int, int]] = set()
         way = rng.random()
         if way < 0.4:  # one node from the rest, in one direction or both
             leader = self._leader()
@@ -611,22 +629,25 @@ class Simulation:
             sides = rng.choice(("in", "out", "both"))
             for other in ids:
                 if sides != "out":
-                    self._cuts.add((other, lone))
+                    cut.add((other, lone))
                 if sides != "in":
-                    self._cuts.add((lone, other))
+                    cut.add((lone, other))
+            # Who asks a leader that may be one no more must get nothing, or the truth.
+            self._after(rng.uniform(5, 30) * self._haste, self._read_at, self.nodes[lone])
         elif way < 0.75:  # two halves
             half = {node for node in ids if rng.random() < 0.5}
-            self._cuts |= {(a, b) for a in ids for b in ids if (a in half) != (b in half)}
+            cut = {(a, b) for a in ids for b in ids if (a in half) != (b in half)}
         else:  # single links, so that some nodes become bridges
-            self._cuts |= {(rng.choice(ids), rng.choice(ids)) for _ in range(len(ids))}
-        self.say(f"cut: {sorted(self._cuts)}")
-        self._after(rng.uniform(3, 40) * self._haste, self._heal)
+            cut = {(rng.choice(ids), rng.choice(ids)) for _ in range(len(ids))}
+        self._cuts |= cut
+        self.say(f"cut: {sorted(cut)}")
+        self._after(rng.uniform(3, 40) * self._haste, self._heal, cut)
 
     def _act_heal(self, _rng: Random) -> None:
-        self._heal()
-
-    def _heal(self) -> None:
         self._cuts.clear()
+
+    def _heal(self, cut: set[tuple[int, int]]) -> None:
+        self._cuts -= cut
 
     def _act_weather(self, rng: Random) -> None:
         self._set_weather(rng)
@@ -649,9 +670,8 @@ class Simulation:
 
     def _act_campaign(self, rng: Random) -> None:
         node = self._some_node(rng)
-        if node is not None and node.raw is not None:
-            node.raw.campaign()
-            self._touched(node)
+        if node is not None:
+            self._campaign(node)
 
     def _act_coup(self, rng: Random) -> None:
         """Let a leader that reaches hardly anybody take proposals, then replace it.
@@ -662,23 +682,47 @@ class Simulation:
         if leader is None:
             return
         confidants = rng.sample(list(self.nodes), rng.choice((0, 1, 1)))
-        self._cuts |= {(leader.id, node) for node in self.nodes if node not in confidants}
+        cut = {(leader.id, node) for node in self.nodes if node not in confidants}
+        self._cuts |= cut
         for _ in range(rng.choice((1, 2, 4))):
             self._propose(leader)
         others = [node for node in self._up() if node is not leader]
         if others:
-            self._after(rng.uniform(0.2, 3), self._rise, leader, rng.choice(others))
+            self._after(rng.uniform(0.2, 3), self._rise, leader, rng.choice(others), cut)
 
-    def _rise(self, leader: Node, rival: Node) -> None:
-        self._heal()
+    def _rise(self, leader: Node, rival: Node, cut: set[tuple[int, int]]) -> None:
+        self._heal(cut)
         self._crash(leader, leader.rng.uniform(0.5, 6))
-        if rival.raw is not None:
-            rival.raw.campaign()
-            self._touched(rival)
+        self._campaign(rival)
+
+    def _act_usurp(self, rng: Random) -> None:
+        """Cut the leader off, let another take its place, and ask the old one."""
+        leader = self._leader()
+        others = [node for node in self._up() if node is not leader]
+        if leader is None or not others:
+            return
+        cut = {(leader.id, node) for node in self.nodes}
+        cut |= {(node, leader.id) for node in self.nodes}
+        self._cuts |= cut
+        rival = rng.choice(others)
+        self._after(rng.uniform(0.2, 3), self._campaign, rival)
+        for _ in range(3):
+            self._after(rng.uniform(2, 18), self._propose, rival)
+            self._after(rng.uniform(3, 22), self._read_at, leader)
+        self._after(rng.uniform(8, 25), self._heal, cut)
+
+    def _campaign(self, node: Node) -> None:
+        if node.raw is not None:
+            node.raw.campaign()
+            self._touched(node)
 
     def _act_read(self, rng: Random) -> None:
         node = self._some_node(rng)
-        if node is not None and node.raw is not None:
+        if node is not None:
+            self._read_at(node)
+
+    def _read_at(self, node: Node) -> None:
+        if node.raw is not None:
             context = b"read %d" % len(self._reads)
             self._reads[context] = self._applied_anywhere
             node.raw.read_index(context)
@@ -813,7 +857,7 @@ class Simulation:
     def _begin_calm(self) -> None:
         self.say("calm")
         self.calm = True
-        self._heal()
+        self._cuts.clear()
         self._drop = self._duplicate = 0
         self._latency = 0.1
         for node in self.nodes.values():

@@ -599,7 +599,14 @@ def _failure(error: grpc.aio.AioRpcError, address: str) -> GridLedgerError:
     """Say what a failed call means for its caller."""
     code, said = error.code(), error.details() or error.code().name
     details = _details(error)
-    if code is grpc.StatusCode.UNAVAILABLE and not details:
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if details:
+            # The gateway is there, the nodes behind it are not. It may have sent a transaction on
+            # before it gave up: that is no refusal, and another gateway may reach more.
+            return ConnectionFailed(
+                f"the gateway {address} reached no node that could go on: {said} "
+                f"({'; '.join(f'{each.address}: {each.message}' for each in details)})"
+            )
         return ConnectionFailed(f"the gateway {address} can't be reached: {said}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Timeout(f"the gateway {address} did not answer in time: {said}")

@@ -126,7 +126,8 @@ function number(hass, entityId) {
 const STYLE = `
   :host { display: block; }
   ha-card { height: 100%; box-sizing: border-box; overflow: hidden; }
-  .card { padding: 16px; }
+  .card { padding: 16px; container-type: inline-size; }
+  @container (max-width: 430px) { .wide { display: none; } }
   h2 { font-size: var(--ha-font-size-l, 16px); font-weight: 500; margin: 0 0 12px;
        color: var(--primary-text-color); display: flex; align-items: center; gap: 8px; }
   h2 ha-icon { color: var(--secondary-text-color); --mdc-icon-size: 20px; }
@@ -646,8 +647,9 @@ class GridLedgerOverviewCard extends GridLedgerCard {
   }
 
   table(headers, rows) {
-    const head = headers.map(([text, numeric]) =>
-      `<th scope="col"${numeric ? ' class="num"' : ""}>${escapeHtml(text)}</th>`).join("");
+    const head = headers
+      .map(([text, kind = ""]) => `<th scope="col" class="${kind}">${escapeHtml(text)}</th>`)
+      .join("");
     return `<div class="scroll" tabindex="0"><table><thead><tr>${head}</tr></thead>
       <tbody>${rows.join("")}</tbody></table></div>`;
   }
@@ -660,9 +662,9 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
     const rows = trades.slice(0, this._config.rows ?? 8).map((trade) => {
       const window = `${formatTime(this._hass, trade.window_start)} – ${formatTime(this._hass, trade.window_end)}`;
       return `<tr><td>${escapeHtml(window)}</td>
-        <td>${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
+        <td class="wide">${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
         <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
-        <td class="num quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
+        <td class="num wide quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
         <td class="num"><b>${escapeHtml(formatMoney(this._hass, trade.net, currency))}</b></td>
         <td><code title="${escapeHtml(trade.transaction_id)}">${escapeHtml(trade.transaction_id.slice(0, 8))}</code></td></tr>`;
     });
@@ -671,10 +673,10 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
       this.table(
         [
           [this.t("when")],
-          [this.t("supplier")],
-          [this.t("energy"), true],
-          [this.t("price"), true],
-          [this.t("net"), true],
+          [this.t("supplier"), "wide"],
+          [this.t("energy"), "num"],
+          [this.t("price"), "num wide"],
+          [this.t("net"), "num"],
           [this.t("proof")],
         ],
         rows,
@@ -713,8 +715,8 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
       this.table(
         [
           [this.t("interval")],
-          [this.t("import"), true],
-          [this.t("export"), true],
+          [this.t("import"), "num"],
+          [this.t("export"), "num"],
           [this.t("quality")],
           [this.t("state")],
         ],
@@ -776,7 +778,10 @@ function activityView(home, t, index, several) {
   });
   const section = (title, cards) => ({
     type: "grid",
-    cards: [{ type: "heading", heading: title, grid_options: { columns: "full" } }, ...cards],
+    cards: [
+      ...(title ? [{ type: "heading", heading: title, grid_options: { columns: "full" } }] : []),
+      ...cards,
+    ],
   });
   const level = sources.battery_level?.[0] ?? entities.battery_level;
   return {
@@ -791,8 +796,8 @@ function activityView(home, t, index, several) {
         ...(power.length ? [graph(power, GRAPH_HOURS)] : []),
         ...(level ? [graph([{ entity: level, name: t("battery") }], GRAPH_HOURS)] : []),
       ]),
-      section(t("trades"), [custom("trades")]),
-      section(t("ledger"), [custom("readings")]),
+      section("", [custom("trades")]),
+      section("", [custom("readings")]),
     ],
   };
 }

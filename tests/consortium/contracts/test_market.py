@@ -71,6 +71,7 @@ def test_a_sale_from_rate_to_statement(world: World) -> None:
         "currency": "EUR",
         "quoted_at": str(NOON),
         "valid_until": str(NOON + 300),
+        "max_power_w": None,
     }
     # 10 kW for a quarter of an hour is 2,500 Wh.
     assert quoted["schedule"] == [
@@ -119,6 +120,22 @@ def test_the_same_request_gives_the_same_trade(world: World) -> None:
     assert again.value == trade
     assert not writes(again.results)
     assert again.event is None
+
+
+def test_a_battery_may_give_less_than_its_connection(world: World) -> None:
+    # 3 kW for a quarter of an hour is 750 Wh; what was sold already counts.
+    authorise(world, quote(world, 500, max_power_w=3000))
+    quoted = quote(world, 1500, max_power_w=3000)
+    assert [part["energy_wh"] for part in quoted["schedule"]] == ["250", "750", "500"]
+    with pytest.raises(Conflict, match="quote.schedule is not what it would be"):
+        authorise(world, {**quoted, "max_power_w": "4000"}, "r-2")
+    trade = authorise(world, quoted, "r-2")
+    assert trade["schedule"] == quoted["schedule"]
+    assert authorise(world, quoted, "r-2") == trade
+    # More than the connection's 10 kW stays at these.
+    assert quote(world, 4000, max_power_w=50_000)["schedule"][2]["energy_wh"] == "1500"
+    with pytest.raises(Conflict, match="at most 4750 Wh between"):
+        quote(world, 8000, max_power_w=3000)
 
 
 def test_a_request_id_stands_for_one_quote(world: World) -> None:

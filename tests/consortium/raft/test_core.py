@@ -312,7 +312,7 @@ def test_any_two_joint_majorities_meet() -> None:
 
 def changes(draw: Callable[..., Any]) -> list[raftpb.ConfChangeSingle]:
     return [
-        raftpb.ConfChangeSingle(type=draw(st.integers(0, 3)), node_id=draw(st.integers(1, 6)))  # type: ignore[arg-type]
+        raftpb.ConfChangeSingle(type=draw(st.integers(0, 3)), node_id=draw(st.integers(1, 6)))
         for _ in range(draw(st.integers(1, 4)))
     ]
 

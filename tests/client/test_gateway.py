@@ -1,0 +1,297 @@
+"""The gateway client against a real network."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from consortium.node.contracts import client as utility_client
+from consortium.node.network import Network
+from gridledger_client import (
+    AuthenticationFailed,
+    CommitFailed,
+    ConnectionFailed,
+    Credentials,
+    Deadlines,
+    GatewayClient,
+    GridLedgerError,
+    Identity,
+    InvalidInput,
+    Timeout,
+    TransactionRefused,
+    enroll,
+    fetch_bundle,
+    fingerprint,
+    generate_key_pem,
+)
+from gridledger_client.gateway import SignedTransaction, check_addresses
+from gridledger_client.wire import common_pb2
+
+from .conftest import CONNECTION
+
+
+@pytest.fixture
+async def operator(network: Network) -> AsyncIterator[GatewayClient]:
+    async with utility_client(network, network.utility("Aurora"), "operator") as client:
+        yield client
+
+
+def connection(number: int) -> dict[str, object]:
+    return {
+        "connection_id": f"{CONNECTION}-{number}",
+        "utility": "AuroraMSP",
+        "zone": "NORTH",
+        "max_export_w": 5000,
+        "max_import_w": 10_000,
+    }
+
+
+async def enrolled(network: Network, enrollment_id: str) -> Credentials:
+    aurora = network.utility("Aurora")
+    secret = network.register_identity(
+        aurora.msp_id, enrollment_id, None, {"gridledger.connection": CONNECTION}
+    )
+    bundle = await fetch_bundle(aurora.ca_url)
+    assert fingerprint(bundle) == fingerprint(network.tls_bundle_pem)
+    return await enroll(aurora.ca_url, enrollment_id, secret, bundle)
+
+
+async def test_enrolment(network: Network) -> None:
+    credentials = await enrolled(network, "client-1")
+    assert credentials.msp_id == "AuroraMSP"
+    assert "PRIVATE" not in repr(credentials)
+    Identity("AuroraMSP", credentials.certificate_pem, credentials.key_pem)
+
+
+async def test_enrolment_fails_in_words(network: Network) -> None:
+    aurora, bundle = network.utility("Aurora"), network.tls_bundle_pem
+    with pytest.raises(AuthenticationFailed, match="Authentication failure"):
+        await enroll(aurora.ca_url, "nobody", "nothing", bundle)
+    with pytest.raises(ConnectionFailed, match="can't be reached"):
+        await enroll("https://127.0.0.1:1", "a", "b", bundle)
+    with pytest.raises(InvalidInput, match="https://"):
+        await enroll("http://127.0.0.1", "a", "b", bundle)
+    own = network.utility("Boreal").root_pem
+    with pytest.raises(InvalidInput, match="doesn't vouch for"):
+        await enroll(aurora.ca_url, "a", "b", own)
+
+
+async def test_evaluates_and_submits(operator: GatewayClient) -> None:
+    settings = await operator.evaluate("metering", "metering:Settings")
+    assert settings["interval_s"] == "60"
+    committed = await operator.submit("energy", "registry:RegisterConnection", connection(1))
+    assert committed.result["connection_id"] == f"{CONNECTION}-1"
+    status = await operator.commit_status(committed.transaction_id)
+    assert (status.code, status.block_number) == ("VALID", committed.block_number)
+
+
+async def test_each_step_alone_and_the_same_bytes_twice(operator: GatewayClient) -> None:
+    prepared = operator.prepare("energy", "registry:RegisterConnection", connection(2))
+    signed = await operator.endorse(prepared)
+    stored = SignedTransaction(signed.transaction_id, signed.envelope)
+    await operator.submit_signed(stored)
+    first = await operator.commit_status(signed.transaction_id)
+    await operator.submit_signed(stored)
+    await asyncio.sleep(0.5)
+    assert await operator.commit_status(signed.transaction_id) == first
+    assert first.valid
+
+
+async def test_a_contract_refuses_in_its_own_words(operator: GatewayClient) -> None:
+    with pytest.raises(TransactionRefused) as error:
+        await operator.evaluate("energy", "registry:Connection", {"connection_id": "NOWHERE"})
+    assert error.value.status == 404
+    assert error.value.reason.startswith("connection NOWHERE is not registered")
+    with pytest.raises(TransactionRefused) as error:
+        await operator.submit(
+            "energy", "registry:RegisterConnection", {**connection(3), "utility": "BorealMSP"}
+        )
+    assert error.value.status == 403
+    assert error.value.details
+    assert error.value.details[0].msp_id.endswith("MSP")
+
+
+async def test_an_unknown_contract(operator: GatewayClient) -> None:
+    with pytest.raises(TransactionRefused, match=r"no peers available|no combination"):
+        await operator.evaluate("weather", "weather:Tomorrow")
+
+
+async def test_a_foreign_identity(network: Network) -> None:
+    credentials = await enrolled(network, "client-2")
+    # Aurora's certificate in Boreal's name.
+    identity = Identity("BorealMSP", credentials.certificate_pem, credentials.key_pem)
+    async with GatewayClient(
+        [network.utility("Aurora").gateway_address],
+        network.channel,
+        identity,
+        network.tls_bundle_pem,
+    ) as client:
+        with pytest.raises(AuthenticationFailed):
+            await client.evaluate("metering", "metering:Settings")
+        with pytest.raises(AuthenticationFailed):
+            await client.submit("energy", "registry:RegisterConnection", connection(4))
+        with pytest.raises(AuthenticationFailed):
+            await client.commit_status("0" * 64)
+        with pytest.raises(AuthenticationFailed):
+            await anext(client.chaincode_events("energy", start_block=0))
+
+
+async def test_an_invalid_transaction_says_why(operator: GatewayClient) -> None:
+    # Two endorsed on the same state, of which one can be valid.
+    one, other = [
+        await operator.endorse(
+            operator.prepare(
+                "energy", "registry:RegisterConnection", {**connection(5), "zone": zone}
+            )
+        )
+        for zone in ("NORTH", "SOUTH")
+    ]
+    await operator.submit_signed(one)
+    assert (await operator.commit_status(one.transaction_id)).valid
+    await operator.submit_signed(other)
+    status = await operator.commit_status(other.transaction_id)
+    assert status.code == "MVCC_READ_CONFLICT"
+    assert not status.valid
+    assert "MVCC" in str(CommitFailed(other.transaction_id, status.code, status.block_number))
+
+
+async def test_an_outcome_that_does_not_come_is_a_timeout(operator: GatewayClient) -> None:
+    with pytest.raises(Timeout) as error:
+        await operator.commit_status("ab" * 32, timeout_s=0.3)
+    assert error.value.transaction_id == "ab" * 32
+
+
+async def test_signs_only_what_it_proposed(operator: GatewayClient) -> None:
+    asked = operator.prepare("energy", "registry:RegisterConnection", connection(6))
+    other = operator.prepare("energy", "registry:RegisterConnection", connection(7))
+    # A gateway that answers with another transaction than the one that was asked for.
+    from gridledger_client import gateway
+
+    envelope = common_pb2.Envelope.FromString((await operator.endorse(other)).envelope)
+    with pytest.raises(GridLedgerError, match="another transaction"):
+        gateway._checked_result(asked, envelope.payload)
+    with pytest.raises(GridLedgerError, match="can't be read"):
+        gateway._checked_result(asked, b"\xff\xff\xff")
+
+
+async def test_moves_on_to_a_gateway_that_answers(network: Network) -> None:
+    aurora = utility_client(network, network.utility("Aurora"), "operator")
+    async with GatewayClient(
+        ["127.0.0.1:1", network.utility("Boreal").gateway_address],
+        network.channel,
+        aurora.identity,
+        network.tls_bundle_pem,
+    ) as client:
+        assert client.address == "127.0.0.1:1"
+        assert await client.evaluate("metering", "metering:Settings")
+        assert client.address == network.utility("Boreal").gateway_address
+
+
+async def test_nobody_answers(network: Network) -> None:
+    aurora = utility_client(network, network.utility("Aurora"), "operator")
+    async with GatewayClient(
+        ["127.0.0.1:1"],
+        network.channel,
+        aurora.identity,
+        network.tls_bundle_pem,
+        deadlines=Deadlines(evaluate_s=2),
+    ) as client:
+        with pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:1 can't be reached"):
+            await client.evaluate("metering", "metering:Settings")
+        with pytest.raises(ConnectionFailed):
+            await anext(client.chaincode_events("energy"))
+    with pytest.raises(ConnectionFailed, match="closed"):
+        await client.evaluate("metering", "metering:Settings")
+
+
+async def test_events_go_on_from_a_checkpoint(network: Network, operator: GatewayClient) -> None:
+    from gridledger_client import MeterKey, Reading
+    from gridledger_client.readings import batch_transient
+
+    credentials = await enrolled(network, "client-3")
+    identity = Identity("AuroraMSP", credentials.certificate_pem, credentials.key_pem)
+    async with GatewayClient(
+        [network.utility("Aurora").gateway_address],
+        network.channel,
+        identity,
+        network.tls_bundle_pem,
+    ) as home:
+        key = MeterKey(generate_key_pem(), b"a secret of the home")
+        await home.submit(
+            "metering",
+            "metering:RegisterMeter",
+            {
+                "meter_id": "HA-EVENTS",
+                "connection_id": CONNECTION,
+                "utility": "AuroraMSP",
+                "source_class": "declared",
+                "public_key": key.public_key_pem,
+            },
+        )
+        sent = []
+        for number in range(3):
+            reading = Reading("HA-EVENTS", 60 * (1000 + number), 60, 1, 0, 1 + number, 0)
+            sent.append(
+                await home.submit(
+                    "metering",
+                    "metering:SubmitReadings",
+                    {"utility": "AuroraMSP"},
+                    transient=batch_transient([key.sign(reading, network.channel)]),
+                    endorsing_organizations=["AuroraMSP"],
+                )
+            )
+        stream = home.chaincode_events("metering", start_block=sent[0].block_number)
+        events = [await anext(stream) for _ in sent]
+        await stream.aclose()
+        assert [event.transaction_id for event in events] == [s.transaction_id for s in sent]
+        assert events[0].json()["count"] == "1"
+        # Go on after the first one.
+        stream = home.chaincode_events(
+            "metering",
+            start_block=events[0].block_number,
+            after_transaction_id=events[0].transaction_id,
+        )
+        assert (await anext(stream)).transaction_id == sent[1].transaction_id
+        await stream.aclose()
+
+
+async def test_closing_ends_streams(network: Network) -> None:
+    client = utility_client(network, network.utility("Aurora"), "operator")
+    reached = asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in client.chaincode_events("energy", connected=reached.set):
+            pass
+
+    task = asyncio.create_task(follow())
+    await reached.wait()
+    await asyncio.sleep(0.2)
+    await client.close()
+    with pytest.raises(ConnectionFailed):
+        await asyncio.wait_for(task, 5)
+
+
+async def test_cancelling_is_not_a_lost_connection(operator: GatewayClient) -> None:
+    task = asyncio.create_task(operator.commit_status("cd" * 32))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await operator.evaluate("metering", "metering:Settings")
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [[], ["peer"], ["peer:"], [":7051"], ["https://peer:7051"], ["peer:0"], ["a:1"] * 17],
+)
+def test_addresses(addresses: list[str]) -> None:
+    with pytest.raises(InvalidInput):
+        check_addresses(addresses)
+
+
+async def test_a_changed_proposal_is_refused(operator: GatewayClient) -> None:
+    prepared = operator.prepare("energy", "registry:RegisterConnection", connection(8))
+    forged = replace(prepared, signature=operator.identity.sign(b"something else"))
+    with pytest.raises(AuthenticationFailed):
+        await operator.endorse(forged)

@@ -1,0 +1,235 @@
+"""What a person reads, and what Home Assistant's validators ask of files."""
+
+import ast
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from homeassistant.helpers import service
+from homeassistant.util.yaml import load_yaml_dict
+
+from custom_components.gridledger.const import DOMAIN
+from custom_components.gridledger.sensor import HOME_SENSORS, LEDGER_SENSORS
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "custom_components" / DOMAIN
+LANGUAGES = ("en", "it")
+SOURCES = sorted(HERE.glob("*.py"))
+MODULE = (HERE / "frontend" / "gridledger.js").read_text()
+
+
+def read(path: str) -> Any:
+    return json.loads((HERE / path).read_text())
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    if isinstance(tree, str):
+        return {path: tree}
+    return {k: v for key, sub in tree.items() for k, v in leaves(sub, (*path, key)).items()}
+
+
+def placeholders(text: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)\}", text))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_translated(language: str) -> None:
+    base, other = leaves(read("strings.json")), leaves(read(f"translations/{language}.json"))
+    assert base.keys() == other.keys()
+    for path, text in base.items():
+        assert other[path].strip(), path
+        assert placeholders(text) == placeholders(other[path]), path
+
+
+def constants(*names: str) -> set[str]:
+    """The strings given to a keyword, or as the first argument of a helper, anywhere."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.id if isinstance(node.func, ast.Name) else ""
+            values = [k.value for k in node.keywords if k.arg in names]
+            if called in names and node.args:
+                values.append(node.args[0])
+            found |= {v.value for v in values if isinstance(v, ast.Constant)}
+    return found
+
+
+def test_every_error_has_a_text_and_every_text_its_error() -> None:
+    strings = read("strings.json")
+    raised = constants("_invalid", "_failed")
+    for path in SOURCES:
+        raised |= set(re.findall(r'translation_key="(secrets_missing|unusable)"', path.read_text()))
+    assert raised == set(strings["exceptions"])
+    issues = set(
+        re.findall(
+            r'translation_key="(\w+)",\n\s+translation_placeholders',
+            "".join(path.read_text() for path in SOURCES if path.name == "session.py"),
+        )
+    )
+    assert issues == set(strings["issues"])
+
+
+def test_every_form_field_has_name_and_help() -> None:
+    for name, step in read("strings.json")["config"]["step"].items():
+        assert step["data"].keys() == step["data_description"].keys(), name
+
+
+def test_every_entity_has_name_and_icon() -> None:
+    names, icons = read("strings.json")["entity"], read("icons.json")["entity"]
+    keys = {description.translation_key for description in (*HOME_SENSORS, *LEDGER_SENSORS)}
+    assert set(names["sensor"]) == set(icons["sensor"]) == keys
+    for platform in ("binary_sensor", "event"):
+        assert names[platform].keys() == icons[platform].keys()
+    assert len(keys) + 2 <= 25
+
+
+def test_actions_are_described_and_their_description_is_valid() -> None:
+    described = load_yaml_dict(str(HERE / "services.yaml"))
+    service._SERVICES_SCHEMA(described)
+    texts = read("strings.json")["services"]
+    assert described.keys() == texts.keys() == read("icons.json")["services"].keys()
+    for name, action in described.items():
+        assert action["fields"].keys() == texts[name]["fields"].keys()
+
+
+def test_actions_take_what_they_describe() -> None:
+    from custom_components.gridledger.services import _WISH
+
+    described = load_yaml_dict(str(HERE / "services.yaml"))
+    assert {str(key) for key in _WISH} | {"energy"} == set(described["quote_sale"]["fields"])
+
+
+def test_cards_use_texts_that_exist() -> None:
+    texts = read("strings.json")["common"]
+    used = set(re.findall(r'\bt\(\s*"(\w+)"', MODULE))
+    assert used <= set(texts)
+    assert len(MODULE.encode()) <= 60_000
+    assert "http" not in MODULE.replace("http://www.w3.org", "").replace("https://github.com", "")
+
+
+def test_manifest() -> None:
+    manifest = read("manifest.json")
+    keys = list(manifest)
+    assert keys == ["domain", "name", *sorted(keys[2:])]
+    assert {"version", "iot_class", "codeowners", "documentation", "issue_tracker"} <= set(keys)
+    assert manifest["requirements"] == ["grpcio>=1.75.1,<2", "protobuf>=6.31.1,<8"]
+
+
+def test_hacs() -> None:
+    hacs = json.loads((ROOT / "hacs.json").read_text())
+    assert set(hacs) <= {"name", "content_in_root", "homeassistant", "render_readme"}
+    assert hacs["name"] == "GridLedger"
+
+
+@pytest.mark.parametrize(("name", "size"), [("icon.png", 256), ("icon@2x.png", 512)])
+def test_brand(name: str, size: int) -> None:
+    header = (HERE / "brand" / name).read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:24]) == (size, size)
+
+
+RULES = [
+    "action-exceptions",
+    "action-setup",
+    "appropriate-polling",
+    "async-dependency",
+    "brands",
+    "common-modules",
+    "config-entry-unloading",
+    "config-flow",
+    "config-flow-test-coverage",
+    "dependency-transparency",
+    "devices",
+    "diagnostics",
+    "discovery",
+    "discovery-update-info",
+    "docs-actions",
+    "docs-conditions",
+    "docs-configuration-parameters",
+    "docs-data-update",
+    "docs-examples",
+    "docs-high-level-description",
+    "docs-installation-instructions",
+    "docs-installation-parameters",
+    "docs-known-limitations",
+    "docs-removal-instructions",
+    "docs-supported-devices",
+    "docs-supported-functions",
+    "docs-triggers",
+    "docs-troubleshooting",
+    "docs-use-cases",
+    "dynamic-devices",
+    "entity-category",
+    "entity-device-class",
+    "entity-disabled-by-default",
+    "entity-event-setup",
+    "entity-translations",
+    "entity-unavailable",
+    "entity-unique-id",
+    "exception-translations",
+    "has-entity-name",
+    "icon-translations",
+    "inject-websession",
+    "integration-owner",
+    "log-when-unavailable",
+    "parallel-updates",
+    "reauthentication-flow",
+    "reconfiguration-flow",
+    "repair-issues",
+    "runtime-data",
+    "stale-devices",
+    "strict-typing",
+    "test-before-configure",
+    "test-before-setup",
+    "test-coverage",
+    "unique-config-entry",
+]
+
+
+def test_quality_scale_lists_every_rule() -> None:
+    rules = yaml.safe_load((HERE / "quality_scale.yaml").read_text())["rules"]
+    assert sorted(rules) == sorted(RULES)
+    assert len(RULES) == 54
+    for name, rule in rules.items():
+        status = rule if isinstance(rule, str) else rule["status"]
+        assert status in {"done", "todo", "exempt"}, name
+        assert status != "exempt" or rule["comment"], name
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports as soon as it is imported itself."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found |= {base} | {base + alias.name for alias in node.names}
+    return found
+
+
+def test_start_imports_nothing_that_needs_installing() -> None:
+    """Home Assistant imports the package before it installs requirements."""
+    todo, seen = ["__init__"], set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for module in imports(HERE / f"{name}.py"):
+            assert not module.startswith(("grpc", "google", ".client")), f"{name} imports {module}"
+            local = module.lstrip(".")
+            if module.startswith(".") and (HERE / f"{local}.py").exists() and local not in seen:
+                todo.append(local)
+    assert {"services", "websocket", "dashboard", "vault"} <= seen
+
+
+def test_client_knows_nothing_of_home_assistant() -> None:
+    for path in (HERE / "client").glob("*.py"):
+        assert not any(name.startswith("homeassistant") for name in imports(path)), path
+        assert "from .." not in path.read_text(), path
