@@ -13,6 +13,7 @@ after a crash. Three of its limits are lifted here:
   is kept, because an entry shorter than a piece and an entry that leads on sort as their keys do.
 """
 
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+
+_LOGGER = logging.getLogger(__name__)
 
 MAP_BYTES = 1024 * 1024 * 1024
 """First size of the map, which takes address space only; the file grows as it is filled.
@@ -36,6 +39,8 @@ READER_LIMIT = 96
 """Read transactions open at once in one process."""
 
 READER_WAIT_S = 5.0
+CLOSE_WAIT_S = 5.0
+"""How long closing waits for open transactions."""
 PROCESS_READER_SLOTS = 510
 """Reader slots in LMDB's lock file, shared by all processes of a node."""
 
@@ -213,6 +218,7 @@ class Environment:
         self._gate = threading.Condition()
         self._open_transactions = 0
         self._growing = False
+        self._closed = False
         self._reader_limit = reader_limit
         self._writer = threading.Lock()
         self._names = tuple(tables)
@@ -292,6 +298,7 @@ class Environment:
                         f"{self._reader_limit} read transactions are open on {self.path}, which "
                         "is the limit: close views sooner or try again."
                     )
+            self._check_open()
             self._open_transactions += 1
         try:
             transaction = self._begin()
@@ -328,6 +335,7 @@ class Environment:
         transaction in the same thread: growing waits until none is open.
         """
         with self._writer:
+            self._check_open()
             while True:
                 try:
                     with self._environment.begin(write=True, buffers=False) as transaction:
@@ -375,8 +383,27 @@ class Environment:
         return self._map_bytes
 
     def close(self) -> None:
-        """Close the files; no transaction may be open."""
-        self._environment.close()
+        """Close the files, once every open transaction has ended; new ones are refused.
+
+        LMDB unmaps the file, so whoever still read from it would take the process down. If a
+        transaction stays open for longer than CLOSE_WAIT_S, the file stays mapped instead.
+        """
+        deadline = time.monotonic() + CLOSE_WAIT_S
+        with self._writer, self._gate:
+            self._closed = True
+            while self._open_transactions:
+                if not self._gate.wait(max(0.0, deadline - time.monotonic())):
+                    _LOGGER.warning(
+                        "%s: %d transactions are still open; the file stays mapped",
+                        self.path,
+                        self._open_transactions,
+                    )
+                    return
+            self._environment.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self.path} is closed: the node that used it is stopping")
 
 
 def _stored_bytes(path: Path) -> int:

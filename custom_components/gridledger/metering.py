@@ -289,9 +289,9 @@ class Meter:
     def doubtful_gap_s(self) -> float:
         """A gap with energy in it that is wider than this makes an interval an estimate.
 
-        Sensors may be slow, but an interval that nobody saw is a guess however short it is.
+        Sensors may be slow, but an interval that nobody saw is a guess, however short it is.
         """
-        return max(self.interval_s / 2, min(45.0, 1.5 * self.interval_s))
+        return max(self.interval_s / 2, min(45.0, self.interval_s))
 
     def next_cut(self) -> int | None:
         """Return the boundary that waits to be cut, None before there is one."""

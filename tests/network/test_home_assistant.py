@@ -185,31 +185,26 @@ class Site:
     # What dies and comes back ---------------------------------------------------------------
 
     async def kill_home_assistant(self) -> None:
-        print(f"kill_home_assistant {time.time() % 1000:.1f}", flush=True)
         """`kill -9`."""
         self._killed_at = time.time()
         os.kill(int((self.house.folder / PID_FILE).read_text()), signal.SIGKILL)
         await self.house.wait()
 
     async def start_home_assistant(self) -> None:
-        print(f"start_home_assistant {time.time() % 1000:.1f}", flush=True)
         await self.house.start(lambda _: None)
         # What it does while it starts may hold up the first samples.
         self.away.append((self._killed_at, time.time() + 3 * SAMPLE_S + LATENESS_S))
 
     async def kill_ledger(self) -> None:
-        print(f"kill_ledger {time.time() % 1000:.1f}", flush=True)
         """All nodes at once, as a power cut does."""
         os.killpg(self.network.process.pid, signal.SIGKILL)
         await asyncio.to_thread(self.network.process.wait)
 
     async def stop_ledger(self) -> None:
-        print(f"stop_ledger {time.time() % 1000:.1f}", flush=True)
         """In order, as Ctrl-C does."""
         await asyncio.to_thread(stop_network, self.network)
 
     async def start_ledger(self) -> None:
-        print(f"start_ledger {time.time() % 1000:.1f}", flush=True)
         started = await asyncio.to_thread(start_network, self.network.network, self.network.log)
         self.network.process = started.process
 
@@ -236,7 +231,6 @@ class Site:
         return meter["import"]["register_wh"], meter["export"]["register_wh"]
 
     async def batch_is_on_its_way(self) -> None:
-        print(f"batch_is_on_its_way {time.time() % 1000:.1f}", flush=True)
         """Return while the outcome of a signed and stored transaction is open."""
         deadline = time.monotonic() + WITHIN_S
         while not self._outbox("SELECT COUNT(*) FROM envelope"):

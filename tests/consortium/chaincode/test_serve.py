@@ -264,7 +264,7 @@ async def test_the_energy_contracts(both: BothWays) -> None:
     await both.call(HOME, "wallet:Balance", {"account": "CP-0001"})
     page = await both.call(HOME, "wallet:Statement", {"account": "CP-0001", "limit": 2})
     rest = {"account": "CP-0001", "limit": 2, "bookmark": page["bookmark"]}
-    assert len((await both.call(HOME, "wallet:Statement", rest))["postings"]) == 1
+    assert len((await both.call(HOME, "wallet:Statement", rest))["entries"]) == 1
     await both.call(HOME, "market:Trades", {"connection_id": "CP-0001", "limit": 2})
     assert both.compared > 140
 

@@ -77,8 +77,7 @@ async def _instead_of_the_orderer(
     async def keep_waiting(
         requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
-        async for raw in requests:
-            taken.append(raw)
+        taken.append(await anext(requests))
         await asyncio.Event().wait()
         yield b""
 
@@ -222,20 +221,21 @@ async def test_submit_when_all_orderers_come_back(
 
 
 async def test_a_peer_leaves_an_orderer_that_sends_no_blocks(
-    embedded: EmbeddedNetwork,
-    operator: GatewayClient,
-    channel: ChannelPeer,
-    monkeypatch: pytest.MonkeyPatch,
+    embedded: EmbeddedNetwork, operator: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Aurora's peer follows Aurora's orderer, which hangs: it asks another once someone waits."""
     monkeypatch.setattr(channel_module, "STALLED_S", 0.5)
     aurora = embedded.network.utility("Aurora")
+    name = "peer0.aurora.example"
     async with _instead_of_the_orderer(embedded, aurora, None) as taken:
-        async with asyncio.timeout(15):
-            while not taken:  # the peer is back at its own organisation's orderer
-                await asyncio.sleep(0.05)
+        await embedded.nodes[name].stop()
+        back = embedded.nodes[name] = make_node(embedded.network, aurora, "peer")
+        await back.start()
+        assert isinstance(back, PeerNode)
         signed = await _signed(operator)
         await operator.submit_signed(signed)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(15):
+            channel = back.channels["neighbourhood"]
             record = await channel.wait_for_transaction(signed.transaction_id)
         assert record.code == 0
+        assert any(b"neighbourhood" in raw and raw != signed.envelope for raw in taken)

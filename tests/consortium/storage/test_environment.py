@@ -16,6 +16,7 @@ from consortium.storage.environment import (
     Environment,
     FormatError,
     StorageBusyError,
+    StorageError,
     WriteTransaction,
 )
 
@@ -227,3 +228,32 @@ def test_another_process_reads_what_is_written_and_follows_the_map(tmp_path: Pat
     assert reader.wait(10) == 0
     reader.stdout.close()
     writer.close()
+
+
+def test_closing_waits_for_readers_and_refuses_new_ones(environment: Environment) -> None:
+    """LMDB would unmap the file under a reader, and the process would be gone."""
+    environment.write(lambda t: t.put("a", b"key", b"value"))
+    reading, go_on = threading.Event(), threading.Event()
+    seen: list[bytes | None] = []
+
+    def read() -> None:
+        with environment.read() as transaction:
+            reading.set()
+            go_on.wait(10)
+            seen.append(transaction.get("a", b"key"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reading.wait(10)
+    closing = threading.Thread(target=environment.close)
+    closing.start()
+    time.sleep(0.05)
+    assert closing.is_alive()
+    go_on.set()
+    closing.join(10)
+    reader.join(10)
+    assert seen == [b"value"]
+    with pytest.raises(StorageError, match="is closed"), environment.read():
+        pass
+    with pytest.raises(StorageError, match="is closed"):
+        environment.write(lambda t: t.put("a", b"key", b"late"))
