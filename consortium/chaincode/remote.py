@@ -300,13 +300,17 @@ class RemoteChaincode:
             except Exception as error:
                 _LOGGER.exception("chaincode %s", self.name)
                 self._problem = f"dialling it failed: {error}"
-            was_connected = self._stream is not None
-            self._hang_up()
-            _LOGGER.warning(
-                "chaincode %s at %s: %s", self.name, self.connection.address, self._problem
-            )
-            if was_connected:
+            if self._stream is not None:
                 delay = RETRY_FIRST_S
+            self._hang_up()
+            # Once is enough: every transaction that needs it says it again.
+            _LOGGER.log(
+                logging.WARNING if delay == RETRY_FIRST_S else logging.DEBUG,
+                "chaincode %s at %s: %s",
+                self.name,
+                self.connection.address,
+                self._problem,
+            )
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_LONGEST_S)
 

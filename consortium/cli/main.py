@@ -88,13 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"gridledger: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt, asyncio.CancelledError:
         return 130
     return result or 0
 
 
 def _run(work: Awaitable[int | None]) -> int | None:
     async def body() -> int | None:
+        # SIGTERM ends a command as Ctrl-C does: nodes that it started would live on otherwise.
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
     try:

@@ -192,7 +192,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             if cancel is not None:
                 cancel()
         self._cancel_tick = self._cancel_publish = None
-        await self._save()
+        await self.async_save()
 
     def _load_counters(self) -> None:
         stored = self._outbox.fact(_FACT_COUNTERS) or {}
@@ -229,7 +229,9 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     def async_meter_named(self) -> None:
         """Sign what was cut before the ledger knew our meter."""
         if self._unsaved:
-            self.config_entry.async_create_task(self.hass, self._save(), name=f"{self.name} save")
+            self.config_entry.async_create_task(
+                self.hass, self.async_save(), name=f"{self.name} save"
+            )
 
     async def async_skip_to(self, boundary: int, import_wh: int, export_wh: int) -> bool:
         """Go on after intervals that the ledger has from elsewhere; return whether it had any."""
@@ -237,7 +239,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         if meter is None or (meter.cut_at is not None and meter.cut_at >= boundary):
             return False
         meter.skip_to(boundary, import_wh, export_wh)
-        await self._save()
+        await self.async_save()
         return True
 
     # Samples --------------------------------------------------------------------------------
@@ -318,11 +320,11 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             if len(cuts) == CATCH_UP_LIMIT:
                 self._schedule_tick(soon=True)  # more are due; let others run in between
             self.config_entry.async_create_task(
-                self.hass, self._save(), name=f"{self.name} save", eager_start=False
+                self.hass, self.async_save(), name=f"{self.name} save", eager_start=False
             )
             self._publish()
 
-    async def _save(self) -> None:
+    async def async_save(self) -> None:
         """Sign what was cut and store it together with the meter's state, in order."""
         async with self._save_lock:
             meter, meter_id = self.meter, self._session.meter_id

@@ -387,6 +387,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if self.home is None or not last or last.get("interval_start") is None:
             return
         boundary = int(last["interval_start"]) + self.clock.interval_s
+        await self.home.async_save()
         skipped = await self.home.async_skip_to(
             boundary, int(last["import_register_wh"]), int(last["export_register_wh"])
         )

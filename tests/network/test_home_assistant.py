@@ -12,8 +12,10 @@ import signal
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from aiohttp import web
 from consortium.node.network import Replay, create_network
 from demo import trading
 from demo.home_assistant import (
+    LOG_FILE,
     PID_FILE,
     Api,
     HomeAssistant,
@@ -52,6 +55,7 @@ CONNECTION = "H-0001"
 METER = f"HA-{CONNECTION}"
 CAPACITY_KWH = 10.0
 RESERVE_PERCENT = 20
+BATTERY_W = 5000
 WITHIN_S = 90
 DIRECTIONS = ("import", "export")
 
@@ -174,6 +178,8 @@ class Site:
     operator: GatewayClient
     away: list[tuple[float, float]] = field(default_factory=list)
     """When Home Assistant was not there to see, from the kill to some samples later (real)."""
+    errors: list[str] = field(default_factory=list)
+    """What the integration has logged as an error."""
     _killed_at: float = 0.0
 
     def real(self, channel: int) -> float:
@@ -189,6 +195,15 @@ class Site:
         self._killed_at = time.time()
         os.kill(int((self.house.folder / PID_FILE).read_text()), signal.SIGKILL)
         await self.house.wait()
+        self.read_log()
+
+    def read_log(self) -> None:
+        """Note errors; each start begins the log anew."""
+        self.errors += [
+            line
+            for line in (self.house.folder / LOG_FILE).read_text().splitlines()
+            if " ERROR " in line and "gridledger" in line
+        ]
 
     async def start_home_assistant(self) -> None:
         await self.house.start(lambda _: None)
@@ -366,7 +381,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
                 "AuroraMSP",
                 {
                     "battery_capacity": CAPACITY_KWH,
-                    "battery_max_power": 5000,
+                    "battery_max_power": BATTERY_W,
                     "battery_reserve": RESERVE_PERCENT,
                 },
             )
@@ -435,6 +450,8 @@ async def test_killed_and_stopped_in_turn(site: Site) -> None:
         states = await site.states(api)
     assert states["readings_queued"]["state"] == "0"
     assert states["ledger_connected"]["state"] == "on"
+    site.read_log()
+    assert not site.errors
 
 
 def check_series(readings: list[dict[str, Any]]) -> None:
@@ -523,6 +540,21 @@ async def test_sell_energy_over_rest(site: Site) -> None:
 
         await eventually(paid)
 
+        # The connection bears 30 kW and the battery gives 5: 6 Wh in each interval, both sales.
+        again = await call(api, "sell_energy", {"energy": 0.02})
+        assert again["status"] == "committed"
+        assert again["trade_id"] != sold["trade_id"]
+        net_micro += round(again["net"] * 1e6)
+        page = await site.operator.evaluate(
+            "energy", "market:Trades", {"connection_id": CONNECTION}
+        )
+        delivered: Counter[str] = Counter()
+        for trade in page["trades"]:
+            for part in trade["schedule"]:
+                delivered[part["interval_start"]] += int(part["energy_wh"])
+        assert sum(delivered.values()) == 120
+        assert max(delivered.values()) <= BATTERY_W * INTERVAL_S // 3600
+
         await check_bad_sales(site, api)
         assert await balance_micro() == before + net_micro
 
@@ -532,7 +564,15 @@ async def check_bad_sales(site: Site, api: Api) -> None:
     with pytest.raises(HomeAssistantError, match=r"400 .*50\.000 kWh is more than can be promised"):
         await call(api, "sell_energy", {"energy": 50})
 
-    # 0.15 kWh above the reserve, and 0.1 of them are sold.
+    soon = datetime.now(UTC) + timedelta(minutes=10)
+    window = {
+        "window_start": soon.isoformat(),
+        "window_end": (soon + timedelta(seconds=INTERVAL_S)).isoformat(),
+    }
+    with pytest.raises(HomeAssistantError, match=r"400 .*more than can be promised: 0\.012 kWh"):
+        await call(api, "sell_energy", {"energy": 0.1, **window})
+
+    # 0.15 kWh above the reserve, and some of them are sold.
     site.inverter.level_percent = RESERVE_PERCENT + 1.5
 
     async def level_is_seen() -> bool:
