@@ -363,9 +363,13 @@ async def _identity_enroll(options: argparse.Namespace) -> None:
     secret = options.secret or os.environ.get("GRIDLEDGER_SECRET") or getpass("Enrolment secret: ")
     credentials = await enroll(options.ca, options.id, secret, bundle)
     msp_id = options.msp_id or credentials.msp_id
-    if not msp_id:
-        raise UsageError("the authority does not tell its MSP id; give it with --msp-id")
+    # The secret is used up by now, so what it bought is kept in any case.
     _write_identity(options.out, msp_id, credentials, bundle)
+    if not msp_id:
+        raise UsageError(
+            f"enrolled, and key and certificate are in {options.out}, but the authority does not "
+            f"tell its MSP id: write it into {options.out / 'msp-id'}"
+        )
     _print(
         options,
         {"msp_id": msp_id, "folder": str(options.out)},

@@ -345,6 +345,21 @@ async def test_an_expired_or_changed_quote_is_refused(hass: HomeAssistant, home:
         assert "quote" in error.value.translation_placeholders["reason"]
 
 
+async def test_a_battery_that_gives_less_than_the_connection(
+    hass: HomeAssistant, home: Any
+) -> None:
+    home.runtime_data.seller._plant = {**PLANT, "battery_max_power": 3000}  # 50 Wh a minute
+    for _ in range(2):
+        await hass.services.async_call(
+            DOMAIN, "sell_energy", {"energy": 0.12}, blocking=True, return_response=True
+        )
+    sales = home.runtime_data.session.data.trades.values()
+    schedule = [part for sale in sales for part in sale.schedule]
+    assert sum(energy_wh for _, energy_wh in schedule) == 240
+    for start, _ in schedule:
+        assert sum(energy_wh for other, energy_wh in schedule if other == start) <= 50
+
+
 async def test_selling_needs_battery_and_ledger(hass: HomeAssistant, home: Any) -> None:
     async def sell() -> None:
         await hass.services.async_call(
