@@ -82,29 +82,28 @@ class _Transaction:
 
     def __init__(self) -> None:
         self._inbox: asyncio.Queue[peer_pb2.ChaincodeMessage | ExecutionError] = asyncio.Queue()
-        self._asking = False
         self._over = False
+        self.unanswered = 0
 
     def take(self, message: peer_pb2.ChaincodeMessage) -> None:
         """A message from the chaincode; it may send its end before its request is answered."""
+        if message.type in _ENDS:
+            if not self._over:
+                self._over = True
+                self._inbox.put_nowait(message)
+            return
+        self.unanswered += 1
         if self._over:
             return
-        if message.type in _ENDS:
-            self._over = True
-        elif self._asking:
+        if self.unanswered > 1:
             self.end(ExecutionError("the chaincode asked again before it had been answered"))
             return
-        self._asking = True
         self._inbox.put_nowait(message)
 
     def end(self, error: ExecutionError) -> None:
         """The transaction cannot go on."""
         self._over = True
         self._inbox.put_nowait(error)
-
-    def answered(self) -> None:
-        """The chaincode may ask again."""
-        self._asking = False
 
     async def next(self) -> peer_pb2.ChaincodeMessage:
         """The chaincode's next message; raises ExecutionError."""
@@ -139,9 +138,18 @@ class _Stream:
             if transaction is not None:
                 transaction.take(message)
             elif message.type not in (*_ENDS, ChaincodeMessage.KEEPALIVE):
-                # Its deadline has passed: without an answer it would wait on.
-                with contextlib.suppress(asyncio.QueueFull):
-                    self._outgoing.put_nowait(_no_transaction(message).SerializeToString())
+                self.send_over(message.channel_id, message.txid)
+
+    def send_over(self, channel_id: str, transaction_id: str) -> None:
+        """Answer a request of a transaction that is over: the chaincode would wait on."""
+        message = ChaincodeMessage(
+            type=ChaincodeMessage.ERROR,
+            txid=transaction_id,
+            channel_id=channel_id,
+            payload=f"transaction {transaction_id} is over on this peer".encode(),
+        )
+        with contextlib.suppress(asyncio.QueueFull):
+            self._outgoing.put_nowait(message.SerializeToString())
 
 
 class RemoteChaincode:
@@ -222,10 +230,12 @@ class RemoteChaincode:
             await stream.send(requests.opening())
             while (message := await transaction.next()).type not in _ENDS:
                 answer = await requests.answer(message)
-                transaction.answered()
                 await stream.send(answer)
+                transaction.unanswered -= 1
         finally:
             del stream.transactions[key]
+            if transaction.unanswered:
+                stream.send_over(*key)
         if message.type == ChaincodeMessage.ERROR:
             raise ExecutionError(
                 "transaction returned with failure: "
@@ -381,12 +391,3 @@ async def _raise_status(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
             await call.trailing_metadata(),
             details=await call.details(),
         )
-
-
-def _no_transaction(request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
-    return ChaincodeMessage(
-        type=ChaincodeMessage.ERROR,
-        txid=request.txid,
-        channel_id=request.channel_id,
-        payload=f"transaction {request.txid} is not under way on this peer (any more)".encode(),
-    )

@@ -334,6 +334,15 @@ async def test_every_kind_of_access(both: BothWays) -> None:
     assert "only in a transaction that writes nothing" in failed.message
 
 
+async def test_a_peer_that_takes_no_batches(
+    both: BothWays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fabric's peers before 3.1: every write is a message of its own."""
+    monkeypatch.setattr(remote, "offer", peer_pb2.ChaincodeAdditionalParams)
+    await both.call(HOME, "demo:Mark")
+    await both.call(HOME, "demo:Many", {"count": 30})
+
+
 async def test_many_at_once(both: BothWays) -> None:
     """Two hundred transactions share a stream, and none gets another's answer."""
     put_items(both.state, 150)
@@ -353,6 +362,51 @@ async def demo() -> AsyncIterator[ChaincodeServer]:
 
 def simulator() -> TransactionSimulator:
     return TransactionSimulator(MemoryState(), CHANNEL)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xff\xff",
+        peer_pb2.ChaincodeMessage(type=peer_pb2.ChaincodeMessage.READY, payload=b"\xff"),
+        peer_pb2.ChaincodeMessage(type=peer_pb2.ChaincodeMessage.TRANSACTION, txid="t"),
+        peer_pb2.ChaincodeMessage(
+            type=peer_pb2.ChaincodeMessage.TRANSACTION, txid="t", payload=b"\xff"
+        ),
+        peer_pb2.ChaincodeMessage(
+            type=peer_pb2.ChaincodeMessage.INIT,
+            txid="t",
+            proposal=peer_pb2.SignedProposal(proposal_bytes=b"\xff"),
+        ),
+        peer_pb2.ChaincodeMessage(type=peer_pb2.ChaincodeMessage.RESPONSE, txid="unknown"),
+        peer_pb2.ChaincodeMessage(type=peer_pb2.ChaincodeMessage.COMPLETED),
+    ],
+)
+async def test_a_peer_that_sends_nonsense(
+    demo: ChaincodeServer, sent: bytes | peer_pb2.ChaincodeMessage
+) -> None:
+    """It is told so, or not answered; other peers are served on."""
+    raw = sent if isinstance(sent, bytes) else sent.SerializeToString()
+    async with grpc.aio.insecure_channel("127.0.0.1:18811") as channel:
+        call = channel.stream_stream("/protos.Chaincode/Connect")()
+        await call.read()
+        await call.write(raw)
+        await call.done_writing()
+        status = grpc.StatusCode.OK
+        try:
+            while isinstance(answer := await call.read(), bytes):
+                told = peer_pb2.ChaincodeMessage.FromString(answer)
+                assert told.type == peer_pb2.ChaincodeMessage.ERROR
+                assert b"the transaction cannot be run: " in told.payload
+        except grpc.aio.AioRpcError as error:
+            status = error.code()
+        assert status in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT)
+    dialled = RemoteChaincode("demo", Connection("127.0.0.1:18811"))
+    try:
+        response, _ = await dialled.invoke(invocation(HOME, "demo", "demo:Mark"), simulator())
+        assert response.status == 200
+    finally:
+        await dialled.close()
 
 
 async def test_a_deadline_ends_a_transaction_and_no_other(demo: ChaincodeServer) -> None:

@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from consortium.chaincode import remote
 from consortium.chaincode.routing import CONNECTIONS_FILE
+from consortium.contracts.package import package_id
 from consortium.identity.certificates import (
     CertificateAuthority,
     certificate_pem,
@@ -92,7 +95,9 @@ class Running:
     node: NodeChaincode
     clients: dict[str, GatewayClient]
 
-    async def ask(self, function: str, *args: str | list[str], chaincode: str = "everything") -> Any:
+    async def ask(
+        self, function: str, *args: str | list[str], chaincode: str = "everything"
+    ) -> Any:
         """Evaluate at Aurora's peer."""
         found = await self.clients["AuroraMSP"].evaluate(chaincode, function, encoded(args))
         return decoded(found)
@@ -290,7 +295,9 @@ async def test_composite_keys(running: Running) -> None:
     page = await running.ask("composedPage", "car", "2", "")
     rest = await running.ask("composedPage", "car", "2", page["bookmark"])
     assert [*page["found"], *rest["found"]] == [["ann", "1"], ["ann", "2"], ["bob", "1"]]
-    assert "ann" not in str(await running.ask("range", "", "", "1000"))  # composite keys stand apart
+    assert "ann" not in str(
+        await running.ask("range", "", "", "1000")
+    )  # composite keys stand apart
 
 
 async def test_history(running: Running) -> None:
@@ -415,12 +422,83 @@ async def test_concurrent_load(running: Running) -> None:
     assert found == [[f"load{index:04d}", "1"] for index in range(300)]
 
 
+async def test_our_contract_served_to_one_of_two_endorsers(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aurora's peer dials `gridledger contract serve`, Boreal's runs the contract in itself.
+
+    Both endorse, so both came to the same bytes.
+    """
+    folder, address = running.node.folder, "127.0.0.1:22891"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "consortium.cli.main", "contract", "serve", "energy"),
+        *("--address", address),
+        *("--tls-cert", str(folder / "tls.cert.pem"), "--tls-key", str(folder / "tls.key.pem")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    utility = running.network.utility("Aurora")
+    file = utility.directory / "peer" / CONNECTIONS_FILE
+    before = file.read_text()
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)).decode()
+        assert line == f"energy is served at {address} as {package_id('energy')}\n"
+        connection = {
+            "address": address,
+            "tls_root_pem": utility.root_pem.decode(),
+            "package_id": package_id("energy"),
+        }
+        file.write_text(json.dumps({**json.loads(before), "energy": connection}))
+        home = {
+            "connection_id": "CP-SERVED",
+            "utility": "AuroraMSP",
+            "zone": "Z1",
+            "max_export_w": "6000",
+            "max_import_w": "17000",
+        }
+        operator = utility_client(running.network, utility, "operator")
+        async with operator:
+            committed = await operator.submit(
+                "energy",
+                "registry:RegisterConnection",
+                home,
+                endorsing_organizations=["AuroraMSP", "BorealMSP"],
+            )
+            assert committed.result["connection_id"] == "CP-SERVED"
+            with pytest.raises(TransactionRefused) as refused:
+                await operator.submit("energy", "market:Nothing", {})
+            assert refused.value.status == 404
+        process.terminate()
+        assert await process.wait() == 0
+        monkeypatch.setattr(remote, "CONNECT_WAIT_S", 0.3)
+        with pytest.raises(TransactionRefused, match=rf"energy at {address} cannot be reached"):
+            await running.clients["AuroraMSP"].evaluate(
+                "energy",
+                "market:Rates",
+                {"day": "2026-11-21"},
+                endorsing_organizations=["AuroraMSP"],
+            )
+    finally:
+        file.write_text(before)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_a_chaincode_that_dies_and_returns(running: Running) -> None:
     """What was under way fails and says why; the next transaction waits for the restart."""
-    sleeping = asyncio.create_task(running.ask("sleep", "10000"))
+
+    async def ask_aurora_alone(function: str, *args: str) -> None:
+        # Else the gateway would try the other peers.
+        client = running.clients["AuroraMSP"]
+        await client.evaluate(
+            "everything", function, encoded(args), endorsing_organizations=["AuroraMSP"]
+        )
+
+    sleeping = asyncio.create_task(ask_aurora_alone("sleep", "10000"))
     await asyncio.sleep(0.3)
     with pytest.raises(TransactionRefused, match="went away during this transaction"):
-        await running.ask("die")
+        await ask_aurora_alone("die")
     with pytest.raises(TransactionRefused, match="went away during this transaction"):
         await sleeping
     assert running.node.process is not None
