@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NoReturn
 
 import grpc
@@ -34,6 +35,8 @@ from .broadcast import Broadcaster, BroadcastRefused, TooManyWaiting
 
 _LOGGER = logging.getLogger(__name__)
 
+PLANS_KEPT = 256
+"""Endorsement plans remembered; those of a past height are never asked for again."""
 ENDORSE_TIMEOUT_S = 30.0
 REMOTE_ENDORSE_TIMEOUT_S = 10.0
 """Shorter than clients wait, so that another organisation's peer can still be asked."""
@@ -178,6 +181,7 @@ class Gateway:
         self._directory = directory
         self._clock = clock
         self._broadcasters: dict[str, Broadcaster] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._calls = 0
         self._streams = 0
 
@@ -320,11 +324,36 @@ class Gateway:
                     [local.detail(failed.message)],
                 ) from None
             collected = {local.msp_id: first}
-            plan = _plan(
+            plan = self._plan(
                 channel, name, first.interest, tuple(peers), bool(opened.payload.TransientMap)
             )
         endorsements = await _collect(plan, peers, collected, request.proposed_transaction)
         return gateway_pb2.EndorseResponse(prepared_transaction=_prepare(opened, endorsements))
+
+    def _plan(
+        self,
+        channel: ChannelPeer,
+        chaincode: str,
+        interest: peer_pb2.ChaincodeInterest,
+        organizations: tuple[str, ...],
+        has_transient: bool,
+    ) -> Plan:
+        """As `_make_plan`; remembered, since most transactions of a block need the same."""
+        key = (
+            channel.channel_id,
+            channel.ledger.height,
+            chaincode,
+            interest.SerializeToString(deterministic=True),
+            organizations,
+            has_transient,
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = _make_plan(channel, chaincode, interest, organizations, has_transient)
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
 
     async def submit(self, request: gateway_pb2.SubmitRequest) -> gateway_pb2.SubmitResponse:
         """Hand a signed transaction to the orderers; returns when one says it is ordered."""
@@ -553,7 +582,7 @@ class Plan:
 
     organizations: tuple[str, ...]
     """Whom the proposal may be shown to; who comes first is asked rather than who comes last."""
-    enough: Callable[[Collection[str]], bool]
+    enough: Callable[[tuple[str, ...]], bool]
     """Whether these organisations' endorsements satisfy every policy."""
     fixed: bool = False
     """Whether all of them have to endorse."""
@@ -566,14 +595,14 @@ class Plan:
         """
         if self.fixed:
             return () if failed else self.organizations
-        chosen = [msp_id for msp_id in self.organizations if msp_id not in failed]
+        chosen = tuple(msp_id for msp_id in self.organizations if msp_id not in failed)
         if not self.enough(chosen):
             return ()
-        for msp_id in reversed(tuple(chosen)):
-            rest = [other for other in chosen if other != msp_id]
+        for msp_id in reversed(chosen):
+            rest = tuple(other for other in chosen if other != msp_id)
             if rest and self.enough(rest):
                 chosen = rest
-        return tuple(chosen)
+        return chosen
 
 
 async def _collect(
@@ -621,7 +650,7 @@ def _is_defined(channel: ChannelPeer, chaincode: str) -> bool:
     return chaincode in SYSTEM_CHAINCODES or channel.definition(chaincode) is not None
 
 
-def _plan(
+def _make_plan(
     channel: ChannelPeer,
     chaincode: str,
     interest: peer_pb2.ChaincodeInterest,
@@ -652,7 +681,8 @@ def _plan(
     policies = [config.application_policy(policy) for policy in required if policy is not None]
     complete = len(policies) == len(required)
 
-    def enough(chosen: Collection[str]) -> bool:
+    @cache
+    def enough(chosen: tuple[str, ...]) -> bool:
         return complete and all(policy.satisfied_by_peers_of(chosen) for policy in policies)
 
     plan = Plan(
@@ -661,7 +691,7 @@ def _plan(
     )
     if plan.layout(()):
         return plan
-    if protected and enough([msp_id for msp_id in organizations if msp_id in allowed]):
+    if protected and enough(tuple(msp_id for msp_id in organizations if msp_id in allowed)):
         raise GatewayError(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"chaincode {chaincode} requires endorsement from organisation(s) that are not in the "

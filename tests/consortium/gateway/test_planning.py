@@ -5,7 +5,7 @@ from collections.abc import Collection
 import grpc
 import pytest
 
-from consortium.gateway.service import GatewayError, Plan, _plan
+from consortium.gateway.service import GatewayError, Plan, _make_plan
 from consortium.node.nodes import EmbeddedNetwork, PeerNode
 from consortium.peer.channel import ChannelPeer
 from consortium.wire import peer_pb2
@@ -86,7 +86,7 @@ PUBLIC = peer_pb2.ChaincodeCall(name="metering")
 
 def _planned(channel: ChannelPeer, *calls: peer_pb2.ChaincodeCall, transient: bool) -> Plan:
     interest = peer_pb2.ChaincodeInterest(chaincodes=calls)
-    return _plan(channel, "metering", interest, ALL, transient)
+    return _make_plan(channel, "metering", interest, ALL, transient)
 
 
 async def test_two_of_three_for_public_state(channel: ChannelPeer) -> None:
