@@ -391,6 +391,11 @@ class Ledger:
         with self._environment.read() as transaction:
             return transaction.get(private_data.SETS, place.to_key())
 
+    def private_sets(self, number: int) -> list[tuple[PrivatePlace, bytes]]:
+        """All private write sets of a block that this peer holds, as `private_set` gives them."""
+        with self._environment.read() as transaction:
+            return list(private_data.sets_of_block(transaction, number))
+
     def reconcile(self, place: PrivatePlace, data: bytes) -> None:
         """Take a missing private write set; raises PrivateDataError if it does not fit."""
         with self._commit_lock:

@@ -163,6 +163,14 @@ def _transient_collection(
     return None
 
 
+def sets_of_block(
+    transaction: ReadTransaction, number: int
+) -> Iterator[tuple[PrivatePlace, bytes]]:
+    """The private write sets of a block, by transaction, namespace and collection."""
+    for key, data in transaction.prefixed(SETS, _number(number)):
+        yield PrivatePlace.from_key(key), data
+
+
 # --- preparing a block -----------------------------------------------------------------------
 
 

@@ -24,8 +24,10 @@ from consortium.orderer.node import Settings as OrdererSettings
 from consortium.peer.access import NodesOnly
 from consortium.peer.channel import ChannelPeer
 from consortium.peer.deliver import DeliverService
+from consortium.peer.discovery import Discovery, OtherPeers
 from consortium.peer.endorser import Endorser, endorser_handler
 from consortium.wire import services
+from consortium.wire.introspection import introspection_handlers
 
 from .network import HOST, Network, NetworkError, Utility
 
@@ -33,6 +35,8 @@ _LOGGER = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0
 KINDS = ("ca", "orderer", "peer")
+PEER_SERVICES = ("gateway.Gateway", "protos.Endorser", "protos.Deliver", "discovery.Discovery")
+"""What a peer's clients find at its listener, besides health and reflection."""
 
 
 class Node(Protocol):
@@ -133,6 +137,7 @@ class PeerNode:
         self._executor: InProcessExecutor | None = None
         self._routing: RoutingExecutor | None = None
         self._endorser: Endorser | None = None
+        self._discovery: Discovery | None = None
         self._lock = DataLock(self.name, utility.directory / "peer")
 
     async def start(self) -> None:
@@ -163,15 +168,25 @@ class PeerNode:
         endorser = self._endorser = Endorser(self.channels, signer, self._routing)
         directory = PeerDirectory(endorser, utility.msp_id, utility.gateway_address, tls.to_node)
         self._gateway = Gateway(self.channels, directory)
+        address = utility.gateway_address
+        self._discovery = Discovery(self.channels, signer, address, OtherPeers(signer, tls.to_node))
         handlers = (
             self._gateway.handler(),
             endorser_handler(endorser),
             DeliverService(self.channels).handler(),
+            self._discovery.handler(),
+            *introspection_handlers(PEER_SERVICES, lambda: not channel.stopping),
         )
         clients = grpc.aio.server(options=services.CLIENT_SERVER_OPTIONS)
         clients.add_generic_rpc_handlers(handlers)
         nodes = grpc.aio.server(options=services.NODE_SERVER_OPTIONS)
-        nodes.add_generic_rpc_handlers((endorser_handler(endorser, NodesOnly(self.channels)),))
+        admit = NodesOnly(self.channels)
+        nodes.add_generic_rpc_handlers(
+            (
+                endorser_handler(endorser, admit),
+                Discovery(self.channels, signer, address).handler(admit),
+            )
+        )
         self._servers = [clients, nodes]
         with listening(self.name):
             clients.add_secure_port(f"{HOST}:{utility.ports.peer}", tls.clients_server())
@@ -190,6 +205,8 @@ class PeerNode:
         ]
         if self._gateway is not None:
             steps.append(self._gateway.stop)
+        if self._discovery is not None:
+            steps.append(self._discovery.close)
         if self._endorser is not None:
             steps.append(self._endorser.close)
         if self._routing is not None:

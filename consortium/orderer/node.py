@@ -12,6 +12,7 @@ the cluster listener (mutual TLS): Step, and Deliver for one that has fallen beh
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.config_update import ConfigError
 from consortium.storage.segments import SegmentError
 from consortium.wire import blocks, common_pb2, services
+from consortium.wire.introspection import introspection_handlers
 
 from .blockstore import BlockStore
 from .chain import Chain
@@ -133,6 +135,10 @@ class Orderer:
             grpc.ssl_server_credentials(key_pairs),
             services.CLIENT_SERVER_OPTIONS,
             handlers,
+            introspection_handlers(
+                ("orderer.AtomicBroadcast",),
+                lambda: all(chain.available for chain in self.channels.values()),
+            ),
         )
         handlers = {
             services.CLUSTER_STEP: grpc.stream_stream_rpc_method_handler(self._cluster.step),
@@ -155,8 +161,10 @@ class Orderer:
         credentials: grpc.ServerCredentials,
         options: services.ChannelOptions,
         handlers: Handlers,
+        introspection: Sequence[grpc.GenericRpcHandler] = (),
     ) -> int:
         server = grpc.aio.server(options=options)
+        server.add_generic_rpc_handlers(tuple(introspection))
         for path, handler in handlers.items():
             _, service, method = path.split("/")
             server.add_generic_rpc_handlers(

@@ -12,6 +12,7 @@ import grpc
 from consortium.identity.signing import Signer
 from consortium.ledger.ledger import CommittedBlock, Ledger, TransactionRecord
 from consortium.ledger.lifecycle import ChaincodeDefinition, definition
+from consortium.ledger.private_data import PrivatePlace
 from consortium.ledger.validator import BlockError
 from consortium.wire import common_pb2, orderer_pb2, services
 from consortium.wire.envelopes import WireError, channel_header, parse, signed_envelope
@@ -69,6 +70,11 @@ class ChannelPeer:
     def channel_id(self) -> str:
         """The channel's name."""
         return self.ledger.channel_id
+
+    @property
+    def stopping(self) -> bool:
+        """Whether what is waited for will not come from here any more."""
+        return self._stopping
 
     def start(self) -> None:
         """Begin following the orderers; call it once, inside a running loop."""
@@ -129,6 +135,11 @@ class ChannelPeer:
             return found
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reads, self.ledger.committed, number)
+
+    async def private_sets(self, number: int) -> list[tuple[PrivatePlace, bytes]]:
+        """The private write sets of block `number` that this peer holds."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reads, self.ledger.private_sets, number)
 
     def _remember(self, block: CommittedBlock) -> CommittedBlock:
         self._recent[block.number] = block

@@ -1,16 +1,21 @@
-"""Fabric's `protos.Deliver`: blocks, and filtered blocks for who may not see their contents."""
+"""Fabric's `protos.Deliver`: blocks as they are, filtered, or with private data.
+
+Filtered ones show no contents; private data go to members of their collection alone.
+"""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
-from consortium.identity.policies import PolicyNotFoundError
+from consortium.identity.policies import PolicyError, PolicyNotFoundError, SignaturePolicy
 from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.ledger import CommittedBlock
+from consortium.ledger.lifecycle import implicit_organization
 from consortium.ledger.mvcc import encode_field
-from consortium.wire import common_pb2, orderer_pb2, peer_pb2, services
+from consortium.ledger.private_data import PrivatePlace
+from consortium.wire import common_pb2, orderer_pb2, peer_pb2, rwset_pb2, services
 from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope, parse
 
 from .channel import ChannelPeer, ChannelStopped
@@ -19,7 +24,10 @@ from .endorser import TIME_WINDOW_S
 MAX_STREAMS = 1_000
 """Streams of blocks at once; each costs a task and the block that it is sending."""
 
-type Answer = Callable[[CommittedBlock, str], bytes]
+CONNECTION_ATTRIBUTE = "gridledger.connection"
+ROLE_ATTRIBUTE, OPERATOR = "gridledger.role", "operator"
+
+type Answer = Callable[[CommittedBlock, ChannelPeer, Identity], Awaitable[bytes]]
 
 
 class DeliverRefused(Exception):
@@ -48,7 +56,9 @@ class DeliverService:
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server; messages pass as raw bytes."""
 
-        def stream(answer: Answer) -> grpc.RpcMethodHandler[bytes, bytes]:
+        def stream(
+            answer: Answer, resource: str = "event/Block"
+        ) -> grpc.RpcMethodHandler[bytes, bytes]:
             async def serve(
                 requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
             ) -> AsyncIterator[bytes]:
@@ -62,7 +72,7 @@ class DeliverService:
                 try:
                     async for raw in requests:
                         try:
-                            async for message in self._serve(raw, answer):
+                            async for message in self._serve(raw, answer, resource):
                                 yield message
                         except WireError:
                             yield _status(common_pb2.BAD_REQUEST)
@@ -82,12 +92,18 @@ class DeliverService:
             "protos.Deliver",
             {
                 services.DELIVER.rsplit("/", 1)[1]: stream(_whole),
-                services.DELIVER_FILTERED.rsplit("/", 1)[1]: stream(_filtered),
+                services.DELIVER_FILTERED.rsplit("/", 1)[1]: stream(
+                    _filtered, "event/FilteredBlock"
+                ),
+                services.DELIVER_WITH_PRIVATE_DATA.rsplit("/", 1)[1]: stream(_with_private_data),
             },
         )
 
-    async def _serve(self, raw: bytes, answer: Answer) -> AsyncIterator[bytes]:
-        """The blocks of one request; raises WireError or DeliverRefused."""
+    async def _serve(self, raw: bytes, answer: Answer, resource: str) -> AsyncIterator[bytes]:
+        """The blocks of one request; raises WireError or DeliverRefused.
+
+        `resource` is what the channel's access control list calls them.
+        """
         opened = open_envelope(raw)
         channel = self._channels.get(opened.channel_header.channel_id)
         if channel is None:
@@ -95,7 +111,7 @@ class DeliverService:
                 common_pb2.NOT_FOUND, f"channel {opened.channel_header.channel_id!r} not found"
             )
         seek = parse(orderer_pb2.SeekInfo, opened.payload.data, "the seek information")
-        identity = self._authenticate(opened, channel)
+        identity = self._authenticate(opened, channel, resource)
         number, stop = seek_range(seek, channel.ledger.height)
         config = channel.ledger.config
         while number <= stop:
@@ -108,25 +124,27 @@ class DeliverService:
             block = await channel.committed(number)
             if channel.ledger.config is not config:
                 config = channel.ledger.config
-                identity = self._authorize(opened.signature_header.creator, config)
+                identity = self._authorize(opened.signature_header.creator, config, resource)
             self._check_not_expired(identity)
-            yield answer(block, channel.channel_id)
+            yield await answer(block, channel, identity)
             number += 1
 
-    def _authenticate(self, opened: OpenedEnvelope, channel: ChannelPeer) -> Identity:
+    def _authenticate(
+        self, opened: OpenedEnvelope, channel: ChannelPeer, resource: str
+    ) -> Identity:
         sent = opened.channel_header.timestamp.seconds
         if abs(sent - self._clock()) > TIME_WINDOW_S:
             raise DeliverRefused(common_pb2.BAD_REQUEST, f"the timestamp {sent} is too far off")
-        identity = self._authorize(opened.signature_header.creator, channel.ledger.config)
+        identity = self._authorize(opened.signature_header.creator, channel.ledger.config, resource)
         self._check_not_expired(identity)
         if not identity.verify(opened.envelope.signature, opened.envelope.payload):
             raise DeliverRefused(common_pb2.FORBIDDEN, "the signature does not hold")
         return identity
 
-    def _authorize(self, creator: bytes, config: ChannelConfig) -> Identity:
+    def _authorize(self, creator: bytes, config: ChannelConfig, resource: str) -> Identity:
         try:
             identity = config.msps.identity(creator)
-            readers = config.policy("/Channel/Application/Readers")
+            readers = config.policy(config.acls.get(resource, "/Channel/Application/Readers"))
         except (IdentityError, PolicyNotFoundError) as error:
             raise DeliverRefused(common_pb2.FORBIDDEN, str(error)) from None
         if not readers.satisfied_by([identity]):
@@ -174,13 +192,13 @@ def _status(status: common_pb2.Status) -> bytes:
     return peer_pb2.DeliverResponse(status=status).SerializeToString()
 
 
-def _whole(block: CommittedBlock, _channel_id: str) -> bytes:
+async def _whole(block: CommittedBlock, _channel: ChannelPeer, _reader: Identity) -> bytes:
     # Put together by hand: the stored bytes need no parsing to be passed on.
     return encode_field(peer_pb2.DeliverResponse.BLOCK_FIELD_NUMBER, block.raw)
 
 
-def _filtered(block: CommittedBlock, channel_id: str) -> bytes:
-    filtered = peer_pb2.FilteredBlock(channel_id=channel_id, number=block.number)
+async def _filtered(block: CommittedBlock, channel: ChannelPeer, _reader: Identity) -> bytes:
+    filtered = peer_pb2.FilteredBlock(channel_id=channel.channel_id, number=block.number)
     events = dict(block.events)
     for index, data in enumerate(common_pb2.Block.FromString(block.raw).data.data):
         try:
@@ -201,3 +219,58 @@ def _filtered(block: CommittedBlock, channel_id: str) -> bytes:
                 shown.ClearField("payload")  # for those who may not see contents
                 actions.chaincode_actions.add(chaincode_event=shown)
     return peer_pb2.DeliverResponse(filtered_block=filtered).SerializeToString()
+
+
+async def _with_private_data(
+    block: CommittedBlock, channel: ChannelPeer, reader: Identity
+) -> bytes:
+    message = peer_pb2.BlockAndPrivateData()
+    if not _sees_through_contracts_only(reader):
+        readable: dict[tuple[str, str], bool] = {}
+        for place, data in await channel.private_sets(block.number):
+            space = (place.namespace, place.collection)
+            if space not in readable:
+                readable[space] = _may_read(reader, channel, place)
+            if not readable[space]:
+                continue
+            of_transaction = message.private_data_map[place.tx]
+            namespaces = of_transaction.ns_pvt_rwset
+            if not namespaces or namespaces[-1].namespace != place.namespace:
+                namespaces.add(namespace=place.namespace)
+            namespaces[-1].collection_pvt_rwset.append(
+                rwset_pb2.CollectionPvtReadWriteSet(collection_name=place.collection, rwset=data)
+            )
+    # As with a whole block, its stored bytes are passed on; the map follows them.
+    return encode_field(
+        peer_pb2.DeliverResponse.BLOCK_AND_PRIVATE_DATA_FIELD_NUMBER,
+        encode_field(peer_pb2.BlockAndPrivateData.BLOCK_FIELD_NUMBER, block.raw)
+        + message.SerializeToString(),
+    )
+
+
+def _sees_through_contracts_only(reader: Identity) -> bool:
+    """Whether a member's private data are shown to this client by its contracts alone.
+
+    A utility certifies its operators and its homes alike. A contract tells them apart, a block
+    does not: it would show every home all its neighbours' readings.
+    """
+    attributes = reader.attributes
+    role = attributes.get(ROLE_ATTRIBUTE, OPERATOR)
+    return role != OPERATOR or CONNECTION_ATTRIBUTE in attributes
+
+
+def _may_read(reader: Identity, channel: ChannelPeer, place: PrivatePlace) -> bool:
+    """Whether a client belongs to a collection, by its configuration before the block."""
+    owner = implicit_organization(place.collection)
+    if owner is not None:
+        return reader.msp_id == owner
+    package = channel.ledger.collections_at(place.namespace, place.block)
+    for config in package.config if package is not None else ():
+        collection = config.static_collection_config
+        if collection.name == place.collection:
+            try:
+                members = SignaturePolicy(collection.member_orgs_policy.signature_policy)
+            except PolicyError:
+                return False
+            return members.satisfied_by([reader])
+    return False

@@ -18,7 +18,9 @@ from consortium.chaincode.api import Creator
 from consortium.chaincode.executor import ExecutionError, Executor, Invocation
 from consortium.chaincode.simulator import SimulationError, TransactionSimulator
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
+from consortium.identity.policies import PolicyNotFoundError
 from consortium.identity.signing import Signer
+from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.state import LedgerError
 from consortium.storage.environment import StorageError
 from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
@@ -26,7 +28,7 @@ from consortium.wire.envelopes import WireError, parse, transaction_id
 
 from . import system_chaincodes
 from .channel import ChannelPeer
-from .system_chaincodes import SYSTEM_CHAINCODES, SystemCall
+from .system_chaincodes import CSCC, SYSTEM_CHAINCODES, SystemCall
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -138,15 +140,14 @@ class Endorser:
             opened = open_proposal(signed)
         except WireError as error:
             raise ProposalRefused(f"error validating proposal: {error}") from None
+        if not opened.channel_header.channel_id and opened.chaincode == CSCC and self._channels:
+            return await self._about_this_peer(opened)
         channel = self._channels.get(opened.channel_header.channel_id)
         if channel is None:
             return _failure(f"channel '{opened.channel_header.channel_id}' not found")
         creator = self._check(opened, channel)
         if self._proposals >= MAX_WAITING:
-            return _failure(
-                f"{MAX_WAITING} proposals are being worked on, which is this peer's limit; try "
-                "again, or ask another peer"
-            )
+            return _busy()
         self._proposals += 1
         try:
             async with self._running:
@@ -156,7 +157,49 @@ class Endorser:
         finally:
             self._proposals -= 1
 
+    async def _about_this_peer(self, opened: OpenedProposal) -> peer_pb2.ProposalResponse:
+        """Answer a call without a channel, which is never endorsed.
+
+        Members of this peer's organisation may ask; the channels that it has joined know them.
+        """
+        ledgers = {name: channel.ledger for name, channel in self._channels.items()}
+        creator = self._creator(opened, next(iter(ledgers.values())).config)
+        if self._proposals >= MAX_WAITING:
+            return _busy()
+        self._proposals += 1
+        try:
+            response = await asyncio.get_running_loop().run_in_executor(
+                self._system,
+                system_chaincodes.invoke_cscc,
+                ledgers,
+                creator,
+                self._signer.msp_id,
+                opened.arguments,
+            )
+        finally:
+            self._proposals -= 1
+        return peer_pb2.ProposalResponse(response=response)
+
     def _check(self, opened: OpenedProposal, channel: ChannelPeer) -> Identity:
+        config = channel.ledger.config
+        creator = self._creator(opened, config)
+        if channel.ledger.transaction(opened.channel_header.tx_id) is not None:
+            raise ProposalRefused(f"duplicate transaction found [{opened.channel_header.tx_id}]")
+        policy = config.acls.get("peer/Propose", "/Channel/Application/Writers")
+        try:
+            allowed = config.policy(policy).satisfied_by([creator])
+        except PolicyNotFoundError:
+            allowed = False
+        if not allowed:
+            raise ProposalRefused(
+                "error validating proposal: access denied: channel "
+                f"[{channel.channel_id}] creator org [{creator.msp_id}], it is not among the "
+                "channel's writers"
+            )
+        return creator
+
+    def _creator(self, opened: OpenedProposal, config: ChannelConfig) -> Identity:
+        """Who made a proposal; raises ProposalRefused unless it is theirs, whole and fresh."""
         header, signature = opened.channel_header, opened.signature_header
         prefix = "error validating proposal: "
         # CONFIG is let through as Fabric does; it reaches no more than an ENDORSER_TRANSACTION.
@@ -173,7 +216,7 @@ class Endorser:
             raise ProposalRefused(
                 f"{prefix}incorrectly computed txid '{header.tx_id}' -- expected '{expected}'"
             )
-        config = channel.ledger.config
+        channel_id = header.channel_id
         try:
             creator = config.msps.identity(signature.creator)
         except IdentityError as error:
@@ -181,11 +224,9 @@ class Endorser:
             msp_id = _claimed_msp(signature.creator)
             known = f"creator org [{msp_id}]" if msp_id in config.msps else "creator org unknown"
             raise ProposalRefused(
-                f"{prefix}access denied: channel [{channel.channel_id}] {known}, {error}"
+                f"{prefix}access denied: channel [{channel_id}] {known}, {error}"
             ) from None
-        denied = (
-            f"{prefix}access denied: channel [{channel.channel_id}] creator org [{creator.msp_id}]"
-        )
+        denied = f"{prefix}access denied: channel [{channel_id}] creator org [{creator.msp_id}]"
         if not creator.verify(opened.signed.signature, opened.signed.proposal_bytes):
             raise ProposalRefused(f"{denied}, the signature over the proposal does not hold")
         now = self._clock()
@@ -198,10 +239,6 @@ class Endorser:
                 f"{prefix}the timestamp {header.timestamp.seconds} is more than {TIME_WINDOW_S} s "
                 "away from this peer's clock; check the client's clock"
             )
-        if channel.ledger.transaction(header.tx_id) is not None:
-            raise ProposalRefused(f"duplicate transaction found [{header.tx_id}]")
-        if not config.policy("/Channel/Application/Writers").satisfied_by([creator]):
-            raise ProposalRefused(f"{denied}, it is not among the channel's writers")
         return creator
 
     async def _simulate(
@@ -273,7 +310,12 @@ class Endorser:
     ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
         if opened.chaincode in SYSTEM_CHAINCODES:
             call = SystemCall(
-                channel.ledger, channel.ledger.config, simulator, creator, self._signer.msp_id
+                channel.ledger,
+                channel.ledger.config,
+                simulator,
+                creator,
+                self._signer.msp_id,
+                {name: one.ledger for name, one in self._channels.items()},
             )
             work = asyncio.get_running_loop().run_in_executor(
                 self._system, system_chaincodes.invoke, opened.chaincode, call, opened.arguments
@@ -337,6 +379,13 @@ def endorser_handler(
 def _failure(message: str) -> peer_pb2.ProposalResponse:
     """Fabric's way of saying that the peer, not the contract, could not go on."""
     return peer_pb2.ProposalResponse(response=peer_pb2.Response(status=ERROR, message=message))
+
+
+def _busy() -> peer_pb2.ProposalResponse:
+    return _failure(
+        f"{MAX_WAITING} proposals are being worked on, which is this peer's limit; try again, or "
+        "ask another peer"
+    )
 
 
 def _claimed_msp(creator: bytes) -> str:

@@ -1,20 +1,23 @@
-"""The contracts every peer brings along: `_lifecycle` (definitions) and `qscc` (queries).
+"""The contracts every peer brings along.
 
-State layout, argument messages and rules are Fabric's (`core/chaincode/lifecycle/`,
-`core/scc/qscc/`, facts only), so that its `peer lifecycle` commands and explorers work here.
+`_lifecycle` keeps contracts' definitions, `qscc` answers queries about the chain, `cscc` those
+about a peer's channels and their configuration. State layout, argument messages and rules are
+Fabric's (`core/chaincode/lifecycle/`, `core/scc/`, facts only), so that its `peer lifecycle` and
+`peer channel` commands and explorers work here.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 from consortium.chaincode.simulator import StateReader, TransactionSimulator
-from consortium.identity.msp import Identity
+from consortium.identity.msp import Identity, IdentityError
 from consortium.identity.policies import PolicyNotFoundError
 from consortium.ledger import lifecycle
-from consortium.ledger.channel_config import ChannelConfig
+from consortium.ledger.channel_config import ChannelConfig, config_of_block
+from consortium.ledger.config_update import ConfigError
 from consortium.ledger.ledger import Ledger, TransactionRecord
 from consortium.ledger.state import LedgerError
 from consortium.wire import common_pb2, lifecycle_pb2, peer_pb2
@@ -23,7 +26,12 @@ from consortium.wire.envelopes import WireError, parse
 
 LIFECYCLE = "_lifecycle"
 QSCC = "qscc"
-SYSTEM_CHAINCODES = frozenset({LIFECYCLE, QSCC})
+CSCC = "cscc"
+SYSTEM_CHAINCODES = frozenset({LIFECYCLE, QSCC, CSCC})
+
+READERS = "/Channel/Application/Readers"
+NEWEST = 2**64 - 1
+"""Asks `qscc` for the last block, as in Fabric."""
 
 _NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 _VERSION = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -48,26 +56,48 @@ class SystemCall:
     creator: Identity
     msp_id: str
     """This peer's own organisation."""
+    ledgers: Mapping[str, Ledger]
+    """Those of all channels that this peer has joined."""
 
     def require(self, policy: str) -> None:
         """Raises SystemChaincodeError unless the caller satisfies the channel's policy."""
-        try:
-            satisfied = self.config.policy(policy).satisfied_by([self.creator])
-        except PolicyNotFoundError as error:
-            raise SystemChaincodeError(str(error)) from None
-        if not satisfied:
-            raise SystemChaincodeError(
-                f"Failed to authorize invocation due to failed ACL check: {self.creator.msp_id}'s "
-                f"{self.creator.common_name} does not satisfy {policy}"
-            )
+        _require(self.config, policy, self.creator)
+
+
+def _require(config: ChannelConfig, policy: str, creator: Identity) -> None:
+    try:
+        satisfied = config.policy(policy).satisfied_by([creator])
+    except PolicyNotFoundError as error:
+        raise SystemChaincodeError(str(error)) from None
+    if not satisfied:
+        raise SystemChaincodeError(
+            f"Failed to authorize invocation due to failed ACL check: {creator.msp_id}'s "
+            f"{creator.common_name} does not satisfy {policy}"
+        )
 
 
 def invoke(name: str, call: SystemCall, arguments: Iterable[bytes]) -> peer_pb2.Response:
     """Run a system contract's function; a refusal is a response of its status."""
+    if name == CSCC:
+        return invoke_cscc(call.ledgers, call.creator, call.msp_id, arguments)
+    run = _lifecycle if name == LIFECYCLE else _qscc
+    return _response(lambda: run(call, tuple(arguments)))
+
+
+def invoke_cscc(
+    ledgers: Mapping[str, Ledger], creator: Identity, msp_id: str, arguments: Iterable[bytes]
+) -> peer_pb2.Response:
+    """Run a function of `cscc`, the one system contract that may be called without a channel.
+
+    `msp_id` is this peer's organisation.
+    """
+    return _response(lambda: _cscc(ledgers, creator, msp_id, tuple(arguments)))
+
+
+def _response(run: Callable[[], bytes]) -> peer_pb2.Response:
     try:
-        run = _lifecycle if name == LIFECYCLE else _qscc
-        return peer_pb2.Response(status=200, payload=run(call, tuple(arguments)))
-    except (SystemChaincodeError, WireError, LedgerError) as error:
+        return peer_pb2.Response(status=200, payload=run())
+    except (SystemChaincodeError, WireError, LedgerError, ConfigError) as error:
         status = error.status if isinstance(error, SystemChaincodeError) else 500
         return peer_pb2.Response(status=status, message=str(error))
 
@@ -270,12 +300,12 @@ _FUNCTIONS: dict[str, tuple[type[Message], Callable[..., Message]]] = {
 def _qscc(call: SystemCall, arguments: tuple[bytes, ...]) -> bytes:
     if len(arguments) < 2:
         raise SystemChaincodeError("qscc takes a function's name and a channel's")
-    call.require("/Channel/Application/Readers")
     function, *rest = (argument for argument in arguments)
+    name = function.decode(errors="replace")
+    call.require(call.config.acls.get(f"qscc/{name}", READERS))
     channel_id = rest.pop(0).decode(errors="replace")
     if channel_id != call.ledger.channel_id:
         raise SystemChaincodeError(f"Invalid chain ID, {channel_id}")
-    name = function.decode(errors="replace")
     ledger = call.ledger
     match name, rest:
         case "GetChainInfo", []:
@@ -287,7 +317,8 @@ def _qscc(call: SystemCall, arguments: tuple[bytes, ...]) -> bytes:
                 previousBlockHash=header.previous_hash,
             ).SerializeToString()
         case "GetBlockByNumber", [number]:
-            return ledger.block(_number(number))
+            wanted = _number(number)
+            return ledger.block(ledger.height - 1 if wanted == NEWEST else wanted)
         case "GetBlockByHash", [block_hash]:
             block = ledger.block_by_hash(block_hash)
             if block is None:
@@ -323,3 +354,70 @@ def _transaction(ledger: Ledger, argument: bytes) -> TransactionRecord:
     if record is None:
         raise SystemChaincodeError(f"Failed to get transaction with id {transaction_id}: not found")
     return record
+
+
+# -------------------------------------------------------------------------------------- cscc
+
+
+def _cscc(
+    ledgers: Mapping[str, Ledger], creator: Identity, msp_id: str, arguments: tuple[bytes, ...]
+) -> bytes:
+    function = arguments[0].decode(errors="replace") if arguments else ""
+    match function, arguments[1:]:
+        case "GetChannels", _:
+            _require_own(creator, msp_id, admin=False)
+            return peer_pb2.ChannelQueryResponse(
+                channels=[peer_pb2.ChannelInfo(channel_id=one) for one in sorted(ledgers)]
+            ).SerializeToString()
+        case "GetConfigBlock", [channel_id, *_]:
+            ledger = _readable(ledgers, creator, function, channel_id)
+            return ledger.block(ledger.last_config_block())
+        case "GetChannelConfig", [channel_id, *_]:
+            return _readable(
+                ledgers, creator, function, channel_id
+            ).config.config.SerializeToString(deterministic=True)
+        case "JoinBySnapshotStatus", _:
+            _require_own(creator, msp_id, admin=True)
+            return peer_pb2.JoinBySnapshotStatus(in_progress=False).SerializeToString()
+        case "JoinChain", [block, *_]:
+            _require_own(creator, msp_id, admin=True)
+            joined, _ = config_of_block(parse(common_pb2.Block, block, "the genesis block"))
+            if joined in ledgers:
+                raise SystemChaincodeError(
+                    f"cannot create ledger from genesis block: ledger [{joined}] already exists "
+                    "with state [ACTIVE]: this peer has joined the channel"
+                )
+            raise SystemChaincodeError(
+                f"this peer cannot join {joined} while it runs: it serves the channels of its data "
+                f"directory, {', '.join(sorted(ledgers))}"
+            )
+        case (("GetConfigBlock" | "GetChannelConfig" | "JoinChain"), []):
+            raise SystemChaincodeError(f"Incorrect number of arguments, {len(arguments)}")
+        case _:
+            raise SystemChaincodeError(f"Requested function {function} not found.")
+
+
+def _require_own(creator: Identity, msp_id: str, *, admin: bool) -> None:
+    if creator.msp_id != msp_id or (admin and not creator.is_admin):
+        who = "an admin" if admin else "a member"
+        raise SystemChaincodeError(f"access denied: only {who} of {msp_id} may ask its peer this")
+
+
+def _readable(
+    ledgers: Mapping[str, Ledger], creator: Identity, function: str, channel: bytes
+) -> Ledger:
+    """A channel's ledger, for one of its readers."""
+    channel_id = channel.decode(errors="replace")
+    ledger = ledgers.get(channel_id)
+    if ledger is None:
+        raise SystemChaincodeError(f"Unknown channel ID, {channel_id}")
+    config = ledger.config
+    try:
+        # Who it is on one channel says nothing about another.
+        reader = config.msps.identity(creator.serialized)
+    except IdentityError as error:
+        raise SystemChaincodeError(
+            f"access denied for [{function}][{channel_id}]: {error}"
+        ) from None
+    _require(config, config.acls.get(f"cscc/{function}", READERS), reader)
+    return ledger

@@ -103,12 +103,17 @@ async def test_a_home_may_not_call_the_listener_for_nodes(embedded: EmbeddedNetw
         (authority.issue("boss", "admin", key.public_key()), key_pem(key), "as admin"),
     ]
     for certificate, private, said in cases:
-        code, text = await _process(
-            network.tls_bundle_pem, aurora.ports.peer_node, certificate_pem(certificate), private
-        )
-        assert code is grpc.StatusCode.PERMISSION_DENIED
-        assert said in text
-        assert "gateway's address" in text
+        for path in (services.PROCESS_PROPOSAL, services.DISCOVER):
+            code, text = await _process(
+                network.tls_bundle_pem,
+                aurora.ports.peer_node,
+                certificate_pem(certificate),
+                private,
+                path,
+            )
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            assert said in text
+            assert "gateway's address" in text
     node = boreal.directory / "peer"
     code, text = await _process(
         network.tls_bundle_pem,
@@ -123,14 +128,16 @@ async def test_a_home_may_not_call_the_listener_for_nodes(embedded: EmbeddedNetw
 
 
 async def _process(
-    roots: bytes, port: int, certificate: bytes, key: bytes
+    roots: bytes,
+    port: int,
+    certificate: bytes,
+    key: bytes,
+    path: str = services.PROCESS_PROPOSAL,
 ) -> tuple[grpc.StatusCode, str]:
-    """What a listener answers to an empty proposal."""
+    """What a listener answers to an empty proposal, or another empty request."""
     credentials = grpc.ssl_channel_credentials(roots, key, certificate)
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as connection:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary(
-            services.PROCESS_PROPOSAL
-        )
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary(path)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(b"", timeout=10)
     return error.value.code(), str(error.value.details())

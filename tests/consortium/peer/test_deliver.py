@@ -8,9 +8,17 @@ from pathlib import Path
 import grpc
 import pytest
 
+from consortium.identity.certificates import CertificateAuthority, generate_key
+from consortium.identity.msp import Identity, Msp, msp_config
+from consortium.identity.signing import Signer
 from consortium.peer import deliver
-from consortium.wire import common_pb2, peer_pb2, services
-from tests.consortium.ledger.recorded import expected, stored_block
+from consortium.wire import common_pb2, kvrwset_pb2, peer_pb2, services
+from tests.consortium.ledger.recorded import (
+    expected,
+    private_rwset,
+    private_writes,
+    stored_block,
+)
 
 from .recorded_peer import NEWEST, NEXT, OLDEST, RecordedPeer, at, member, recorded_peer
 
@@ -156,3 +164,88 @@ async def test_a_stopping_peer_ends_its_streams(peer: RecordedPeer) -> None:
         await reading
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "stopping" in str(error.value.details())
+
+
+async def _private(
+    peer: RecordedPeer, signer: Signer | None = None
+) -> dict[tuple[int, int], list[tuple[str, str, bytes]]]:
+    """What a reader is given of private data: by block and transaction, with its place."""
+    last = peer.channel.ledger.height - 1
+    answers = await peer.deliver(
+        peer.seek(OLDEST, at(last), signer=signer), path=services.DELIVER_WITH_PRIVATE_DATA
+    )
+    assert answers.pop().status == OK
+    found = {}
+    for number, answer in enumerate(answers):
+        sent = answer.block_and_private_data
+        assert sent.block == common_pb2.Block.FromString(peer.channel.ledger.block(number))
+        for tx, sets in sent.private_data_map.items():
+            found[number, tx] = [
+                (namespace.namespace, collection.collection_name, collection.rwset)
+                for namespace in sets.ns_pvt_rwset
+                for collection in namespace.collection_pvt_rwset
+            ]
+    return found
+
+
+async def test_blocks_with_private_data(tmp_path: Path) -> None:
+    """Members of a collection get what this peer holds of it, with the block as it is stored."""
+    private = private_writes()
+    async with recorded_peer(tmp_path / "ledger", 2) as peer:
+        ledger = peer.channel.ledger
+        for (block, tx), contents in private.items():
+            transaction_id = expected()["blocks"][block]["txs"][tx]["txid"]
+            ledger.store_transient(transaction_id, private_rwset(*contents), 2)
+        await peer.commit_to(66)
+        own = {place: [contents] for place, contents in private.items() if place[0] < 66}
+        of_org2 = [place for place, [found] in own.items() if found[1] == "_implicit_org_Org2MSP"]
+        for place in of_org2:
+            del own[place]  # not this peer's to keep
+        shown = await _private(peer)
+        assert shown.keys() == own.keys()
+        # Block 54 purges the key pk3: it is gone from the sets that wrote it, and only from those.
+        changed = {place for place in own if shown[place] != own[place]}
+        assert changed == {(49, 0), (54, 0)}
+        left = kvrwset_pb2.KVRWSet.FromString(shown[49, 0][0][2])
+        assert [write.key for write in left.writes] == ["pk1", "pk2"]
+        # Another organisation's members: what they share with this one, not what is its own.
+        shared = {place for place, [found] in own.items() if found[1] == "collA"}
+        others = await _private(peer, member("org2-user1", "Org2MSP"))
+        assert others.keys() == shared
+        await peer.commit_to(72)  # block 71 adds Org3, which belongs to no collection
+        assert await _private(peer, member("org3-user1", "Org3MSP")) == {}
+        # collB lived for three blocks.
+        assert (64, 0) not in await _private(peer)
+
+
+def test_a_certificate_for_one_home_shows_no_neighbours() -> None:
+    """Homes are clients of a member too; what contracts keep from them, a block must not show."""
+    authority = CertificateAuthority.create("Org1", "org1.example")
+    msp = Msp.from_config(msp_config("Org1MSP", authority.certificate_pem))
+    key = generate_key().public_key()
+
+    def reader(attributes: dict[str, str]) -> Identity:
+        return msp.identity_of(authority.issue("one", "client", key, attributes=attributes))
+
+    confined = deliver._sees_through_contracts_only
+    assert confined(reader({"gridledger.role": "home", "gridledger.connection": "CP-1"}))
+    assert confined(reader({"gridledger.connection": "CP-1"}))
+    assert confined(reader({"gridledger.role": "supplier"}))
+    assert not confined(reader({"gridledger.role": "operator"}))
+    assert not confined(reader({}))
+
+
+async def test_a_channels_own_access_rules(
+    peer: RecordedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its access control list says who may have blocks; filtered ones have a line of their own."""
+    one = at(1)
+    config = peer.channel.ledger.config
+    monkeypatch.setattr(config, "acls", {"event/Block": "/Channel/Application/Org1MSP/Admins"})
+    request, admin = peer.seek(one, one), peer.seek(one, one, signer=member("org1-admin"))
+    for path in (services.DELIVER, services.DELIVER_WITH_PRIVATE_DATA):
+        assert (await peer.deliver(request, path=path))[-1].status == FORBIDDEN
+        assert (await peer.deliver(admin, path=path))[-1].status == OK
+    assert (await peer.deliver(request, path=services.DELIVER_FILTERED))[-1].status == OK
+    monkeypatch.setattr(config, "acls", {"event/Block": "/Channel/Nothing"})
+    assert (await peer.deliver(admin))[-1].status == FORBIDDEN

@@ -326,6 +326,8 @@ def test_service_paths() -> None:
     assert found == {
         "discovery.Discovery": {"Discover"},
         "gateway.Gateway": {"Endorse", "Submit", "CommitStatus", "Evaluate", "ChaincodeEvents"},
+        "grpc.health.v1.Health": {"Check", "Watch"},
+        "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo"},
         "orderer.AtomicBroadcast": {"Broadcast", "Deliver"},
         "orderer.Cluster": {"Step"},
         "orderer.ClusterNodeService": {"Step"},
