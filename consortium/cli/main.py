@@ -49,7 +49,10 @@ from gridledger_client import (
 )
 from gridledger_client.enrolment import same_fingerprint
 
+from . import channel
 from .blocks import describe_block
+from .output import answer as _print
+from .output import table as _table
 
 DEFAULT_DATA_DIR = Path(".gridledger")
 
@@ -209,6 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("number", help="a number, or newest")
     show.set_defaults(run=_block_show)
 
+    channel.add_commands(rooms, common)
+
     verify = rooms.add_parser(
         "verify",
         parents=[common],
@@ -217,19 +222,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--utility", help="whose ledger (default: every one in the folder)")
     verify.set_defaults(run=_verify)
     return parser
-
-
-def _print(options: argparse.Namespace, value: Any, text: str) -> None:
-    print(json.dumps(value, indent=2) if options.json else text)
-
-
-def _table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
-    cells = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
 
 
 def _progress(message: str) -> None:

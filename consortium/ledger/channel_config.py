@@ -105,6 +105,14 @@ _ORDERER_ORG_VALUES: Mapping[str, type[Message]] = {
     "Endpoints": common_pb2.OrdererAddresses,
     "MSP": msp_pb2.MSPConfig,
 }
+VALUE_TYPES: Mapping[str, type[Message]] = {
+    **_CHANNEL_VALUES,
+    **_APPLICATION_VALUES,
+    **_APPLICATION_ORG_VALUES,
+    **_ORDERER_VALUES,
+    **_ORDERER_ORG_VALUES,
+}
+"""The message that stands in a value, by its key: a key means the same in every group."""
 _HASHING_WIDTH = 2**32 - 1
 
 

@@ -146,11 +146,11 @@ def apply_update(
     versions, or its signers may not make it.
     """
     try:
-        update_envelope = _open_update(envelope)
+        update_envelope = open_update(envelope)
         update = parse(
             common_pb2.ConfigUpdate, update_envelope.config_update, "the configuration update"
         )
-        signed = list(_update_signatures(update_envelope))
+        signed = list(update_signatures(update_envelope))
     except WireError as error:
         raise ConfigError(str(error)) from None
     if update.channel_id != channel_id:
@@ -202,7 +202,7 @@ def _authorize(
     if element.version != present.version + 1:
         raise ConfigError(
             f"the update sets {path} to version {element.version}; it is at version "
-            f"{present.version}, so the next is {present.version + 1}"
+            f"{present.version}, so the next is {present.version + 1}; compute it again"
         )
     policy = policies.get(present.policy_path)
     if policy is None:
@@ -224,7 +224,8 @@ def _check_mod_policy(path: str, mod_policy: str) -> None:
         _check_key(part)
 
 
-def _open_update(envelope: common_pb2.Envelope) -> common_pb2.ConfigUpdateEnvelope:
+def open_update(envelope: common_pb2.Envelope) -> common_pb2.ConfigUpdateEnvelope:
+    """The update and its signatures in a CONFIG_UPDATE envelope; raises ConfigError, WireError."""
     payload = parse(common_pb2.Payload, envelope.payload, "the update's payload")
     header = parse(
         common_pb2.ChannelHeader, payload.header.channel_header, "the update's channel header"
@@ -237,7 +238,8 @@ def _open_update(envelope: common_pb2.Envelope) -> common_pb2.ConfigUpdateEnvelo
     return parse(common_pb2.ConfigUpdateEnvelope, payload.data, "the update's envelope")
 
 
-def _update_signatures(update: common_pb2.ConfigUpdateEnvelope) -> Iterator[SignedData]:
+def update_signatures(update: common_pb2.ConfigUpdateEnvelope) -> Iterator[SignedData]:
+    """What each of an update's signatures covers; raises ConfigError, WireError."""
     if len(update.signatures) > SIGNATURE_LIMIT:
         raise ConfigError(
             f"the update has {len(update.signatures)} signatures; {SIGNATURE_LIMIT} are allowed"
