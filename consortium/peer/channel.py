@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 5.0
-RECENT_BLOCKS = 64
+RECENT_BLOCKS = 16
 RECENT_BYTES = 64 * 1024 * 1024
 STALLED_S = 10.0
 """Without a block for so long while someone waits for a transaction, another orderer is asked."""
