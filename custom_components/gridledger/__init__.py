@@ -13,6 +13,7 @@ from homeassistant.const import EVENT_HOMEASSISTANT_STOP
 from homeassistant.core import Event, HomeAssistant
 from homeassistant.exceptions import ConfigEntryAuthFailed, ConfigEntryError
 from homeassistant.helpers import config_validation as cv
+from homeassistant.helpers import issue_registry as ir
 from homeassistant.helpers.typing import ConfigType
 
 from . import dashboard, vault, websocket
@@ -23,6 +24,7 @@ from .const import (
     CONF_GATEWAYS,
     CONF_PLANT,
     DOMAIN,
+    ISSUES,
     PLATFORMS,
 )
 from .services import async_setup_services
@@ -67,7 +69,7 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
         )
         meter_key = MeterKey(secrets["meter_key"].encode(), bytes.fromhex(secrets["salt_secret"]))
         outbox = await hass.async_add_executor_job(Outbox, Path(vault.outbox_path(hass, unique_id)))
-    except (GridLedgerError, OutboxError, OSError, ValueError) as error:
+    except (GridLedgerError, OutboxError, OSError, ValueError, KeyError) as error:
         raise ConfigEntryError(
             translation_domain=DOMAIN,
             translation_key="unusable",
@@ -78,12 +80,16 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
     home = HomeCoordinator(hass, entry, session, outbox, plant)
     session.home = home
     entry.runtime_data = GridLedgerRuntime(session, home, Seller(hass, session, plant), outbox)
-    await session.async_load()
-    await home.async_start()
-    await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
-    async_link_devices(hass, entry)
+    try:
+        await session.async_load()
+        await home.async_start()
+        await dashboard.async_add_resource(hass)
+        await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
+        async_link_devices(hass, entry)
+    except BaseException:
+        await _async_stop(hass, entry)  # an entry that failed to load must not go on listening
+        raise
     session.async_start()
-    await dashboard.async_add_resource(hass)
 
     async def stop(_: Event) -> None:
         await _async_stop(hass, entry)
@@ -119,6 +125,8 @@ async def async_remove_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) 
                 Path(path + suffix).unlink()
 
     await hass.async_add_executor_job(remove)
+    for issue in ISSUES:
+        ir.async_delete_issue(hass, DOMAIN, f"{issue}_{entry.entry_id}")
     if not hass.config_entries.async_entries(DOMAIN):
         await dashboard.async_remove_resource(hass)
 

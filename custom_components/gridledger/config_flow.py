@@ -1,7 +1,7 @@
 """Joining a network: where it is and who we are, what the home has, and only then enrolment.
 
-Enrolment uses a secret that works once, so it comes last: a dialog closed before has cost
-nothing, and a failure after it is repeated with what was gained.
+Enrolment uses a secret that works once, so it comes last, once nothing is left to ask: a dialog
+closed before has cost nothing, and a failure after it is repeated with what was gained.
 """
 
 import secrets as random_secrets
@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import voluptuous as vol
 from cryptography import x509
-from cryptography.x509.oid import NameOID
 from homeassistant.components.file_upload import process_uploaded_file
 from homeassistant.components.sensor import SensorDeviceClass
 from homeassistant.config_entries import ConfigFlow, ConfigFlowResult
@@ -32,13 +31,14 @@ from homeassistant.helpers.selector import (
 from . import vault
 from .client import (
     AuthenticationFailed,
+    AuthorityInfo,
     ConnectionFailed,
     Credentials,
     GridLedgerError,
     InvalidInput,
     Timeout,
     enroll,
-    fetch_bundle,
+    fetch_info,
     fingerprint,
     generate_key_pem,
 )
@@ -161,6 +161,8 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
         """Begin with nothing known."""
         self._network: dict[str, Any] = {}
         self._secret = ""
+        self._authority: AuthorityInfo | None = None
+        self._msp_id = ""
         self._plant: dict[str, Any] = {}
         self._credentials: Credentials | None = None
         # Made before enrolment and kept for the whole dialog: if the CA's answer is lost, the
@@ -189,6 +191,10 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
                         CONF_ENROLLMENT_ID: network[CONF_ENROLLMENT_ID],
                     }
                 )
+                assert self._authority is not None
+                self._msp_id = self._authority.msp_id
+                if not self._msp_id:
+                    return await self.async_step_member()
                 return await self.async_step_plant()
         return self._user_form(user_input, errors, said)
 
@@ -219,17 +225,24 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
         wanted = given.get(CONF_FINGERPRINT, "").strip()
         if bundle:
             try:
+                bundle.decode("ascii")
                 found = fingerprint(bundle)
-            except InvalidInput as error:
-                raise _FormError(CONF_BUNDLE, "invalid_bundle") from error
+            except (InvalidInput, UnicodeDecodeError) as error:
+                field = CONF_BUNDLE_FILE if given.get(CONF_BUNDLE_FILE) else CONF_BUNDLE
+                raise _FormError(field, "invalid_bundle") from error
         elif wanted:
             session = async_get_clientsession(self.hass, verify_ssl=False)
-            bundle = await fetch_bundle(ca_url, session=session)
+            self._authority = await fetch_info(ca_url, session=session)
+            bundle = self._authority.bundle_pem
             found = fingerprint(bundle)
         else:
             raise _FormError(CONF_FINGERPRINT, "trust_needed")
         if wanted and not same_fingerprint(wanted, found):
             raise _FormError(CONF_FINGERPRINT, "fingerprint_mismatch")
+        # Now over TLS that only the bundle's owner can speak.
+        self._authority = await fetch_info(
+            ca_url, bundle, session=async_get_clientsession(self.hass)
+        )
         return {
             CONF_GATEWAYS: gateways,
             CONF_CA_URL: ca_url,
@@ -252,7 +265,7 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
         errors: dict[str, str] = {}
         said = ""
         if user_input is None:
-            suggested = plant_from_preferences(await self._energy_preferences())
+            suggested = self._plant or plant_from_preferences(await self._energy_preferences())
         else:
             suggested = user_input
             errors = _plant_errors(user_input)
@@ -297,16 +310,17 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
                 session=async_get_clientsession(self.hass),
                 key_pem=self._key_pem,
             )
-        if not self._credentials.msp_id:
-            return await self.async_step_member()
-        return await self._finish(self._credentials.msp_id)
+        return await self._finish(self._credentials.msp_id or self._msp_id)
 
     async def async_step_member(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the member's id where its CA doesn't tell (a real fabric-ca)."""
         if user_input is not None:
-            return await self._finish(user_input[CONF_MSP_ID].strip())
-        assert self._credentials is not None
-        suggested = {CONF_MSP_ID: _likely_member(self._credentials)}
+            self._msp_id = user_input[CONF_MSP_ID].strip()
+            return await self.async_step_plant()
+        assert self._authority is not None
+        # Members are mostly called <Organisation>MSP.
+        name = self._authority.organization
+        suggested = {CONF_MSP_ID: f"{name}MSP"} if name else {}
         return self.async_show_form(
             step_id="member",
             data_schema=self.add_suggested_values_to_schema(MEMBER_SCHEMA, suggested),
@@ -446,13 +460,6 @@ def _plant_errors(plant: Mapping[str, Any]) -> dict[str, str]:
     if not any(plant.get(key) for key in (CONF_GRID_IMPORT, CONF_GRID_EXPORT, CONF_GRID_POWER)):
         return {CONF_GRID_IMPORT: "grid_needed"}
     return {}
-
-
-def _likely_member(credentials: Credentials) -> str:
-    """Guess a member's id from its CA's name: members are mostly called ``<Organisation>MSP``."""
-    issuer = x509.load_pem_x509_certificate(credentials.certificate_pem).issuer
-    names = issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    return f"{names[0].value!s}MSP" if names else ""
 
 
 def _connection_id(credentials: Credentials, enrollment_id: str) -> str:

@@ -65,4 +65,7 @@ ATTR_REQUEST_ID: Final = "request_id"
 SERVICE_QUOTE_SALE: Final = "quote_sale"
 SERVICE_SELL_ENERGY: Final = "sell_energy"
 
+ISSUES: Final = ("foreign_reading", "readings_refused")
+"""Kinds of repair issues; a home's own carries its entry's id behind."""
+
 EVENT_TRADE_COMMITTED: Final = "committed"

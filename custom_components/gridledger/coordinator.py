@@ -162,6 +162,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         self._cancel_tick: CALLBACK_TYPE | None = None
         self._cancel_publish: CALLBACK_TYPE | None = None
         self._published_at = 0.0
+        self._stopped = False
 
     # Life -----------------------------------------------------------------------------------
 
@@ -193,6 +194,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
                 cancel()
         self._cancel_tick = self._cancel_publish = None
         await self.async_save()
+        self._stopped = True
 
     def _load_counters(self) -> None:
         stored = self._outbox.fact(_FACT_COUNTERS) or {}
@@ -317,6 +319,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         assert self.meter is not None
         if cuts := self.meter.cut():
             self._unsaved.extend(cuts)
+            # They wait here only while the ledger has never been reached.
+            del self._unsaved[: -(RETENTION_S // self.meter.interval_s)]
             if len(cuts) == CATCH_UP_LIMIT:
                 self._schedule_tick(soon=True)  # more are due; let others run in between
             self.config_entry.async_create_task(
@@ -328,7 +332,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         """Sign what was cut and store it together with the meter's state, in order."""
         async with self._save_lock:
             meter, meter_id = self.meter, self._session.meter_id
-            if meter is None or (self._unsaved and meter_id is None):
+            if self._stopped or meter is None or (self._unsaved and meter_id is None):
                 return  # nothing may be stored as cut before it can be signed
             cuts, state = list(self._unsaved), meter.as_dict()
             readings = [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from homeassistant.components.diagnostics import async_redact_data
+from homeassistant.components.diagnostics import REDACTED, async_redact_data
 from homeassistant.core import HomeAssistant
 
 from .const import (
@@ -58,7 +58,9 @@ async def async_get_config_entry_diagnostics(
                     "interval_start": reading.interval_start,
                     "state": reading.state,
                     "quality": reading.fields.get("quality"),
-                    "note": reading.note,
+                    # The contract's reasons name the meter, which names the connection.
+                    "note": reading.note
+                    and reading.note.replace(entry.data[CONF_CONNECTION], REDACTED),
                 }
                 for reading in recent
             ],

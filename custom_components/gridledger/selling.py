@@ -217,7 +217,23 @@ class Seller:
             answer = await self._session.client.evaluate(CHAINCODE_ENERGY, "market:Quote", argument)
         except GridLedgerError as error:
             raise translated(error) from error
-        return dict(answer["quote"])
+        try:
+            return dict(answer["quote"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _failed("unexpected", reason=f"the quote can't be read: {error!r}") from error
+
+    async def known(self, request_id: str) -> tuple[Trade, int] | None:
+        """Return the trade and block of a request that the ledger has taken already.
+
+        Raises:
+            HomeAssistantError: the ledger is away.
+        """
+        self._clock()
+        await self._read_market()
+        for trade in self._session.data.trades.values():
+            if trade.request_id == request_id:
+                return trade, await self._outcome(trade.transaction_id, request_id)
+        return None
 
     async def sell(
         self, quote: Mapping[str, Any], request_id: str | None = None

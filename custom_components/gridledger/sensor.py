@@ -46,6 +46,9 @@ class HomeSensorDescription(SensorEntityDescription):
 
     device: Device = Device.HOME
     needs: tuple[str, ...] = ()
+    """Any of these."""
+    needs_too: tuple[str, ...] = ()
+    """All of these."""
     value_fn: Callable[[HomeData], float | None]
 
 
@@ -101,7 +104,8 @@ HOME_SENSORS: tuple[HomeSensorDescription, ...] = (
         key="stored_energy",
         translation_key="stored_energy",
         device=Device.BATTERY,
-        needs=(CONF_BATTERY_CAPACITY,),
+        needs=(CONF_BATTERY_LEVEL,),
+        needs_too=(CONF_BATTERY_CAPACITY,),
         device_class=SensorDeviceClass.ENERGY_STORAGE,
         native_unit_of_measurement=UnitOfEnergy.KILO_WATT_HOUR,
         state_class=SensorStateClass.MEASUREMENT,
@@ -131,9 +135,12 @@ def _today(session: LedgerSession) -> Today | None:
     if session.clock is None:
         return None
     midnight = dt_util.start_of_local_day()
-    start = session.clock.channel(midnight.timestamp())
-    now = session.clock.channel(dt_util.utcnow().timestamp())
-    return Today(start, start + 86400 * session.clock.rate, now, midnight)
+    tomorrow = dt_util.start_of_local_day(midnight.date() + timedelta(days=1))
+    channel = session.clock.channel
+    now = dt_util.utcnow().timestamp()
+    return Today(
+        channel(midnight.timestamp()), channel(tomorrow.timestamp()), channel(now), midnight
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +280,7 @@ async def async_setup_entry(
                 HomeSensor(entry, runtime.home, description, description.device)
                 for description in HOME_SENSORS
                 if any(plant.get(need) for need in description.needs)
+                and all(plant.get(need) for need in description.needs_too)
             ),
             *(
                 LedgerSensor(entry, runtime.session, description, description.device)

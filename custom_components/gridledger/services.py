@@ -35,6 +35,8 @@ from .const import (
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry, GridLedgerRuntime
+    from .models import Trade
+    from .session import LedgerSession
 
 # The contract's own limit is the connection's; this catches Wh given for kWh.
 _ENERGY_LIMIT_KWH = 10_000
@@ -139,11 +141,14 @@ async def _quote_sale(call: ServiceCall) -> ServiceResponse:
 async def _sell_energy(call: ServiceCall) -> ServiceResponse:
     """Sell: a quote exactly as given, or as much energy as asked at today's best rate."""
     runtime = _runtime(call)
-    quote = call.data.get(ATTR_QUOTE)
+    session = runtime.session
+    quote, request_id = call.data.get(ATTR_QUOTE), call.data.get(ATTR_REQUEST_ID)
     if quote is None:
+        # A repeated request is answered with its sale: a new quote would count it as promised.
+        if request_id is not None and (known := await runtime.seller.known(request_id)):
+            return _sold(session, *known)
         quote = await _quote(call, runtime)
     minimum = call.data.get(ATTR_MIN_PRICE)
-    session = runtime.session
     try:
         price = int(quote["price_micro_per_kwh"]) / 1e6
     except (KeyError, TypeError, ValueError) as error:
@@ -155,7 +160,10 @@ async def _sell_energy(call: ServiceCall) -> ServiceResponse:
             minimum=f"{minimum:.4f}",
             currency=session.data.currency,
         )
-    trade, block = await runtime.seller.sell(quote, call.data.get(ATTR_REQUEST_ID))
+    return _sold(session, *await runtime.seller.sell(quote, request_id))
+
+
+def _sold(session: LedgerSession, trade: Trade, block: int) -> ServiceResponse:
     assert session.clock is not None
     return {
         **trade.as_response(session.clock, session.data.currency),

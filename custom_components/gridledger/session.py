@@ -2,12 +2,15 @@
 
 It owns the gateway client, follows the market's events from a stored checkpoint, sends readings
 from the outbox, asks again every quarter of an hour in case an event was missed, and begins anew
-by itself whenever the connection breaks. Nothing else of the integration waits for the network.
+by itself whenever the connection breaks. Readings go to the home's own utility alone: while its
+peer is away they wait, and the market goes on through any other member's gateway. Nothing else of
+the integration waits for the network.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 _FACT_SETTINGS: Final = "settings"
 _FACT_CHECKPOINT: Final = "checkpoint"
 _FACT_METER_ID: Final = "meter_id"
+_FACT_METER_KEY: Final = "meter_public_key"
 
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LONGEST_S: Final = 60.0
@@ -56,6 +60,8 @@ _REFRESH_APART_S: Final = 2.0
 _CHECKPOINT_APART_S: Final = 30.0
 _OLD_EVENT_S: Final = 300.0
 _COMPARED_AT_ONCE: Final = 1000
+_PRUNE_APART_S: Final = 3600.0
+_TRADE_PAGES: Final = 50
 _WINDOW_INTERVALS: Final = 96
 """A sale's window is at most this long, so older trades deliver nothing any more."""
 
@@ -91,6 +97,9 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         self._checkpoint_stored_at = 0.0
         self._batch_limit = BATCH_READINGS
         self._told_down = False
+        self._told_unexpected = ""
+        self._market_lock = asyncio.Lock()
+        self._pruned_at = -_PRUNE_APART_S
 
     @property
     def msp_id(self) -> str:
@@ -105,6 +114,9 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if settings:
             self._adopt_settings(settings)
         self.meter_id = await self._disk(self.outbox.fact, _FACT_METER_ID)
+        key = await self._disk(self.outbox.fact, _FACT_METER_KEY)
+        if key not in (None, self._meter_key.public_key_pem):
+            self.meter_id = None  # keys were lost and made anew: this is another meter
         await self._update_summary()
 
     @callback
@@ -134,7 +146,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         while True:
             try:
                 await self._serve()
-            except (GridLedgerError, ExceptionGroup) as error:
+            except Exception as error:  # whatever it is, a later try may do better
                 cause = _first(error)
                 if self.data.connected:
                     wait_s = _RETRY_FIRST_S
@@ -142,10 +154,18 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 if isinstance(cause, AuthenticationFailed):
                     self.config_entry.async_start_reauth(self.hass)
                     wait_s = _RETRY_REFUSED_S
+                elif isinstance(cause, Timeout):
+                    await self.client.leave_gateway()
                 elif not isinstance(cause, GridLedgerError):
-                    LOGGER.error("The ledger session failed unexpectedly", exc_info=cause)
+                    self._tell_unexpected(cause)
             await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
             wait_s = min(wait_s * 2, _RETRY_LONGEST_S)
+
+    def _tell_unexpected(self, cause: BaseException) -> None:
+        """Log a mistake of ours once, not at each retry."""
+        if repr(cause) != self._told_unexpected:
+            self._told_unexpected = repr(cause)
+            LOGGER.error("The ledger session failed unexpectedly", exc_info=cause)
 
     def _went_down(self, cause: BaseException) -> None:
         if not self._told_down:
@@ -160,7 +180,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         self.async_set_updated_data(replace(self.data, connected=True))
 
     async def _serve(self) -> None:
-        """Connect, settle what is open, and then follow, send and ask until something fails."""
+        """Connect, and then follow, send and ask until something fails."""
         settings = await self.client.evaluate(CHAINCODE_METERING, "metering:Settings")
         currency = await self.client.evaluate(CHAINCODE_ENERGY, "registry:Settings")
         settings = {**settings, "currency": currency.get("currency", "EUR")}
@@ -168,14 +188,11 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
         await self._disk(self.outbox.store_fact, _FACT_SETTINGS, settings)
         await self._read_connection()
-        await self._register_meter()
-        await self._reconcile_readings()
-        await self._settle_undecided()
         await self.async_refresh_market()
         self._went_up()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_events())
-            group.create_task(self._send_readings())
+            group.create_task(self._keep_sending())
             group.create_task(self._keep_asking())
 
     def _adopt_settings(self, settings: Mapping[str, Any]) -> bool:
@@ -216,6 +233,13 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         Raises:
             GridLedgerError: one of them couldn't be read; nothing has changed.
         """
+        async with self._market_lock:  # or an older answer could replace a newer one
+            try:
+                await self._refresh_market()
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise GridLedgerError(f"the market's answer can't be read: {error!r}") from error
+
+    async def _refresh_market(self) -> None:
         assert self.clock is not None
         now = self.clock.channel(dt_util.utcnow().timestamp())
         local_midnight = self.clock.channel(dt_util.start_of_local_day().timestamp())
@@ -240,7 +264,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
     async def _read_trades(self, since: int) -> dict[str, Trade]:
         trades: dict[str, Trade] = {}
         bookmark = ""
-        while True:
+        for _ in range(_TRADE_PAGES):
             page = await self.client.evaluate(
                 CHAINCODE_ENERGY,
                 "market:Trades",
@@ -256,18 +280,23 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 trades[trade.trade_id] = trade
             bookmark = str(page.get("bookmark") or "")
             if not bookmark or len(page["trades"]) < TRADES_KEPT:
-                return trades
+                break
+        return trades
 
     async def _keep_asking(self) -> None:
-        """Refresh after events, and now and then without any (rates make none)."""
-        assert self.clock is not None
-        apart_s = min(RECONCILE_S, max(60.0, 5 * self.clock.interval_s / self.clock.rate))
+        """Refresh after events, and now and then without any: rates make none.
+
+        They are published by day, so a new day of the channel is a reason of its own.
+        """
+        clock = self.clock
+        assert clock is not None
+        apart_s = min(RECONCILE_S, max(60.0, 5 * clock.interval_s / clock.rate))
         while True:
-            try:
-                async with asyncio.timeout(apart_s):
+            now = clock.channel(dt_util.utcnow().timestamp())
+            until_day_s = (clock.day_start(now) + 86400 - now) / clock.rate
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(apart_s, until_day_s + _REFRESH_APART_S)):
                     await self._refresh_wanted.wait()
-            except TimeoutError:
-                await self._prune()
             self._refresh_wanted.clear()
             await self.async_refresh_market()
             await asyncio.sleep(_REFRESH_APART_S)
@@ -322,9 +351,13 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         return self._meter_key.sign(reading, self.client.channel)
 
     async def async_readings_stored(self) -> None:
-        """Say that new readings wait in the outbox."""
+        """Say that new readings wait in the outbox; drop those that are past keeping."""
         self._readings_waiting.set()
-        await self._update_summary()
+        if self.hass.loop.time() - self._pruned_at >= _PRUNE_APART_S:
+            self._pruned_at = self.hass.loop.time()
+            await self._prune()
+        else:
+            await self._update_summary()
 
     async def _update_summary(self) -> None:
         summary = await self._disk(self.outbox.summary)
@@ -367,6 +400,9 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 if error.status == 409:
                     continue
                 raise
+            await self._disk(
+                self.outbox.store_fact, _FACT_METER_KEY, self._meter_key.public_key_pem
+            )
             await self._disk(self.outbox.store_fact, _FACT_METER_ID, meter_id)
             self.meter_id = meter_id
             if self.home is not None:
@@ -481,20 +517,39 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         )
         await self._update_summary()
 
-    async def _send_readings(self) -> None:
-        """Send what waits, oldest first; then wait for more."""
-        wait_s = _RETRY_FIRST_S
+    async def _keep_sending(self) -> None:
+        """Settle what is open and send what waits; while that fails, the rest goes on.
+
+        Raises:
+            AuthenticationFailed: the ledger doesn't take our identity.
+        """
+        wait_s, settled = _RETRY_FIRST_S, False
+        while True:
+            try:
+                if not settled:
+                    await self._register_meter()
+                    await self._reconcile_readings()
+                    await self._settle_undecided()
+                    settled = True
+                if await self._send_oldest():
+                    wait_s = _RETRY_FIRST_S
+                    continue
+            except AuthenticationFailed:
+                raise
+            except GridLedgerError as error:
+                LOGGER.debug("Readings wait: %s", error)
+                settled = False
+                self._refresh_wanted.set()  # tells whether the gateway itself is away
+            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311
+            wait_s = min(wait_s * 2, _RETRY_LONGEST_S)
+
+    async def _send_oldest(self) -> bool:
+        """Wait for readings and send the oldest; return whether they got anywhere."""
         while True:
             self._readings_waiting.clear()
-            waiting = await self._disk(self.outbox.queued, self._batch_limit)
-            if not waiting:
-                await self._readings_waiting.wait()
-                continue
-            if await self._send_batch(waiting):
-                wait_s = _RETRY_FIRST_S
-                continue
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, _RETRY_REFUSED_S)
+            if waiting := await self._disk(self.outbox.queued, self._batch_limit):
+                return await self._send_batch(waiting)
+            await self._readings_waiting.wait()
 
     async def _send_batch(self, waiting: list[StoredReading]) -> bool:
         """Send one batch; return whether it got anywhere.
@@ -522,8 +577,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         await self._disk(
             self.outbox.store_envelope, signed.transaction_id, signed.envelope, carried
         )
-        for interval_start, reason in refused.items():
-            await self._refuse(interval_start, reason)
+        if refused:
+            await self._refuse(refused)
         if not carried:
             await self._disk_decide(signed.transaction_id, committed=False)
             return True
@@ -546,12 +601,15 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if len(waiting) > 1:
             self._batch_limit = max(1, len(waiting) // 2)
             return True
-        await self._refuse(waiting[0].interval_start, error.reason)
+        await self._refuse({waiting[0].interval_start: error.reason})
         return True
 
-    async def _refuse(self, interval_start: int, reason: str) -> None:
-        LOGGER.warning("The ledger refused the reading of %s: %s", interval_start, reason)
-        await self._disk(self.outbox.refuse, interval_start, reason)
+    async def _refuse(self, reasons: Mapping[int, str]) -> None:
+        """Set readings aside that the ledger will never take; ``reasons`` by interval start."""
+        reason = next(iter(reasons.values()))
+        LOGGER.warning("The ledger refused %s readings, the first: %s", len(reasons), reason)
+        for interval_start, said in reasons.items():
+            await self._disk(self.outbox.refuse, interval_start, said)
         await self._update_summary()
         ir.async_create_issue(
             self.hass,
@@ -564,7 +622,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         )
 
     async def _prune(self) -> None:
-        assert self.clock is not None
+        if self.clock is None:
+            return
         before = int(self.clock.channel(dt_util.utcnow().timestamp())) - RETENTION_S
         if lost := await self._disk(self.outbox.prune, before):
             LOGGER.warning("%s readings older than 35 days never reached the ledger", lost)

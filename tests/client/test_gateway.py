@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import grpc
+import grpc.aio
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from consortium.identity.certificates import CertificateAuthority, generate_key, key_pem
 from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network
 from gridledger_client import (
@@ -26,7 +30,7 @@ from gridledger_client import (
     generate_key_pem,
 )
 from gridledger_client.gateway import SignedTransaction, check_addresses
-from gridledger_client.wire import common_pb2
+from gridledger_client.wire import any_pb2, common_pb2, gateway_pb2, rpc_pb2
 
 from .conftest import CONNECTION
 
@@ -186,6 +190,54 @@ async def test_moves_on_to_a_gateway_that_answers(network: Network) -> None:
         assert client.address == "127.0.0.1:1"
         assert await client.evaluate("metering", "metering:Settings")
         assert client.address == network.utility("Boreal").gateway_address
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_gateway_without_nodes_keeps_its_connection(
+    network: Network, answered: bool
+) -> None:
+    """Others are asked; who answers stays the gateway of calls that it can serve."""
+    boreal = network.utility("Boreal").gateway_address
+    aurora = utility_client(network, network.utility("Aurora"), "operator")
+    server, address, roots = await _gateway_without_nodes(answered=answered)
+    try:
+        async with GatewayClient(
+            [address, boreal], network.channel, aurora.identity, network.tls_bundle_pem + roots
+        ) as client:
+            assert await client.evaluate("metering", "metering:Settings")
+            assert client.address == (address if answered else boreal)
+            assert (address in client._connections) is answered
+            await client.leave_gateway()
+            assert client.address == (boreal if answered else address)
+    finally:
+        await server.stop(None)
+
+
+async def _gateway_without_nodes(*, answered: bool) -> tuple[grpc.aio.Server, str, bytes]:
+    """A gateway whose peers are all away: it says so in details, or goes away itself."""
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, _: object) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    async def refuse(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        detail = gateway_pb2.ErrorDetail(address="peer:1", msp_id="AuroraMSP", message="gone")
+        packed = any_pb2.Any(
+            type_url="type.googleapis.com/gateway.ErrorDetail", value=detail.SerializeToString()
+        )
+        status = rpc_pb2.Status(code=14, message="no peer", details=[packed])
+        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "no peer", metadata if answered else ())
+
+    authority = CertificateAuthority.create("Test", "test.example")
+    key = generate_key()
+    certificate = authority.issue("peer", "peer", key.public_key(), hosts=("127.0.0.1",))
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Handler(),))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key_pem(key), pem)]))
+    await server.start()
+    return server, f"127.0.0.1:{port}", authority.certificate_pem
 
 
 async def test_nobody_answers(network: Network) -> None:

@@ -220,10 +220,6 @@ async def join(hass: HomeAssistant, invitation: dict[str, Any], plant: dict[str,
     step = await hass.config_entries.flow.async_configure(step["flow_id"], invitation)
     assert step["step_id"] == "plant", step
     step = await hass.config_entries.flow.async_configure(step["flow_id"], plant)
-    if step["type"] is FlowResultType.FORM and step["step_id"] == "member":
-        step = await hass.config_entries.flow.async_configure(
-            step["flow_id"], {"msp_id": "AuroraMSP"}
-        )
     assert step["type"] is FlowResultType.CREATE_ENTRY, step
     await hass.async_block_till_done()
     assert step["result"].state is ConfigEntryState.LOADED

@@ -14,7 +14,13 @@ from homeassistant.helpers.json import save_json
 from homeassistant.setup import async_setup_component
 
 from custom_components.gridledger import vault
-from custom_components.gridledger.client import ConnectionFailed, Credentials, enroll
+from custom_components.gridledger.client import (
+    AuthorityInfo,
+    ConnectionFailed,
+    Credentials,
+    enroll,
+    fetch_info,
+)
 from custom_components.gridledger.const import DOMAIN
 
 from .conftest import (
@@ -40,6 +46,15 @@ async def first_form(hass: HomeAssistant, given: dict[str, Any]) -> Any:
     step = await hass.config_entries.flow.async_init(DOMAIN, context={"source": SOURCE_USER})
     assert (step["type"], step["step_id"]) == (FlowResultType.FORM, "user")
     return await hass.config_entries.flow.async_configure(step["flow_id"], given)
+
+
+def suggested(step: Any) -> dict[str, Any]:
+    """The values that a form shows."""
+    return {
+        str(marker): marker.description["suggested_value"]
+        for marker in step["data_schema"].schema
+        if marker.description and "suggested_value" in marker.description
+    }
 
 
 async def test_joins_and_hides_its_keys(hass: HomeAssistant, network: RunningNetwork) -> None:
@@ -79,12 +94,7 @@ async def test_plant_is_prefilled_from_the_energy_dashboard(
     ):
         step = await first_form(hass, network.invite("flow-2", "H-FLOW-2"))
     assert step["step_id"] == "plant"
-    suggested = {
-        str(marker): marker.description["suggested_value"]
-        for marker in step["data_schema"].schema
-        if marker.description and "suggested_value" in marker.description
-    }
-    assert suggested == {"grid_import_energy": [IMPORT], "grid_export_energy": [EXPORT]}
+    assert suggested(step) == {"grid_import_energy": [IMPORT], "grid_export_energy": [EXPORT]}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +107,7 @@ async def test_plant_is_prefilled_from_the_energy_dashboard(
         ({"fingerprint": "AB:" * 31 + "AB"}, {"fingerprint": "fingerprint_mismatch"}),
         ({"fingerprint": ""}, {"fingerprint": "trust_needed"}),
         ({"ca_bundle": "no certificates"}, {"ca_bundle": "invalid_bundle"}),
+        ({"ca_bundle": "certificati della società"}, {"ca_bundle": "invalid_bundle"}),
         ({"ca_bundle_file": "0123456789abcdef" * 2}, {"ca_bundle_file": "invalid_bundle"}),
     ],
 )
@@ -128,11 +139,8 @@ async def test_a_wrong_secret_leads_back_to_where_it_stands(
     step = await hass.config_entries.flow.async_configure(step["flow_id"], PLANT)
     assert (step["step_id"], step["errors"]) == ("user", {"secret": "invalid_auth"})
     step = await hass.config_entries.flow.async_configure(step["flow_id"], invitation)
+    assert suggested(step)["battery_reserve"] == 20  # what was filled in is there again
     step = await hass.config_entries.flow.async_configure(step["flow_id"], PLANT)
-    if step.get("step_id") == "member":
-        step = await hass.config_entries.flow.async_configure(
-            step["flow_id"], {"msp_id": "AuroraMSP"}
-        )
     assert step["type"] is FlowResultType.CREATE_ENTRY
     await hass.async_block_till_done()
     await hass.config_entries.async_unload(step["result"].entry_id)
@@ -146,14 +154,24 @@ async def test_a_ca_that_does_not_name_its_member(
     async def enroll_at_fabric(*arguments: Any, **options: Any) -> Credentials:
         return replace(await enroll(*arguments, **options), msp_id="")
 
-    with patch("custom_components.gridledger.config_flow.enroll", enroll_at_fabric):
+    async def info_of_fabric(*arguments: Any, **options: Any) -> AuthorityInfo:
+        return replace(await fetch_info(*arguments, **options), msp_id="")
+
+    with (
+        patch("custom_components.gridledger.config_flow.enroll", enroll_at_fabric),
+        patch("custom_components.gridledger.config_flow.fetch_info", info_of_fabric),
+    ):
         step = await first_form(hass, network.invite("flow-11", "H-FLOW-11"))
+        assert step["step_id"] == "member"  # before enrolment: nothing is asked after it
+        [field] = step["data_schema"].schema
+        assert field.description["suggested_value"] == "AuroraMSP"
+        step = await hass.config_entries.flow.async_configure(
+            step["flow_id"], {"msp_id": "AuroraMSP"}
+        )
+        assert step["step_id"] == "plant"
         step = await hass.config_entries.flow.async_configure(step["flow_id"], PLANT)
-    assert step["step_id"] == "member"
-    [field] = step["data_schema"].schema
-    assert field.description["suggested_value"] == "AuroraMSP"
-    step = await hass.config_entries.flow.async_configure(step["flow_id"], {"msp_id": "AuroraMSP"})
     assert step["type"] is FlowResultType.CREATE_ENTRY
+    assert step["result"].data["msp_id"] == "AuroraMSP"
     await hass.async_block_till_done()
     await hass.config_entries.async_unload(step["result"].entry_id)
 
@@ -172,6 +190,19 @@ async def test_a_ca_that_goes_away_costs_nothing(
     assert step["type"] is FlowResultType.CREATE_ENTRY
     await hass.async_block_till_done()
     await hass.config_entries.async_unload(step["result"].entry_id)
+
+
+async def test_closing_the_dialog_at_any_step_keeps_the_secret(
+    hass: HomeAssistant, network: RunningNetwork
+) -> None:
+    invitation = network.invite("flow-13", "H-FLOW-13")
+    step = await hass.config_entries.flow.async_init(DOMAIN, context={"source": SOURCE_USER})
+    hass.config_entries.flow.async_abort(step["flow_id"])
+    step = await first_form(hass, invitation)
+    assert step["step_id"] == "plant"
+    hass.config_entries.flow.async_abort(step["flow_id"])
+    entry = await join(hass, invitation, PLANT)
+    await hass.config_entries.async_unload(entry.entry_id)
 
 
 async def test_the_grid_must_be_measured(hass: HomeAssistant, network: RunningNetwork) -> None:

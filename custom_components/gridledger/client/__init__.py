@@ -9,7 +9,7 @@ The same folder is the package ``gridledger_client`` for command line, demonstra
 it imports nothing of Home Assistant.
 """
 
-from .enrolment import Credentials, enroll, fetch_bundle, fingerprint
+from .enrolment import AuthorityInfo, Credentials, enroll, fetch_bundle, fetch_info, fingerprint
 from .errors import (
     AuthenticationFailed,
     CommitFailed,
@@ -34,6 +34,7 @@ from .readings import MeterKey, Quality, Reading, SignedReading
 
 __all__ = [
     "AuthenticationFailed",
+    "AuthorityInfo",
     "CommitFailed",
     "CommitStatus",
     "Committed",
@@ -56,6 +57,7 @@ __all__ = [
     "TransactionRefused",
     "enroll",
     "fetch_bundle",
+    "fetch_info",
     "fingerprint",
     "generate_key_pem",
 ]

@@ -38,6 +38,16 @@ class Credentials:
     msp_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AuthorityInfo:
+    """What a CA says of itself. ``msp_id`` is empty where it doesn't tell (a real fabric-ca)."""
+
+    bundle_pem: bytes
+    msp_id: str
+    organization: str
+    """The organisation in the name of the CA's own certificate, if it has one."""
+
+
 def _certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
@@ -147,11 +157,18 @@ async def _call(
         raise GridLedgerError(f"{url} answered {status} and not as a CA does") from error
     if answer.get("success") and isinstance(result := answer.get("result"), dict):
         return result
-    errors = answer.get("errors") or [{}]
-    said = str(errors[0].get("message", "")) or f"HTTP status {status}"
+    said = _said(answer) or f"HTTP status {status}"
     if status in {401, 403}:
         raise AuthenticationFailed(f"the CA refused: {said}")
     raise GridLedgerError(f"the CA refused: {said}")
+
+
+def _said(answer: dict[str, Any]) -> str:
+    """Return the first of the CA's own error messages, empty without any."""
+    match answer.get("errors"):
+        case [{"message": str(message)}, *_]:
+            return message
+    return ""
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
@@ -168,16 +185,34 @@ def _pem_field(result: dict[str, Any], name: str) -> bytes:
         raise GridLedgerError(f"the CA's answer has an unreadable {name}") from error
 
 
-async def fetch_bundle(ca_url: str, *, session: aiohttp.ClientSession | None = None) -> bytes:
-    """Fetch the CA's bundle of TLS roots as PEM, **unverified**.
+async def fetch_info(
+    ca_url: str,
+    trust_pem: bytes | None = None,
+    *,
+    session: aiohttp.ClientSession | None = None,
+) -> AuthorityInfo:
+    """Ask a CA who it is and for its bundle of TLS roots.
 
-    Compare its :func:`fingerprint` with the one that the utility published before using it. A
-    fabric-ca has no bundle of its consortium: its own chain is returned.
+    Without ``trust_pem`` the answer is **unverified**: compare the bundle's :func:`fingerprint`
+    with the one that the utility published before using it. A fabric-ca has no bundle of its
+    consortium: its own chain stands in.
+
+    Raises:
+        ConnectionFailed, Timeout: the CA can't be reached.
+        InvalidInput: bundle, address or answer can't be used.
     """
-    result = await _call(session, "GET", ca_url.rstrip("/") + "/api/v1/cainfo", False)
-    pem = _pem_field(result, "TLSBundle") or _pem_field(result, "CAChain")
+    tls = False if trust_pem is None else trusting(trust_pem)
+    result = await _call(session, "GET", ca_url.rstrip("/") + "/api/v1/cainfo", tls)
+    chain = _pem_field(result, "CAChain")
+    pem = _pem_field(result, "TLSBundle") or chain
     _certificates(pem)
-    return pem
+    names = _certificates(chain or pem)[0].subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return AuthorityInfo(pem, str(result.get("MSPID") or ""), str(names[0].value) if names else "")
+
+
+async def fetch_bundle(ca_url: str, *, session: aiohttp.ClientSession | None = None) -> bytes:
+    """Fetch the CA's bundle of TLS roots as PEM, **unverified**: see :func:`fetch_info`."""
+    return (await fetch_info(ca_url, session=session)).bundle_pem
 
 
 async def enroll(

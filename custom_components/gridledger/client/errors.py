@@ -16,7 +16,14 @@ class InvalidInput(GridLedgerError):
 
 
 class ConnectionFailed(GridLedgerError):
-    """No gateway could be reached, or the one in use went away. Trying again later is right."""
+    """No gateway could be reached, or the one in use went away. Trying again later is right.
+
+    ``gateway_answered`` is true where the gateway is there and the nodes behind it are not.
+    """
+
+    def __init__(self, message: str, *, gateway_answered: bool = False) -> None:
+        super().__init__(message)
+        self.gateway_answered = gateway_answered
 
 
 class Timeout(GridLedgerError):
@@ -31,7 +38,7 @@ class Timeout(GridLedgerError):
 
 
 class AuthenticationFailed(GridLedgerError):
-    """The ledger or the CA knows the caller's identity or secret not, or no more."""
+    """The ledger or the CA doesn't know the caller's identity or secret, or no longer does."""
 
 
 @dataclass(frozen=True, slots=True)

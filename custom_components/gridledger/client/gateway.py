@@ -150,7 +150,9 @@ class GatewayClient:
     """Calls one channel's contracts through the first gateway that can be reached.
 
     Addresses are ``host:port``. A call that can't reach its gateway moves on to the next address
-    and stays there. Safe for concurrent use within one event loop.
+    and stays there. One whose gateway answers, but reaches no node behind it that could go on,
+    asks the others and leaves the connection as it is: other calls and streams may do well there.
+    Safe for concurrent use within one event loop.
     """
 
     def __init__(
@@ -480,6 +482,16 @@ class GatewayClient:
             )
         return self._connections[address]
 
+    async def leave_gateway(self) -> None:
+        """Let the next call go to the next address, where the current one is found too slow.
+
+        A process that hangs keeps its connection, so time alone tells. Calls and streams in
+        progress there end with ConnectionFailed.
+        """
+        address = self.address
+        if (connection := self._connections.get(address)) is not None:
+            await self._move_on(address, connection)
+
     async def _move_on(self, address: str, connection: grpc.aio.Channel) -> None:
         """Drop a connection that failed, and let the next call try the next address."""
         if self._connections.get(address) is not connection:
@@ -494,8 +506,8 @@ class GatewayClient:
     ) -> Answer:
         """Make one call, at each address in turn until one can be reached."""
         failure: GridLedgerError | None = None
-        for _ in self.addresses:
-            address = self.address
+        first = self._current
+        for address in self.addresses[first:] + self.addresses[:first]:
             connection = self._connection(address)
             call = connection.unary_unary(
                 _SERVICE + method,
@@ -508,7 +520,8 @@ class GatewayClient:
                 failure = _failure(error, address)
                 if not isinstance(failure, ConnectionFailed):
                     raise failure from error
-                await self._move_on(address, connection)
+                if not failure.gateway_answered:
+                    await self._move_on(address, connection)
             except asyncio.CancelledError as error:
                 _connection_closed_or_cancelled(error, address)
         assert failure is not None
@@ -605,7 +618,8 @@ def _failure(error: grpc.aio.AioRpcError, address: str) -> GridLedgerError:
             # before it gave up: that is no refusal, and another gateway may reach more.
             return ConnectionFailed(
                 f"the gateway {address} reached no node that could go on: {said} "
-                f"({'; '.join(f'{each.address}: {each.message}' for each in details)})"
+                f"({'; '.join(f'{each.address}: {each.message}' for each in details)})",
+                gateway_answered=True,
             )
         return ConnectionFailed(f"the gateway {address} can't be reached: {said}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -309,14 +309,24 @@ const FLOW_STYLE = `
   }
 `;
 
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
+
 class GridLedgerFlowCard extends GridLedgerCard {
+  connectedCallback() {
+    this._motionChanged ??= () => {
+      this._still = STILL.matches;
+      if (this._home) this._soon();
+    };
+    STILL.addEventListener("change", this._motionChanged);
+    this._motionChanged();
+  }
+
+  disconnectedCallback() {
+    STILL.removeEventListener("change", this._motionChanged);
+  }
+
   build() {
-    const still = matchMedia("(prefers-reduced-motion: reduce)");
-    this._still = still.matches;
-    still.addEventListener?.("change", (event) => {
-      this._still = event.matches;
-      this._soon();
-    });
+    this._still = STILL.matches;
     const names = Object.keys(NODES).filter((name) => this._has(name));
     const path = (name) => {
       const { x, y } = NODES[name];
@@ -360,6 +370,7 @@ class GridLedgerFlowCard extends GridLedgerCard {
     }
     this._names = names;
     this._drawn = {};
+    this._described = this._chipsDrawn = undefined;
   }
 
   _has(name) {
@@ -541,17 +552,24 @@ class GridLedgerFlowCard extends GridLedgerCard {
       battery: `${this._batteryText(now.battery)}${level === null ? "" : ` (${Math.round(level)} %)`}`,
       grid: gridText,
     });
-    const svg = this.shadowRoot.querySelector("svg");
-    if (svg.getAttribute("aria-label") === text) return;
-    svg.setAttribute("aria-label", text);
-    const rows = this._names.map((name) => {
-      const value = name === "market" ? now.delivery : now[name];
-      const label = `${this._under(name, now, level)}: ${formatPower(this._hass, value)}`;
-      this.shadowRoot.getElementById(`node-${name}`).setAttribute("aria-label", label);
-      return `<tr><th>${escapeHtml(this._under(name, now, level))}</th>
-        <td>${escapeHtml(formatPower(this._hass, value))}</td></tr>`;
-    });
-    this.shadowRoot.querySelector(".table").innerHTML = `<table>${rows.join("")}</table>`;
+    const rows = this._names.map((name) => [
+      name,
+      this._under(name, now, level),
+      formatPower(this._hass, name === "market" ? now.delivery : now[name]),
+    ]);
+    const described = JSON.stringify([text, rows]);
+    if (described === this._described) return;
+    this._described = described;
+    this.shadowRoot.querySelector("svg").setAttribute("aria-label", text);
+    for (const [name, label, value] of rows) {
+      this.shadowRoot.getElementById(`node-${name}`).setAttribute("aria-label", `${label}: ${value}`);
+    }
+    this.shadowRoot.querySelector(".table").innerHTML = `<table>${rows
+      .map(
+        ([, label, value]) =>
+          `<tr><th scope="row">${escapeHtml(label)}</th><td>${escapeHtml(value)}</td></tr>`,
+      )
+      .join("")}</table>`;
   }
 
   _chips() {
@@ -646,11 +664,11 @@ class GridLedgerOverviewCard extends GridLedgerCard {
       <span class="side">${escapeHtml(side)}</span></h2>`;
   }
 
-  table(headers, rows) {
+  table(name, headers, rows) {
     const head = headers
       .map(([text, kind = ""]) => `<th scope="col" class="${kind}">${escapeHtml(text)}</th>`)
       .join("");
-    return `<div class="scroll" tabindex="0"><table><thead><tr>${head}</tr></thead>
+    return `<div class="scroll" tabindex="0" role="region" aria-label="${escapeHtml(name)}"><table><thead><tr>${head}</tr></thead>
       <tbody>${rows.join("")}</tbody></table></div>`;
   }
 }
@@ -671,6 +689,7 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
     return (
       heading +
       this.table(
+        this.t("trades"),
         [
           [this.t("when")],
           [this.t("supplier"), "wide"],
@@ -705,14 +724,16 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
     }
     const rows = readings.slice(0, this._config.rows ?? 8).map(
       (reading) => `<tr><td>${escapeHtml(formatTime(this._hass, reading.start))}</td>
-        <td class="num">${reading.import_wh} Wh</td><td class="num">${reading.export_wh} Wh</td>
+        <td class="num">${formatNumber(this._hass, reading.import_wh, 0)} Wh</td>
+        <td class="num">${formatNumber(this._hass, reading.export_wh, 0)} Wh</td>
         <td class="quiet">${escapeHtml(this.t(`quality_${reading.quality}`))}</td>
-        <td><span class="state"><ha-icon icon="${READING_ICONS[reading.state]}" aria-hidden="true">
+        <td><span class="state"><ha-icon icon="${READING_ICONS[reading.state] ?? ""}" aria-hidden="true">
         </ha-icon>${escapeHtml(this.t(`state_${reading.state}`))}</span></td></tr>`,
     );
     return (
       heading +
       this.table(
+        this.t("readings"),
         [
           [this.t("interval")],
           [this.t("import"), "num"],
@@ -832,6 +853,6 @@ if (!window.customStrategies.some((strategy) => strategy.type === DOMAIN)) {
     strategyType: "dashboard",
     name: "GridLedger",
     description: "Your home and its microgrid, live",
-    documentationURL: "https://github.com/gridledger/gridledger/blob/main/docs/homeowners.md",
+    documentationURL: "https://github.com/gridledger/gridledger#readme",
   });
 }
