@@ -1,6 +1,8 @@
 """Money: integers of micro-units of the channel's currency, rounded half to even, once."""
 
 WH_PER_KWH = 1000
+MICRO = 1_000_000
+"""Micro-units of one currency unit."""
 
 
 def half_even(numerator: int, denominator: int) -> int:
@@ -14,3 +16,8 @@ def half_even(numerator: int, denominator: int) -> int:
 def amount_micro(energy_wh: int, price_micro_per_kwh: int) -> int:
     """The price of an energy."""
     return half_even(energy_wh * price_micro_per_kwh, WH_PER_KWH)
+
+
+def convert_micro(amount_micro: int, rate_micro: int) -> int:
+    """An amount in the currency that `rate_micro` micro-units of buy one unit of."""
+    return half_even(amount_micro * rate_micro, MICRO)

@@ -90,7 +90,16 @@ def test_a_sale_from_rate_to_statement(world: World) -> None:
     assert trade["authorised_at"] == str(NOON + 60)
 
     balance = world.evaluate(HOME, "wallet:Balance", account="CP-0001")
-    assert balance == {"account": "CP-0001", "balance_micro": "488000", "currency": "EUR"}
+    assert balance == {
+        "account": "CP-0001",
+        "currency": "EUR",
+        "balance_micro": "488000",
+        "available_micro": "0",
+        "incoming_micro": "488000",
+        "held_micro": "0",
+        "shards": {},
+        "credit_limit_micro": "0",
+    }
     supplier = world.evaluate(SUPPLIER, "wallet:Balance", account="SUPPLIER-AURORA")
     assert supplier["balance_micro"] == "-648000"
     grid = world.evaluate(OPERATOR, "wallet:Balance", account="GRID-AURORA")

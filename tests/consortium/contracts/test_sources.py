@@ -21,7 +21,7 @@ FORBIDDEN_CALLS = {
     "breakpoint", "compile", "eval", "exec", "float", "frozenset", "hash", "id", "input", "open",
     "print", "round", "set", "vars", "__import__",
 }  # fmt: skip
-PURE_MODULES = {"dataclasses", "typing", "collections.abc"}
+PURE_MODULES = {"bisect", "dataclasses", "typing", "collections.abc"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,14 +109,23 @@ class World:
         return answer.value
 
     def money(self) -> dict[str, int]:
-        """Balances of all accounts, read from the state itself."""
-        balances: dict[str, int] = {}
-        for namespace, key in self.state.public:
-            if namespace == "energy" and key.startswith("acct/"):
-                account, side, _, _ = key.removeprefix("acct/").rsplit("/", 3)
-                amount = int(json.loads(self.state.public[namespace, key].value)["amount_micro"])
-                balances[account] = balances.get(account, 0) + (amount if side == "cr" else -amount)
-        return balances
+        """Balances of all accounts, read from the state itself: postings, which must agree with
+        what the accounts hold in shards, holds and entries."""
+        postings: dict[str, int] = {}
+        held: dict[str, int] = {}
+        for (namespace, key), stored in self.state.public.items():
+            if namespace != "energy" or not key.startswith("acct/"):
+                continue
+            account, part = re.fullmatch(
+                r"acct/(ext/bank/[^/]+|[^/]+)/(avail|in|hold|post|limit)(?:/.*)?", key
+            ).groups()  # type: ignore[union-attr]
+            record = json.loads(stored.value)
+            if part == "limit" or record.get("state", "pending") != "pending":
+                continue
+            sums = postings if part == "post" else held
+            sums[account] = sums.get(account, 0) + int(record["amount_micro"])
+        assert {k: v for k, v in postings.items() if v} == {k: v for k, v in held.items() if v}
+        return postings
 
 
 def writes(results: SimulationResults) -> list[str]:

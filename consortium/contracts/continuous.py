@@ -1,0 +1,206 @@
+"""Continuous trading: price first, then time; the resting order's price; partial fills.
+
+Pure functions of integers. The sequence of orders is the matcher's, not a client's clock. Energy
+in Wh, prices in micro-units per kWh, may be negative. Between zones the grid's fee of that path
+comes on top: a bid meets an offer whose landed price (offer plus fee) it covers, and of those
+the one that lands cheapest.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Side = Literal["bid", "offer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order as the matcher numbers it."""
+
+    order_id: str
+    side: Side
+    owner: str
+    """Connection point; never trades with itself."""
+    zone: str
+    price: int
+    energy_wh: int
+    sequence: int
+    attributes: tuple[str, ...] = ()
+    """Such as GREEN: what an offer's energy is, or what a bid's must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One trade: what the buyer pays for each kWh, what the seller gets, the grid's fee between."""
+
+    bid_id: str
+    offer_id: str
+    energy_wh: int
+    buyer_price: int
+    seller_price: int
+
+
+@dataclass(slots=True)
+class _Resting:
+    order: Order
+    left_wh: int
+
+    def __lt__(self, other: _Resting) -> bool:
+        return self._rank() < other._rank()
+
+    def _rank(self) -> tuple[int, int]:
+        price = self.order.price
+        return (-price if self.order.side == "bid" else price, self.order.sequence)
+
+
+def _compatible(order: Order, other: Order) -> bool:
+    bid, offer = (order, other) if order.side == "bid" else (other, order)
+    return bid.owner != offer.owner and all(
+        attribute in offer.attributes for attribute in bid.attributes
+    )
+
+
+@dataclass(slots=True)
+class ContinuousBook:
+    """The resting orders of one product and interval, in all zones.
+
+    Args:
+        fees: The grid's fee by (seller's zone, buyer's zone); a pair that is missing has no path.
+    """
+
+    fees: Mapping[tuple[str, str], int]
+    _resting: dict[tuple[Side, str], list[_Resting]] = field(default_factory=dict)
+    _by_id: dict[str, _Resting] = field(default_factory=dict)
+
+    def enter(self, order: Order) -> list[Fill]:
+        """Match an order with what rests, best for it first; what is left of it rests.
+
+        Raises:
+            ValueError: its id rests already, or its energy isn't positive.
+        """
+        if order.order_id in self._by_id or order.energy_wh <= 0:
+            raise ValueError(f"order {order.order_id} rests already, or has no energy")
+        left = order.energy_wh
+        met: list[_Resting] = []
+        fills: list[Fill] = []
+        for resting in self._opposite(order):
+            traded = min(left, resting.left_wh)
+            fills.append(self._fill(order, resting.order, traded))
+            met.append(resting)
+            left -= traded
+            resting.left_wh -= traded
+            if left == 0:
+                break
+        for resting in met:
+            if resting.left_wh == 0:
+                self._remove(resting)
+        if left:
+            self._rest(_Resting(order, left))
+        return fills
+
+    def cancel(self, order_id: str) -> int:
+        """Take an order out; return the energy that was left of it, 0 if it doesn't rest."""
+        resting = self._by_id.get(order_id)
+        if resting is None:
+            return 0
+        self._remove(resting)
+        return resting.left_wh
+
+    def amend(self, order_id: str, price: int, energy_wh: int, sequence: int) -> list[Fill]:
+        """Change a resting order: `energy_wh` is what shall be left of it.
+
+        Less energy at the same price keeps its place in time; anything else takes a new one.
+
+        Raises:
+            ValueError: it doesn't rest, or no energy would be left (cancel it).
+        """
+        resting = self._by_id.get(order_id)
+        if resting is None or energy_wh <= 0:
+            raise ValueError(f"order {order_id} doesn't rest here, or would have no energy left")
+        order = resting.order
+        if price == order.price and energy_wh <= resting.left_wh:
+            resting.left_wh = energy_wh
+            return []
+        self._remove(resting)
+        return self.enter(replace(order, price=price, energy_wh=energy_wh, sequence=sequence))
+
+    def resting(self) -> Iterator[tuple[Order, int]]:
+        """All resting orders and what is left of each, by id."""
+        for order_id in sorted(self._by_id):
+            resting = self._by_id[order_id]
+            yield resting.order, resting.left_wh
+
+    def _opposite(self, order: Order) -> Iterator[_Resting]:
+        """Resting orders that it can trade with, the best first. Nothing is removed meanwhile."""
+        heads: list[tuple[int, int, _Resting, Iterator[tuple[int, _Resting]]]] = []
+        for side, zone in sorted(self._resting):
+            if side != order.side and (fee := self._fee(order, zone)) is not None:
+                self._push(heads, self._crossing(order, self._resting[side, zone], fee))
+        while heads:
+            _, _, resting, rest = heads.pop(0)
+            yield resting
+            self._push(heads, rest)
+
+    @staticmethod
+    def _push(
+        heads: list[tuple[int, int, _Resting, Iterator[tuple[int, _Resting]]]],
+        rest: Iterator[tuple[int, _Resting]],
+    ) -> None:
+        """Put the next order of one zone among the heads of the others."""
+        for cost, resting in rest:
+            insort(
+                heads,
+                (cost, resting.order.sequence, resting, rest),
+                key=lambda head: (head[0], head[1]),
+            )
+            return
+
+    @staticmethod
+    def _crossing(
+        order: Order, queue: Iterable[_Resting], fee: int
+    ) -> Iterator[tuple[int, _Resting]]:
+        """What an order can trade with in one zone, the best first, each with its cost to it."""
+        for resting in queue:
+            if order.side == "bid":
+                cost, limit = resting.order.price + fee, order.price
+            else:
+                cost, limit = fee - resting.order.price, -order.price
+            if cost > limit:
+                return
+            if _compatible(order, resting.order):
+                yield cost, resting
+
+    def _fee(self, order: Order, zone: str) -> int | None:
+        path = (zone, order.zone) if order.side == "bid" else (order.zone, zone)
+        return self.fees.get(path)
+
+    def _fill(self, order: Order, resting: Order, energy_wh: int) -> Fill:
+        fee = self._fee(order, resting.zone)
+        assert fee is not None
+        if order.side == "bid":
+            return Fill(
+                order.order_id, resting.order_id, energy_wh, resting.price + fee, resting.price
+            )
+        return Fill(resting.order_id, order.order_id, energy_wh, resting.price, resting.price - fee)
+
+    def _rest(self, resting: _Resting) -> None:
+        order = resting.order
+        insort(self._resting.setdefault((order.side, order.zone), []), resting)
+        self._by_id[order.order_id] = resting
+
+    def _remove(self, resting: _Resting) -> None:
+        order = resting.order
+        queue = self._resting[order.side, order.zone]
+        del queue[bisect_left(queue, resting)]
+        del self._by_id[order.order_id]
+
+
+def book_of(
+    fees: Mapping[tuple[str, str], int], resting: Iterable[tuple[Order, int]]
+) -> ContinuousBook:
+    """Make a book anew from resting orders and what is left of each. No two of them may cross."""
+    book = ContinuousBook(fees)
+    for order, left_wh in resting:
+        book._rest(_Resting(order, left_wh))
+    return book
