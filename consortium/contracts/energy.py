@@ -6,8 +6,9 @@ share the chaincode and its policy.
 
 from consortium.chaincode.api import Chaincode
 
+from .books import Books
 from .market import Market
 from .registry import Registry
 from .wallet import Wallet
 
-CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market()))
+CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market(), Books()))

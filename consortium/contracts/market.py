@@ -7,7 +7,7 @@ trade fail validation by itself.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
@@ -32,9 +32,11 @@ from consortium.chaincode.api import (
 )
 
 from . import access, settings
+from .books import current_position
 from .clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
 from .money import amount_micro
 from .pages import Bookmark, page
+from .positions import store_position
 from .registry import Connection, connection_of, energy_settings
 from .settings import Currency, EnergySettings, Price
 from .wallet import Transfer, grid_account, post, supplier_account
@@ -128,13 +130,6 @@ class _Request:
     window_start: Instant
 
 
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """What a connection has sold in one interval."""
-
-    sold_wh: Energy
-
-
 def _current_rate(context: Context, supplier: str, day: str, kind: str) -> Rate | None:
     stored = context.get_state(f"rate/{supplier}/{day}/{kind}/current")
     return None if stored is None else stored_record(Rate, stored)
@@ -207,7 +202,8 @@ def _schedule(
     deliverable = 0
     schedule = []
     for interval_start in range(start, end, channel.interval_s):
-        free = capacity - _sold(context, connection.connection_id, interval_start)
+        position = current_position(context, connection.connection_id, interval_start)
+        free = capacity - position.promised_wh("offer")
         deliverable += max(0, free)
         take = min(free, left)
         if take > 0:
@@ -226,11 +222,6 @@ def _schedule(
             + (f", of which {sold} Wh are sold already" if sold else "")
         )
     return tuple(schedule)
-
-
-def _sold(context: Context, connection_id: str, interval_start: int) -> int:
-    stored = context.get_state(f"position/{connection_id}/{interval_start:012d}")
-    return 0 if stored is None else stored_record(_Position, stored).sold_wh
 
 
 def _quote(
@@ -449,10 +440,12 @@ class Market(Contract):
             canonical_json({"trade_id": trade.trade_id}),
         )
         for delivery in quote.schedule:
-            sold = _sold(context, connection_id, delivery.interval_start) + delivery.energy_wh
-            context.put_state(
-                f"position/{connection_id}/{delivery.interval_start:012d}",
-                canonical_json(_Position(sold)),
+            position = current_position(context, connection_id, delivery.interval_start)
+            store_position(
+                context,
+                connection_id,
+                delivery.interval_start,
+                replace(position, sold_wh=position.sold_wh + delivery.energy_wh),
             )
         payer = supplier_account(rate.supplier)
         grid = grid_account(connection.utility)

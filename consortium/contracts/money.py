@@ -21,3 +21,8 @@ def amount_micro(energy_wh: int, price_micro_per_kwh: int) -> int:
 def convert_micro(amount_micro: int, rate_micro: int) -> int:
     """An amount in the currency that `rate_micro` micro-units of buy one unit of."""
     return half_even(amount_micro * rate_micro, MICRO)
+
+
+def ceiling_micro(energy_wh: int, price_micro_per_kwh: int) -> int:
+    """The price of an energy, rounded up: what must be set aside for it."""
+    return -(-energy_wh * price_micro_per_kwh // WH_PER_KWH)

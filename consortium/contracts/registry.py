@@ -70,11 +70,14 @@ class Registry(Contract):
         replay: Replay | None = None,
         quote_validity_s: Annotated[int, Integer(10, 86_400, "s")] = 300,
         grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")] = 0,
+        approvals: Annotated[int, Integer(1, 64)] = 2,
     ) -> EnergySettings:
         """Set the channel up, once."""
         return settings.configure(
             context,
-            EnergySettings(interval_s, currency, replay, quote_validity_s, grid_fee_micro_per_kwh),
+            EnergySettings(
+                interval_s, currency, replay, quote_validity_s, grid_fee_micro_per_kwh, approvals
+            ),
         )
 
     @query

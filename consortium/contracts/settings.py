@@ -44,6 +44,8 @@ class EnergySettings:
     quote_validity_s: Annotated[int, Integer(10, 86_400, "s")]
     """How long a quote can be authorised, in a person's time even under a replay clock."""
     grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")]
+    approvals: Annotated[int, Integer(1, 64)] = 2
+    """How many utilities must approve products, tariffs and calendars before they hold."""
 
 
 class Settings(Protocol):

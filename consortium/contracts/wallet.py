@@ -275,6 +275,24 @@ class Ledger:
         left = hold.amount_micro - sum(transfer.amount_micro for transfer in transfers)
         self._append(hold.account, left)
 
+    def change_hold(self, hold: Hold, amount_micro: int, shard: str) -> None:
+        """Set more aside, out of a shard, or give a part back.
+
+        Raises:
+            Conflict: the shard doesn't hold what is to be added.
+        """
+        assert hold.state == "pending", "a hold ends once"
+        more = amount_micro - hold.amount_micro
+        if more > 0:
+            self._spend(hold.account, shard, more)
+        else:
+            self._append(hold.account, -more)
+        if more:
+            self._context.put_state(
+                _hold_key(hold.account, hold.hold_id),
+                canonical_json(replace(hold, amount_micro=amount_micro)),
+            )
+
     def end_collateral(self, hold: Hold, owed: int) -> None:
         """Put what is owed into the utility's shard, where the debt is; the rest goes back."""
         self._context.put_state(

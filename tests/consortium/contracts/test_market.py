@@ -483,6 +483,7 @@ def test_connections() -> None:
         "replay": None,
         "quote_validity_s": "300",
         "grid_fee_micro_per_kwh": "20000",
+        "approvals": "2",
     }
 
 
