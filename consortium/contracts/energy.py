@@ -7,8 +7,9 @@ share the chaincode and its policy.
 from consortium.chaincode.api import Chaincode
 
 from .books import Books
+from .certificates import Certificates
 from .market import Market
 from .registry import Registry
 from .wallet import Wallet
 
-CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market(), Books()))
+CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market(), Books(), Certificates()))

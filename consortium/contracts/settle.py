@@ -191,7 +191,7 @@ def settle(
     for each in ordered:
         lines += _trade_lines(each, balances[each.connection])
     shared: list[tuple[str, str, int]] = []
-    for name in sorted({each.community for each in ordered if each.community in communities}):
+    for name in sorted(communities):
         lines += _share_community(name, communities[name], ordered, balances, shared)
     for each in ordered:
         left, terms = balances[each.connection], each.terms
