@@ -4,6 +4,7 @@ from consortium.chaincode.api import Creator, Forbidden
 
 ROLE = "gridledger.role"
 CONNECTION = "gridledger.connection"
+PARTICIPANT = "gridledger.participant"
 
 
 def is_admin(creator: Creator) -> bool:
@@ -28,6 +29,11 @@ def is_supplier(creator: Creator, utility: str) -> bool:
 def is_home(creator: Creator, utility: str, connection_id: str) -> bool:
     """Whether the caller is the home at this connection of this utility."""
     return creator.msp_id == utility and creator.attributes.get(CONNECTION) == connection_id
+
+
+def participant(creator: Creator) -> str | None:
+    """The trader, aggregator or other company that a certificate was made for."""
+    return creator.attributes.get(PARTICIPANT)
 
 
 def described(creator: Creator) -> str:

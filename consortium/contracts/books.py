@@ -40,6 +40,7 @@ from . import access, agreements, settings
 from .agreements import Agreement, Version
 from .auction import Clearing, Margin, Side, ZonalClearing, ZoneBook, clear_zones
 from .clock import utc_text
+from .delegations import Actor, actor_for
 from .money import ceiling_micro
 from .pages import Bookmark, page
 from .positions import (
@@ -50,7 +51,7 @@ from .positions import (
     store_position,
 )
 from .products import Product, check_terms, product_at
-from .registry import Connection, connection_of, energy_settings
+from .registry import connection_of, energy_settings
 from .settings import Price
 from .wallet import Hold, Ledger, Shard, pending_hold
 
@@ -95,6 +96,8 @@ class Order:
     """What this order pays or gets for each kWh, fees included."""
     hub_wh: Energy = 0
     hub_price: HubPrice | None = None
+    acted_by: Identifier | None = None
+    """The trader that placed or changed it last, under a delegation."""
 
     @property
     def filled_wh(self) -> int:
@@ -248,7 +251,7 @@ def _read_place(key: str) -> tuple[Side, int, str, str]:
     return "offer", biased - _BIAS, connection_id, order_id
 
 
-def _hold_micro(product: Product, zone: str, side: str, price: int, energy_wh: int) -> int:
+def _hold_micro(product: Product, side: str, price: int, energy_wh: int) -> int:
     """What an order may cost its owner at worst.
 
     A bid's price has its fees within it. An offer may have to pay for being taken (a negative
@@ -256,7 +259,6 @@ def _hold_micro(product: Product, zone: str, side: str, price: int, energy_wh: i
     """
     if side == "bid":
         return ceiling_micro(energy_wh, max(0, price))
-    product.zone_of(zone)
     return ceiling_micro(energy_wh, max(0, -price) + product.shortfall_margin)
 
 
@@ -324,9 +326,10 @@ class Books(Contract):
         price_micro_per_kwh: Price,
         energy_wh: OrderEnergy,
         shard: Shard = 0,
+        delegation: Identifier | None = None,
     ) -> Order:
         """Place an order; the same again gives the same order."""
-        connection = self._own_connection(context, connection_id)
+        actor = self._actor(context, connection_id, delegation)
         key = order_key(connection_id, interval_start, order_id)
         stored = context.get_state(key)
         if stored is not None:
@@ -344,11 +347,11 @@ class Books(Contract):
             return order
         terms = self._open_book(context, product, interval_start)
         terms.check_price(price_micro_per_kwh)
-        hold = _hold_micro(terms, connection.zone, side, price_micro_per_kwh, energy_wh)
+        hold = _hold_micro(terms, side, price_micro_per_kwh, energy_wh)
         order = Order(
             order_id,
             connection_id,
-            connection.zone,
+            actor.connection.zone,
             product,
             interval_start,
             side,
@@ -357,9 +360,10 @@ class Books(Contract):
             hold,
             "open",
             context.transaction_id,
+            acted_by=actor.acted_by,
         )
         position = current_position(context, connection_id, interval_start)
-        self._enter(context, connection, order, position)
+        self._enter(context, actor, order, position)
         if hold:
             self._ledger_of_hold(context, order, None, str(shard)).write()
         context.put_state(key, canonical_json(order))
@@ -376,9 +380,10 @@ class Books(Contract):
         price_micro_per_kwh: Price,
         energy_wh: OrderEnergy,
         shard: Shard = 0,
+        delegation: Identifier | None = None,
     ) -> Order:
         """Change an open order's price and energy."""
-        connection = self._own_connection(context, connection_id)
+        actor = self._actor(context, connection_id, delegation)
         old = self._open_order(context, connection_id, interval_start, order_id)
         if (old.price_micro_per_kwh, old.energy_wh) == (price_micro_per_kwh, energy_wh):
             return old
@@ -388,14 +393,13 @@ class Books(Contract):
             old,
             price_micro_per_kwh=price_micro_per_kwh,
             energy_wh=energy_wh,
-            hold_micro=_hold_micro(
-                terms, connection.zone, old.side, price_micro_per_kwh, energy_wh
-            ),
+            hold_micro=_hold_micro(terms, old.side, price_micro_per_kwh, energy_wh),
             transaction_id=context.transaction_id,
+            acted_by=actor.acted_by,
         )
         context.del_state(_place_key(old))
         position = current_position(context, connection_id, interval_start).without_order(order_id)
-        self._enter(context, connection, order, position)
+        self._enter(context, actor, order, position)
         if old.hold_micro or order.hold_micro:
             self._ledger_of_hold(context, order, old, str(shard)).write()
         context.put_state(order_key(connection_id, interval_start, order_id), canonical_json(order))
@@ -409,16 +413,22 @@ class Books(Contract):
         order_id: RequestId,
         connection_id: Identifier,
         interval_start: Instant,
+        delegation: Identifier | None = None,
     ) -> Order:
         """Take an open order back; again changes nothing."""
-        self._own_connection(context, connection_id)
+        actor = self._actor(context, connection_id, delegation)
         key = order_key(connection_id, interval_start, order_id)
         stored = context.get_state(key)
         if stored is not None and stored_record(Order, stored).state == "cancelled":
             return stored_record(Order, stored)
         old = self._open_order(context, connection_id, interval_start, order_id)
         self._open_book(context, old.product, interval_start)
-        order = replace(old, state="cancelled", transaction_id=context.transaction_id)
+        order = replace(
+            old,
+            state="cancelled",
+            transaction_id=context.transaction_id,
+            acted_by=actor.acted_by,
+        )
         context.del_state(_place_key(old))
         position = current_position(context, connection_id, interval_start).without_order(order_id)
         store_position(context, connection_id, interval_start, position)
@@ -430,15 +440,8 @@ class Books(Contract):
         return order
 
     @staticmethod
-    def _own_connection(context: Context, connection_id: str) -> Connection:
-        connection = connection_of(context, connection_id)
-        access.require(
-            access.is_home(context.creator, connection.utility, connection_id),
-            context.creator,
-            f"trade for {connection_id}",
-            "its home alone",
-        )
-        return connection
+    def _actor(context: Context, connection_id: str, delegation: str | None) -> Actor:
+        return actor_for(context, connection_id, "order", delegation, f"trade for {connection_id}")
 
     @staticmethod
     def _open_order(
@@ -481,7 +484,7 @@ class Books(Contract):
         return terms
 
     @staticmethod
-    def _enter(context: Context, connection: Connection, order: Order, position: Position) -> None:
+    def _enter(context: Context, actor: Actor, order: Order, position: Position) -> None:
         """Put an order into its book and its owner's position."""
         position = position.with_order(
             OpenOrder(
@@ -493,12 +496,13 @@ class Books(Contract):
             )
         )
         check_capacity(
-            connection,
+            actor.connection,
             position,
             order.side,
             order.interval_start,
             energy_settings(context).interval_s,
         )
+        actor.check(order.side, order.price_micro_per_kwh, position.promised_wh(order.side))
         store_position(context, order.connection_id, order.interval_start, position)
         context.put_state(_place_key(order), canonical_json(_Placed(order.energy_wh)))
 

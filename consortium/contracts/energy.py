@@ -8,8 +8,11 @@ from consortium.chaincode.api import Chaincode
 
 from .books import Books
 from .certificates import Certificates
+from .delegations import Delegations
 from .market import Market
 from .registry import Registry
 from .wallet import Wallet
 
-CHAINCODE = Chaincode("energy", (Registry(), Wallet(), Market(), Books(), Certificates()))
+CHAINCODE = Chaincode(
+    "energy", (Registry(), Wallet(), Market(), Books(), Certificates(), Delegations())
+)

@@ -34,6 +34,7 @@ from consortium.chaincode.api import (
 from . import access, settings
 from .books import current_position
 from .clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
+from .delegations import actor_for
 from .money import amount_micro
 from .pages import Bookmark, page
 from .positions import store_position
@@ -120,6 +121,8 @@ class Trade:
     authorised_at: Instant
     transaction_id: TransactionId
     status: Annotated[str, Choice("committed")]
+    acted_by: Identifier | None = None
+    """The trader that authorised it under a delegation; null for the home itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,16 +378,18 @@ class Market(Contract):
         }
 
     @transaction
-    def authorise(self, context: Context, *, request_id: RequestId, quote: Quote) -> Trade:
+    def authorise(
+        self,
+        context: Context,
+        *,
+        request_id: RequestId,
+        quote: Quote,
+        delegation: Identifier | None = None,
+    ) -> Trade:
         """Sell exactly what a quote says; the same request again gives the same trade."""
-        connection = connection_of(context, quote.connection_id)
-        connection_id = connection.connection_id
-        access.require(
-            access.is_home(context.creator, connection.utility, connection_id),
-            context.creator,
-            f"sell for {connection_id}",
-            "its home alone",
-        )
+        connection_id = quote.connection_id
+        actor = actor_for(context, connection_id, "sell", delegation, f"sell for {connection_id}")
+        connection = actor.connection
         request_key = f"request/{connection_id}/{request_id}"
         used = context.get_state(request_key)
         if used is not None:
@@ -430,6 +435,7 @@ class Market(Contract):
             authorised_at=now,
             transaction_id=context.transaction_id,
             status="committed",
+            acted_by=actor.acted_by,
         )
         answer = canonical_json(trade)
         place = f"{quote.window_start:012d}"
@@ -441,12 +447,9 @@ class Market(Contract):
         )
         for delivery in quote.schedule:
             position = current_position(context, connection_id, delivery.interval_start)
-            store_position(
-                context,
-                connection_id,
-                delivery.interval_start,
-                replace(position, sold_wh=position.sold_wh + delivery.energy_wh),
-            )
+            position = replace(position, sold_wh=position.sold_wh + delivery.energy_wh)
+            actor.check("offer", rate.price_micro_per_kwh, position.promised_wh("offer"))
+            store_position(context, connection_id, delivery.interval_start, position)
         payer = supplier_account(rate.supplier)
         grid = grid_account(connection.utility)
         post(
