@@ -11,8 +11,9 @@ from .certificates import Certificates
 from .delegations import Delegations
 from .market import Market
 from .registry import Registry
+from .response import Responses
 from .wallet import Wallet
 
 CHAINCODE = Chaincode(
-    "energy", (Registry(), Wallet(), Market(), Books(), Certificates(), Delegations())
+    "energy", (Registry(), Wallet(), Market(), Books(), Certificates(), Delegations(), Responses())
 )
