@@ -16,17 +16,23 @@ from consortium.identity.policies import Policy, PolicyNotFound
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.config_update import ConfigError
-from consortium.wire import common_pb2
+from consortium.wire import common_pb2, msp_pb2
 from consortium.wire.envelopes import (
     OpenedEnvelope,
     WireError,
     channel_header,
     open_envelope,
+    parse,
     signed_envelope,
 )
 
+from .membership import check_consenters
+
 CREATORS_REMEMBERED = 10_000
 """Identities whose standing is kept for each configuration."""
+
+CREATOR_BYTES = 8 * 1024
+"""Longer serialized identities are looked into anew each time."""
 
 TIME_WINDOW_S = 15 * 60
 """How far a Deliver request's timestamp may be from this node's clock (Fabric's default)."""
@@ -58,6 +64,8 @@ class Admitted:
     size_bytes: int
     sequence: int
     is_config: bool = False
+    utility: str = ""
+    """MSP id of its creator; empty for a configuration transaction, which an orderer makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +114,8 @@ class Admission:
                 f"channel {self.config.channel_id} is in maintenance; only configuration updates"
                 " are taken",
             )
-        self._check_signed(envelope, WRITERS)
-        return Admitted(envelope.raw, size, self.sequence)
+        utility = self._check_signed(envelope, WRITERS)
+        return Admitted(envelope.raw, size, self.sequence, utility=utility)
 
     def config_transaction(self, update: OpenedEnvelope, signer: Signer) -> Admitted:
         """The CONFIG transaction that an admitted CONFIG_UPDATE leads to; raises Refused."""
@@ -121,12 +129,10 @@ class Admission:
             raise Refused(
                 common_pb2.BAD_REQUEST, "configuration update: only etcdraft can order here"
             )
-        if successor.orderer.consenters != config.orderer.consenters:
-            raise Refused(
-                common_pb2.BAD_REQUEST,
-                "configuration update: consenters cannot be changed yet; leave those of"
-                " /Channel/Orderer/ConsensusType as they are",
-            )
+        try:
+            check_consenters(config, successor, self._clock())
+        except ConfigError as error:
+            raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
         envelope = signed_envelope(
             signer,
             channel_header(common_pb2.CONFIG, config.channel_id),
@@ -145,8 +151,12 @@ class Admission:
         """Check that a Deliver request's creator may read the channel; raises Refused."""
         self._check_signed(envelope, READERS)
 
-    def _check_signed(self, envelope: OpenedEnvelope, policy: str) -> None:
-        standing = self._standing(envelope.signature_header.creator, policy)
+    def _check_signed(self, envelope: OpenedEnvelope, policy: str) -> str:
+        """Return the creator's MSP id; raises Refused."""
+        creator = envelope.signature_header.creator
+        # Anyone may send one: ten thousand of a message's size must not stay in memory.
+        find = self._standing if len(creator) <= CREATOR_BYTES else self._find_standing
+        standing = find(creator, policy)
         identity = standing.identity
         if identity is None:
             raise Refused(common_pb2.FORBIDDEN, standing.refusal)
@@ -164,6 +174,7 @@ class Admission:
             )
         if standing.refusal:
             raise Refused(common_pb2.FORBIDDEN, standing.refusal)
+        return identity.msp_id
 
     def _find_standing(self, creator: bytes, policy: str) -> _Standing:
         try:
@@ -204,6 +215,23 @@ def opened(raw: bytes) -> OpenedEnvelope:
     if not envelope.channel_header.channel_id:
         raise Refused(common_pb2.BAD_REQUEST, "the channel header names no channel")
     return envelope
+
+
+@lru_cache(maxsize=CREATORS_REMEMBERED)
+def _utility_of(creator: bytes) -> str:
+    try:
+        return parse(msp_pb2.SerializedIdentity, creator, "the creator").mspid
+    except WireError:
+        return ""
+
+
+def utility_of(signature_header: bytes) -> str:
+    """MSP id that an envelope's signature header names, unchecked; empty if it names none."""
+    try:
+        creator = parse(common_pb2.SignatureHeader, signature_header, "the header").creator
+    except WireError:
+        return ""
+    return _utility_of(creator) if len(creator) <= CREATOR_BYTES else ""
 
 
 def check_timestamp(envelope: OpenedEnvelope, now: float) -> None:

@@ -18,6 +18,9 @@ from .node_store import BLOCKS, NodeStore, channel_prefix
 CACHED_BLOCK_BYTES = 16 * 1024 * 1024
 """Newest blocks kept in memory for each channel, for the readers that follow the tip."""
 
+NODE_CACHED_BLOCK_BYTES = 32 * 1024 * 1024
+"""All channels' together."""
+
 _NUMBER = struct.Struct(">Q")
 _LOCATION = struct.Struct(">LQL")
 _END = struct.Struct(">QLQ")
@@ -25,6 +28,15 @@ _END = struct.Struct(">QLQ")
 
 class BlockStoreError(Exception):
     """A block cannot be appended or read."""
+
+
+def stored_end(transaction: ReadTransaction, channel_id: str) -> tuple[int, End]:
+    """How many blocks of a channel are indexed on disk, and where their segments end."""
+    stored = transaction.get(BLOCKS, channel_prefix(channel_id) + b"e")
+    if stored is None:
+        return 0, End()
+    height, segment, length = _END.unpack(stored)
+    return height, End(segment, length)
 
 
 class BlockStore:
@@ -36,13 +48,13 @@ class BlockStore:
         prefix = channel_prefix(channel_id)
         self._block_prefix = prefix + b"b"
         self._end_key = prefix + b"e"
-        stored = store.read(lambda transaction: transaction.get(BLOCKS, self._end_key))
-        if stored is None:
-            self._durable_height, end = 0, End()
-        else:
-            self._durable_height, segment, length = _END.unpack(stored)
-            end = End(segment, length)
+        self._durable_height, end = store.read(
+            lambda transaction: stored_end(transaction, channel_id)
+        )
         self._segments = Segments(folder, end)
+        self._segments.on_disk_error = store.disk_refused
+        self._channel_id = channel_id
+        store.open_channels.add(channel_id)
         self._height = self._durable_height
         # Where the blocks since the last checkpoint lie.
         self._recent: dict[int, Location] = {}
@@ -75,7 +87,8 @@ class BlockStore:
         self._recent_bytes += len(block)
         self._cache[number] = block
         self._cache_bytes += len(block)
-        while self._cache_bytes > CACHED_BLOCK_BYTES and len(self._cache) > 1:
+        limit = self._store.share(NODE_CACHED_BLOCK_BYTES, CACHED_BLOCK_BYTES)
+        while self._cache_bytes > limit and len(self._cache) > 1:
             self._cache_bytes -= len(self._cache.popitem(last=False)[1])
         self._height = number + 1
 
@@ -132,3 +145,4 @@ class BlockStore:
     def close(self) -> None:
         """Close the files."""
         self._segments.close()
+        self._store.open_channels.discard(self._channel_id)

@@ -18,9 +18,10 @@ from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig, config_of_block
 from consortium.ledger.config_update import ConfigError
 from consortium.wire import blocks, common_pb2, etcdraft_pb2
-from consortium.wire.envelopes import NONCE_BYTES, parse
+from consortium.wire.envelopes import NONCE_BYTES, field_prefix, parse
 
 from .blockstore import BlockStore
+from .membership import MembershipChange, membership_change
 
 # Field 3 of common.Block: a BlockMetadata with five empty slots.
 _EMPTY_METADATA = common_pb2.Block(
@@ -43,12 +44,28 @@ class Written:
     """SHA-256 of each envelope; empty when nobody asked."""
     config: ChannelConfig | None
     """The configuration it brought, if it is a configuration block."""
+    change: MembershipChange | None = None
+    """What that does to the consenters; None for a block that was fetched."""
 
 
 def proposal(number: int, previous_hash: bytes, envelopes: list[bytes]) -> tuple[bytes, bytes]:
     """A new block as the data of a Raft entry, and its header's hash."""
-    block = blocks.new_block(number, previous_hash, envelopes)
-    return block.SerializeToString(), blocks.header_hash(block.header)
+    header = common_pb2.BlockHeader(
+        number=number, previous_hash=previous_hash, data_hash=blocks.data_hash(envelopes)
+    )
+    header_bytes = header.SerializeToString()
+    # A BlockData: field 1 is each envelope.
+    data = b"".join(part for one in envelopes for part in (field_prefix(1, len(one)), one))
+    block = b"".join(
+        (
+            field_prefix(1, len(header_bytes)),
+            header_bytes,
+            field_prefix(2, len(data)),
+            data,
+            _EMPTY_METADATA,
+        )
+    )
+    return block, blocks.header_hash(header)
 
 
 def header_type(envelope: bytes) -> int:
@@ -123,7 +140,10 @@ class BlockWriter:
         self._check_follows(header)
         envelopes = block.data.data
         config = self._config_after(block)
+        change = None
         if config is not None:
+            change = self._membership_after(config, header.number)
+            self.raft = change.metadata
             self.config = config
             self.last_config = header.number
         self.raft.raft_index = raft_index
@@ -137,7 +157,7 @@ class BlockWriter:
         self._store.append(header.number, body + self._metadata(header))
         self.tip_hash = blocks.header_hash(header)
         digests = [hashlib.sha256(one).digest() for one in envelopes] if want_digests else ()
-        return Written(header.number, raft_index, len(envelopes), digests, config)
+        return Written(header.number, raft_index, len(envelopes), digests, config, change)
 
     def _check_follows(self, header: common_pb2.BlockHeader) -> None:
         if header.number != self._store.height:
@@ -216,6 +236,13 @@ class BlockWriter:
             raise BlockRefused(
                 f"the configuration in block {block.header.number} cannot follow: {error}"
             ) from None
+
+    def _membership_after(self, config: ChannelConfig, number: int) -> MembershipChange:
+        before, after = self.config.orderer.consenters, config.orderer.consenters
+        try:
+            return membership_change(self.raft, before, after)
+        except ConfigError as error:
+            raise BlockRefused(f"the consenters in block {number} cannot follow: {error}") from None
 
     def _check_signature(self, block: common_pb2.Block) -> None:
         slot = parse(

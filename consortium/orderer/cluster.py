@@ -5,15 +5,20 @@ show its client certificate, who is called its server certificate, whoever issue
 other node there are two streams for all channels together, one for Raft's messages and one for
 envelopes, so that a queue of envelopes holds up no heartbeat. Nothing here waits for a slow node:
 a full queue drops Raft messages (the core sends again) and refuses envelopes.
+
+Over each new connection this node first asks what the other one remembers of its promises
+(`gridledger.Consenters/Recall`, see `raft.witness`), and says nothing in Raft until it has the
+answer: so a disk that was lost or restored is found out before it is believed. Fabric's orderers
+do not know the call; nothing is asked of them.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import logging
+import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,13 +27,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from consortium.identity.signing import Signer
-from consortium.ledger.channel_config import Consenter
-from consortium.wire import common_pb2, orderer_pb2, services
+from consortium.ledger.channel_config import ChannelConfig, Consenter
+from consortium.wire import common_pb2, gridledger_pb2, orderer_pb2, services
 from consortium.wire import raftpb_pb2 as raftpb
-from consortium.wire.envelopes import WireError, channel_header, parse, signed_envelope
+from consortium.wire.envelopes import (
+    WireError,
+    channel_header,
+    field_prefix,
+    parse,
+    signed_envelope,
+    varint,
+)
 
-from .admission import Admitted
+from .admission import Admitted, utility_of
 from .blockwriter import BlockRefused
+from .membership import certificate_hash
 from .streams import read
 
 type StreamCall = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -46,22 +59,30 @@ STALLED_WRITE_S = 5.0
 """A message that takes longer to hand to the network means that the stream is dead."""
 PULL_TIMEOUT_S = 60.0
 PULL_IDLE_S = 5.0
+RECALL_TIMEOUT_S = 5.0
+RECALLED_CHANNELS = 1_000
+"""Of how many channels one request asks."""
 
-# Between orderers a dead connection must be found out in seconds, not minutes.
-_OPTIONS = {
-    "grpc.keepalive_time_ms": 5_000,
-    "grpc.keepalive_timeout_ms": 3_000,
-    "grpc.keepalive_permit_without_calls": 1,
-    "grpc.http2.max_pings_without_data": 0,
-}
+# Between orderers a dead connection must be found out in seconds, not minutes. What was sent and is
+# not acknowledged for as long as the timeout says (TCP_USER_TIMEOUT, which gRPC sets by it) ends a
+# connection, and Raft sends all the time; pings cannot do it, since Fabric's orderers hang up on
+# who pings more often than each minute. Towards those who call us they can.
 CHANNEL_OPTIONS: services.ChannelOptions = tuple(
-    (dict(services.NODE_CHANNEL_OPTIONS) | _OPTIONS).items()
+    (
+        dict(services.NODE_CHANNEL_OPTIONS)
+        | {"grpc.keepalive_timeout_ms": 3_000, "grpc.keepalive_permit_without_calls": 1}
+    ).items()
 )
 SERVER_OPTIONS: services.ChannelOptions = tuple(
     (
         dict(services.NODE_SERVER_OPTIONS)
-        | _OPTIONS
-        | {"grpc.http2.min_ping_interval_without_data_ms": 2_000}
+        | {
+            "grpc.keepalive_time_ms": 5_000,
+            "grpc.keepalive_timeout_ms": 3_000,
+            "grpc.keepalive_permit_without_calls": 1,
+            "grpc.http2.max_pings_without_data": 0,
+            "grpc.http2.min_ping_interval_without_data_ms": 2_000,
+        }
     ).items()
 )
 
@@ -83,6 +104,10 @@ class TlsIdentity:
 class ClusterChain(Protocol):
     """What the transport needs of a channel's chain."""
 
+    @property
+    def config(self) -> ChannelConfig:
+        """The configuration in force."""
+
     def step(self, sender: int, message: raftpb.Message) -> None:
         """Take a Raft message."""
 
@@ -97,6 +122,20 @@ class ClusterChain(Protocol):
 
     def take_pulled(self, raw: bytes) -> Awaitable[None]:
         """Append a fetched block."""
+
+    def claim(self) -> gridledger_pb2.RecallClaim:
+        """Who this consenter says that it is."""
+
+    def remembered(
+        self, sender: int, claim: gridledger_pb2.RecallClaim
+    ) -> Awaitable[gridledger_pb2.RecallMemory]:
+        """What is remembered of a consenter; 0 is one that is none."""
+
+    def recalled(self, consenter_id: int, memory: gridledger_pb2.RecallMemory) -> bool:
+        """Take what a consenter remembers of this one; True if it may be spoken to."""
+
+    def trusted(self) -> Awaitable[None]:
+        """Every other consenter was asked."""
 
 
 class _Stream:
@@ -211,6 +250,7 @@ class _Remote:
         self,
         consenter: Consenter,
         tls: TlsIdentity,
+        on_consensus: Callable[[], None],
         on_open: Callable[[], None],
         on_response: Callable[[bytes], None],
     ) -> None:
@@ -223,11 +263,34 @@ class _Remote:
         self.name = f"{consenter.host}:{consenter.port}"
         self.channel = grpc.aio.secure_channel(self.name, credentials, options=CHANNEL_OPTIONS)
         self.consensus = _Stream(
-            self.channel, f"{self.name} consensus", lambda: None, lambda _: None
+            self.channel, f"{self.name} consensus", on_consensus, lambda _: None
         )
         self.submit = _Stream(self.channel, f"{self.name} submit", on_open, on_response)
+        self.recalling: asyncio.Task[None] | None = None
+
+    async def recall(
+        self, claims: Sequence[gridledger_pb2.RecallClaim]
+    ) -> Sequence[gridledger_pb2.RecallMemory] | None:
+        """Ask what the node remembers; None if it is one that does not know the question.
+
+        Raises grpc.RpcError, WireError.
+        """
+        request = gridledger_pb2.RecallRequest(claims=claims).SerializeToString()
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
+            services.CONSENTERS_RECALL
+        )
+        try:
+            answer = await call(request, timeout=RECALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                return None
+            raise
+        return parse(gridledger_pb2.RecallResponse, answer, "what an orderer recalls").memories
 
     async def close(self) -> None:
+        if self.recalling is not None:
+            self.recalling.cancel()
+            await asyncio.wait([self.recalling])
         await self.consensus.close()
         await self.submit.close()
         await self.channel.close()
@@ -242,16 +305,24 @@ class Cluster:
         self._remotes: dict[Consenter, _Remote] = {}
         self._members: dict[str, _Members] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        certificate = x509.load_pem_x509_certificate(tls.certificate_pem)
-        self.certificate_hash = hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
+        self.certificate_hash = certificate_hash(tls.certificate_pem)
+
+    def use(self, tls: TlsIdentity) -> None:
+        """Call the others with another certificate from now on, over new connections."""
+        self._tls = tls
+        self.certificate_hash = certificate_hash(tls.certificate_pem)
+        for consenter, remote in list(self._remotes.items()):
+            self._close(consenter, remote)
+        for channel_id, members in self._members.items():
+            self.configure(channel_id, members.consenters)
 
     def transport(self, channel_id: str) -> ChannelTransport:
         """The view of one channel; its chain is attached with `attach`."""
         return ChannelTransport(self, channel_id)
 
-    def attach(self, channel_id: str, chain: ClusterChain) -> None:
-        """Give a channel's messages to its chain."""
-        self._members[channel_id] = _Members(chain)
+    def attach(self, channel_id: str, chain: ClusterChain, *, takes_part: bool = True) -> None:
+        """Give a channel's messages to its chain; `takes_part`: it is a consenter there."""
+        self._members[channel_id] = _Members(chain, takes_part)
 
     def detach(self, channel_id: str) -> None:
         """Stop carrying a channel's messages."""
@@ -269,6 +340,8 @@ class Cluster:
     def configure(self, channel_id: str, consenters: Mapping[int, Consenter]) -> None:
         """Set who the other consenters of a channel are."""
         members = self._members[channel_id]
+        before = members.remotes
+        members.consenters = dict(consenters)
         members.ids = {
             public_key(one.client_tls_certificate_pem): raft_id
             for raft_id, one in consenters.items()
@@ -277,12 +350,22 @@ class Cluster:
             raft_id: self._remotes.get(one) or self._connect(one)
             for raft_id, one in consenters.items()
         }
+        members.cleared = {
+            raft_id
+            for raft_id in members.cleared
+            if members.remotes.get(raft_id) is before.get(raft_id)
+        }
+        if members.expected is not None:
+            members.expected &= members.remotes.keys()
         self._close_unused()
+        for remote in members.remotes.values():
+            self._recall(remote)
 
     def _connect(self, consenter: Consenter) -> _Remote:
         remote = _Remote(
             consenter,
             self._tls,
+            on_consensus=lambda: self._consensus_opened(consenter),
             on_open=lambda: self._opened(consenter),
             on_response=self._answered,
         )
@@ -293,10 +376,87 @@ class Cluster:
         used = {id(one) for members in self._members.values() for one in members.remotes.values()}
         for consenter, remote in list(self._remotes.items()):
             if id(remote) not in used:
-                del self._remotes[consenter]
-                task = asyncio.create_task(remote.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._close(consenter, remote)
+
+    def _close(self, consenter: Consenter, remote: _Remote) -> None:
+        del self._remotes[consenter]
+        task = asyncio.create_task(remote.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _uses(self, remote: _Remote) -> list[tuple[str, _Members, int]]:
+        """Each channel that has this node among its consenters, and its Raft id there."""
+        return [
+            (channel_id, members, raft_id)
+            for channel_id, members in self._members.items()
+            for raft_id, other in members.remotes.items()
+            if other is remote
+        ]
+
+    def _consensus_opened(self, consenter: Consenter) -> None:
+        """Over a new connection it is asked again: the node may have been another process."""
+        remote = self._remotes.get(consenter)
+        if remote is None:
+            return
+        for _, members, raft_id in self._uses(remote):
+            members.cleared.discard(raft_id)
+        self._recall(remote)
+
+    def _recall(self, remote: _Remote) -> None:
+        """Ask a node about the channels in which it was not asked yet."""
+        if remote.recalling is None or remote.recalling.done():
+            remote.recalling = asyncio.create_task(self._recall_all(remote))
+
+    async def _recall_all(self, remote: _Remote) -> None:
+        wait_s = FIRST_RETRY_S
+        while remote.consensus.connected:
+            asked = [
+                (channel_id, members, raft_id)
+                for channel_id, members, raft_id in self._uses(remote)
+                if raft_id not in members.cleared and members.takes_part
+            ][:RECALLED_CHANNELS]
+            if not asked:
+                return
+            try:
+                memories = await remote.recall([members.chain.claim() for _, members, _ in asked])
+            except (grpc.RpcError, WireError) as error:
+                why = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                _LOGGER.debug("asking orderer %s what it recalls: %s", remote.name, why)
+                memories = []
+            by_channel = {memory.channel: memory for memory in memories or ()}
+            for channel_id, members, raft_id in asked:
+                if self._members.get(channel_id) is not members:
+                    continue
+                memory = by_channel.get(channel_id)
+                if memories is None or (
+                    memory is not None and members.chain.recalled(raft_id, memory)
+                ):
+                    await self._clear(members, raft_id)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+
+    @staticmethod
+    async def _clear(members: _Members, raft_id: int) -> None:
+        members.cleared.add(raft_id)
+        if members.expected is not None:
+            members.expected.discard(raft_id)
+            if not members.expected:
+                members.expected = None
+                await members.chain.trusted()
+
+    async def recall(
+        self, channel_id: str, consenter_id: int
+    ) -> gridledger_pb2.RecallMemory | None:
+        """What a consenter says now that it remembers; None without an answer."""
+        members = self._members.get(channel_id)
+        remote = members.remotes.get(consenter_id) if members else None
+        if members is None or remote is None:
+            return None
+        try:
+            memories = await remote.recall([members.chain.claim()])
+        except grpc.RpcError, WireError:
+            return None
+        return next((one for one in memories or () if one.channel == channel_id), None)
 
     def _opened(self, consenter: Consenter) -> None:
         remote = self._remotes.get(consenter)
@@ -317,6 +477,16 @@ class Cluster:
         if members is not None:
             members.chain.refuse_pending(key, answer.status, info)
 
+    def may_speak(self, channel_id: str, consenter_id: int) -> bool:
+        """Whether a consenter was asked what it remembers, and all who have to be."""
+        members = self._members[channel_id]
+        return members.expected is None and consenter_id in members.cleared
+
+    def expect_all(self, channel_id: str) -> None:
+        """Nothing is said in a channel until all its consenters were asked."""
+        members = self._members[channel_id]
+        members.expected = set(members.remotes) or None
+
     def remote(self, channel_id: str, consenter_id: int) -> _Remote | None:
         """The connection to a consenter of a channel."""
         members = self._members.get(channel_id)
@@ -327,23 +497,60 @@ class Cluster:
         return {one.name: one.consensus.connected for one in self._remotes.values()}
 
     async def pull(self, channel_id: str, first: int, last: int) -> None:
-        """Fetch blocks from any other consenter, in turn, into the chain; see Transport.pull."""
+        """Fetch blocks from any other orderer, in turn, into the chain; see Transport.pull.
+
+        Consenters come first, over the connections that there are. Fabric's hand out blocks at
+        their clients' listener alone, unless it is the consenters' too, so the addresses that the
+        configuration gives to clients are next.
+        """
         members = self._members[channel_id]
-        # Whoever answers; the first may be the very node that is behind as well.
-        for remote in list(members.remotes.values()):
-            if not remote.consensus.connected:
-                continue
-            try:
-                async with asyncio.timeout(PULL_TIMEOUT_S):
-                    if await self._pull_from(remote, channel_id, first, last, members.chain):
+        # Whoever answers: the first may be behind as well, or worse, so that it isn't always the
+        # same one.
+        remotes = list(members.remotes.values())
+        random.shuffle(remotes)
+        for remote in remotes:
+            if remote.consensus.connected and await self._pulled(
+                remote.channel, remote.name, members.chain, (channel_id, first, last)
+            ):
+                return
+        config = members.chain.config
+        for msp_id, addresses in config.orderer.endpoints.items():
+            credentials = grpc.ssl_channel_credentials(
+                config.msps.tls_roots_pem(msp_id), self._tls.key_pem, self._tls.certificate_pem
+            )
+            for address in addresses:
+                async with grpc.aio.secure_channel(
+                    address, credentials, options=CHANNEL_OPTIONS
+                ) as channel:
+                    if await self._pulled(
+                        channel, address, members.chain, (channel_id, first, last)
+                    ):
                         return
-            except (grpc.RpcError, TimeoutError, WireError, BlockRefused) as error:
-                _LOGGER.warning(
-                    "channel %s: fetching blocks from %s: %s", channel_id, remote.name, error
-                )
+
+    async def _pulled(
+        self,
+        channel: grpc.aio.Channel,
+        name: str,
+        chain: ClusterChain,
+        wanted: tuple[str, int, int],
+    ) -> bool:
+        """Whether an orderer had some of the blocks; what went wrong is told."""
+        try:
+            async with asyncio.timeout(PULL_TIMEOUT_S):
+                return await self._pull_from(channel, chain, *wanted)
+        except grpc.aio.AioRpcError as error:
+            level = (
+                logging.DEBUG if error.code() == grpc.StatusCode.UNIMPLEMENTED else logging.WARNING
+            )
+            _LOGGER.log(
+                level, "channel %s: fetching blocks from %s: %s", wanted[0], name, error.details()
+            )
+        except (grpc.RpcError, TimeoutError, WireError, BlockRefused) as error:
+            _LOGGER.warning("channel %s: fetching blocks from %s: %s", wanted[0], name, error)
+        return False
 
     async def _pull_from(
-        self, remote: _Remote, channel_id: str, first: int, last: int, chain: ClusterChain
+        self, channel: grpc.aio.Channel, chain: ClusterChain, channel_id: str, first: int, last: int
     ) -> bool:
         """Fetch what the node has of the blocks; True if any came."""
         seek = orderer_pb2.SeekInfo(
@@ -356,7 +563,7 @@ class Cluster:
             common_pb2.DELIVER_SEEK_INFO, channel_id, tls_cert_hash=self.certificate_hash
         )
         request = signed_envelope(self._signer, header, seek.SerializeToString())
-        call: StreamCall = remote.channel.stream_stream(services.ORDERER_DELIVER)()
+        call: StreamCall = channel.stream_stream(services.ORDERER_DELIVER)()
         try:
             await call.write(request.SerializeToString())
             some = False
@@ -380,6 +587,27 @@ class Cluster:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     # The serving side
+
+    async def recall_service(self, raw: bytes, context: ServerContext) -> bytes:
+        """Handler of gridledger.Consenters/Recall: who calls is known by its TLS certificate."""
+        shown = context.auth_context().get("x509_pem_cert")
+        try:
+            request = parse(gridledger_pb2.RecallRequest, raw, "the request")
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if not shown:
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "a consenter must show its TLS certificate"
+            )
+        assert shown
+        certificate = public_key(next(iter(shown)))
+        answer = gridledger_pb2.RecallResponse()
+        for claim in request.claims[:RECALLED_CHANNELS]:
+            members = self._members.get(claim.channel)
+            if members is not None and members.takes_part:
+                sender = members.ids.get(certificate, 0)
+                answer.memories.append(await members.chain.remembered(sender, claim))
+        return answer.SerializeToString()
 
     async def step(self, _: object, context: ServerContext) -> None:
         """Handler of orderer.Cluster/Step (bytes in, bytes out)."""
@@ -435,6 +663,7 @@ class Cluster:
             size_bytes=len(envelope.payload) + len(envelope.signature),
             sequence=submit.last_validation_seq,
             is_config=header.type == common_pb2.CONFIG,
+            utility=utility_of(payload.header.signature_header),
         )
         chain.order(admitted, refusals.sender(channel_id))
         return None
@@ -491,10 +720,17 @@ class _Refusals:
 class _Members:
     """The other consenters of one channel."""
 
-    def __init__(self, chain: ClusterChain) -> None:
+    def __init__(self, chain: ClusterChain, takes_part: bool) -> None:
         self.chain = chain
+        self.takes_part = takes_part
+        """Whether this node is a consenter; else it only fetches blocks from them."""
+        self.consenters: dict[int, Consenter] = {}
         self.ids: dict[bytes, int] = {}
         self.remotes: dict[int, _Remote] = {}
+        self.cleared: set[int] = set()
+        """Raft ids that were asked, over the present connection, what they remember of us."""
+        self.expected: set[int] | None = None
+        """Raft ids that must be asked before anything is said to anybody; None: not so strict."""
 
 
 class ChannelTransport:
@@ -503,18 +739,21 @@ class ChannelTransport:
     def __init__(self, cluster: Cluster, channel_id: str) -> None:
         self._cluster = cluster
         self._channel_id = channel_id
+        name = channel_id.encode()
+        self._channel_field = field_prefix(1, len(name)) + name
 
     def send(self, consenter_id: int, message: raftpb.Message) -> bool:
         """Queue a Raft message; False if it was dropped."""
         remote = self._cluster.remote(self._channel_id, consenter_id)
         if remote is None or not remote.consensus.connected:
             return False
-        request = orderer_pb2.StepRequest(
-            consensus_request=orderer_pb2.ConsensusRequest(
-                channel=self._channel_id, payload=message.SerializeToString()
-            )
-        )
-        return remote.consensus.put(request.SerializeToString())
+        if not self._cluster.may_speak(self._channel_id, consenter_id):
+            return False
+        payload = message.SerializeToString()
+        # A StepRequest with a ConsensusRequest: fields 1 channel, 2 payload.
+        head = self._channel_field + field_prefix(2, len(payload))
+        size = len(head) + len(payload)
+        return remote.consensus.put(b"".join((field_prefix(1, size), head, payload)))
 
     def forward(self, consenter_id: int, admitted: Admitted) -> bool:
         """Queue an envelope for the leader; False if there is no room.
@@ -524,14 +763,12 @@ class ChannelTransport:
         remote = self._cluster.remote(self._channel_id, consenter_id)
         if remote is None or not remote.submit.connected:
             return True
-        request = orderer_pb2.StepRequest(
-            submit_request=orderer_pb2.SubmitRequest(
-                channel=self._channel_id,
-                last_validation_seq=admitted.sequence,
-                payload=common_pb2.Envelope.FromString(admitted.raw),
-            )
+        raw = admitted.raw
+        # A StepRequest with a SubmitRequest: fields 1 channel, 2 last_validation_seq, 3 payload.
+        head = b"".join(
+            (self._channel_field, b"\x10", varint(admitted.sequence), field_prefix(3, len(raw)))
         )
-        return remote.submit.put(request.SerializeToString())
+        return remote.submit.put(b"".join((field_prefix(2, len(head) + len(raw)), head, raw)))
 
     def reachable(self, consenter_id: int) -> bool:
         """Whether there is a connection to a consenter."""
@@ -541,6 +778,14 @@ class ChannelTransport:
     def configure(self, consenters: dict[int, Consenter]) -> None:
         """From now on these are the other consenters."""
         self._cluster.configure(self._channel_id, consenters)
+
+    async def recall(self, consenter_id: int) -> gridledger_pb2.RecallMemory | None:
+        """Ask a consenter what it remembers of this one; None without an answer."""
+        return await self._cluster.recall(self._channel_id, consenter_id)
+
+    def expect_all(self) -> None:
+        """Send nothing until every other consenter was asked what it remembers."""
+        self._cluster.expect_all(self._channel_id)
 
     async def pull(self, first: int, last: int) -> None:
         """Fetch blocks from another orderer."""

@@ -13,6 +13,7 @@ from .admission import Admitted
 from .blockcutter import BlockCutter, CutLimits
 from .blockwriter import proposal
 from .pending import Limits
+from .room import Room
 
 type Refuse = Callable[[bytes, int, str], None]
 """Tells whoever sent an envelope that it cannot be ordered: its digest, a status, a sentence."""
@@ -38,12 +39,20 @@ class Queued:
 class LeaderQueue:
     """From arrival at the leader to proposal; thrown away when leadership is lost.
 
+    What waits is kept by utility, and blocks take one of each in turn: one that sends without
+    measure makes the others wait for a place in the next block, not for all that it has sent.
+
     A configuration transaction gets a block of its own, and nothing is proposed after it until
     it is in force: what waits must be checked again under the new configuration (`take_waiting`).
     """
 
     def __init__(
-        self, config: ChannelConfig, number: int, previous_hash: bytes, on_cut: Callable[[], None]
+        self,
+        config: ChannelConfig,
+        number: int,
+        previous_hash: bytes,
+        limits: Limits,
+        on_cut: Callable[[], None],
     ) -> None:
         """The first block will be `number`, after the one with `previous_hash`.
 
@@ -54,35 +63,46 @@ class LeaderQueue:
         self._previous_hash = previous_hash
         self._on_cut = on_cut
         self._cutter: BlockCutter[Queued] = BlockCutter(_cut_limits(config))
+        self._waiting: dict[str, deque[Queued]] = {}
         self._batches: deque[list[Queued]] = deque()
-        self._bytes = 0
+        self._room = Room("at the leader", limits.pending_envelopes, limits.pending_bytes)
         self._config_in_flight = False
         self._timer: asyncio.TimerHandle | None = None
-        self.envelopes = 0
-        """How many wait to be proposed."""
         self.in_flight = 0
         """Blocks proposed and not yet written."""
+        self.held = False
+        """Nothing is proposed until the Raft group has followed the configuration."""
 
-    def no_room(self, limits: Limits) -> str | None:
-        """A sentence for the sender if nothing more can be taken."""
-        if self.envelopes < limits.pending_envelopes and self._bytes < limits.pending_bytes:
-            return None
-        return (
-            f"{self.envelopes} envelopes ({self._bytes} bytes) wait at the leader, and the limit is"
-            f" {limits.pending_envelopes} envelopes or {limits.pending_bytes} bytes; send more"
-            " slowly and try again in a second"
-        )
+    @property
+    def envelopes(self) -> int:
+        """How many wait to be proposed."""
+        return self._room.envelopes
+
+    def no_room(self, utility: str) -> str | None:
+        """A sentence for the sender if nothing more of this utility can be taken."""
+        return self._room.refusal(utility, len(self._config.application_orgs))
 
     def add(self, queued: Queued) -> None:
         """Take an envelope that was admitted under the present configuration."""
-        self.envelopes += 1
-        self._bytes += queued.size_bytes
-        if queued.admitted.is_config:
-            if len(self._cutter):
-                self._batches.append(self._cutter.cut())
-            self._batches.append([queued])
-        else:
-            self._batches.extend(self._cutter.ordered(queued))
+        utility = queued.admitted.utility
+        self._room.take(utility, queued.size_bytes)
+        self._waiting.setdefault(utility, deque()).append(queued)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cut the next batch, if what waits is enough for one and the one before is proposed."""
+        while self._waiting and not self._batches:
+            utility, waiting = next(iter(self._waiting.items()))
+            del self._waiting[utility]
+            queued = waiting.popleft()
+            if waiting:
+                self._waiting[utility] = waiting  # after the others
+            if queued.admitted.is_config:
+                if len(self._cutter):
+                    self._batches.append(self._cutter.cut())
+                self._batches.append([queued])
+            else:
+                self._batches.extend(self._cutter.ordered(queued))
         if not len(self._cutter):
             self._stop_timer()
         elif self._timer is None:
@@ -95,7 +115,7 @@ class LeaderQueue:
         """
         some = False
         limit = self._config.orderer.raft.max_inflight_blocks
-        while self._batches and not self._config_in_flight and self.in_flight < limit:
+        while self._batches and not self._waits and self.in_flight < limit:
             batch = self._batches[0]
             envelopes = [one.admitted.raw for one in batch]
             data, block_hash = proposal(self._number, self._previous_hash, envelopes)
@@ -108,10 +128,15 @@ class LeaderQueue:
             self._number += 1
             self._previous_hash = block_hash
             self.in_flight += 1
-            self.envelopes -= len(batch)
-            self._bytes -= sum(one.size_bytes for one in batch)
+            for one in batch:
+                self._room.give_back(one.admitted.utility, one.size_bytes)
             self._config_in_flight = batch[0].admitted.is_config
+            self._cut()
         return some
+
+    @property
+    def _waits(self) -> bool:
+        return self._config_in_flight or self.held
 
     def block_written(self) -> None:
         """A block of ours is committed and in the store."""
@@ -121,12 +146,15 @@ class LeaderQueue:
     def take_waiting(self, config: ChannelConfig) -> list[Queued]:
         """Go on under a new configuration; what was waiting is handed back to be checked again."""
         waiting = [one for batch in self._batches for one in batch] + self._cutter.cut()
+        waiting += [one for queue in self._waiting.values() for one in queue]
+        for one in waiting:
+            self._room.give_back(one.admitted.utility, one.size_bytes)
         self._stop_timer()
         self._config = config
         self._config_in_flight = False
         self._batches.clear()
+        self._waiting.clear()
         self._cutter = BlockCutter(_cut_limits(config))
-        self.envelopes = self._bytes = 0
         return waiting
 
     def close(self) -> None:

@@ -9,7 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from consortium.storage.environment import Environment, ReadTransaction, WriteTransaction
+from consortium.storage.environment import (
+    DiskError,
+    Environment,
+    ReadTransaction,
+    WriteTransaction,
+)
 
 FORMAT_VERSION = 1
 RAFT = "raft"
@@ -17,6 +22,8 @@ RAFT = "raft"
 
 BLOCKS = "blocks"
 """Table that says where in its segments each block of each channel lies."""
+
+TABLES = (RAFT, BLOCKS)
 
 type Write = Callable[[WriteTransaction], None]
 
@@ -31,12 +38,24 @@ class NodeStore:
 
     def __init__(self, directory: Path) -> None:
         """Open or create it; raises storage.environment.FormatError, StorageError."""
-        self._environment = Environment(directory, (RAFT, BLOCKS), format_version=FORMAT_VERSION)
+        self._environment = Environment(directory, TABLES, format_version=FORMAT_VERSION)
+        self.place = (directory / "data.mdb").stat().st_ino
+        """The inode of the database: a copy of it has another one."""
+        self.on_disk_error: Callable[[DiskError], None] | None = None
+        """Told, on any thread, when the disk refuses a write of the log or of blocks."""
+        self._environment.on_disk_error = self.disk_refused
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="orderer-log")
         self._waiting: list[tuple[Write, asyncio.Future[None]]] = []
         self._committer: asyncio.Task[None] | None = None
         self.commits = 0
         """Commits so far, each of them one fsync."""
+        self.open_channels: set[str] = set()
+        """Those that share what the node may keep in memory."""
+
+    def disk_refused(self, error: DiskError) -> None:
+        """The disk refused a write, here or in the segments that belong to this store."""
+        if self.on_disk_error is not None:
+            self.on_disk_error(error)
 
     async def write(self, change: Write) -> None:
         """Run `change` in a transaction and return once it is on disk (one commit for many).
@@ -83,6 +102,24 @@ class NodeStore:
         """Run `query` in a read transaction, on the calling thread."""
         with self._environment.read() as transaction:
             return query(transaction)
+
+    def share(self, node_bytes: int, channel_bytes: int) -> int:
+        """How much a channel may keep in memory: its part of `node_bytes`, `channel_bytes` at most.
+
+        So that a node with a hundred channels needs about as much memory as one with ten.
+        """
+        return min(channel_bytes, node_bytes // max(1, len(self.open_channels)))
+
+    async def forget(self, channel_id: str) -> None:
+        """Delete everything about a channel, durably."""
+        prefix = channel_prefix(channel_id)
+
+        def write(transaction: WriteTransaction) -> None:
+            for table in (RAFT, BLOCKS):
+                for key, _ in list(transaction.prefixed(table, prefix)):
+                    transaction.delete(table, key)
+
+        await self.write(write)
 
     def close(self) -> None:
         """Finish what is being written and close the files."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from consortium.wire import common_pb2
 
 from .admission import Admitted
+from .room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,10 @@ class PendingEnvelopes:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._by_digest: dict[bytes, list[Submission]] = {}
-        self._count = 0
-        self._bytes = 0
+        self._room = Room("to be ordered here", limits.pending_envelopes, limits.pending_bytes)
 
     def __len__(self) -> int:
-        return self._count
+        return self._room.envelopes
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._by_digest
@@ -67,16 +67,9 @@ class PendingEnvelopes:
         """All of them, oldest first; may be changed meanwhile."""
         return iter([one for group in self._by_digest.values() for one in group])
 
-    def no_room(self) -> str | None:
-        """A sentence for the client if nothing more can be taken."""
-        limits = self._limits
-        if self._count < limits.pending_envelopes and self._bytes < limits.pending_bytes:
-            return None
-        return (
-            f"{self._count} envelopes ({self._bytes} bytes) wait to be ordered here, and the limit"
-            f" is {limits.pending_envelopes} envelopes or {limits.pending_bytes} bytes;"
-            " send more slowly and try again in a second"
-        )
+    def no_room(self, utility: str, utilities: int) -> str | None:
+        """A sentence for the client if nothing more of a utility, one of so many, can be taken."""
+        return self._room.refusal(utility, utilities)
 
     def add(self, submission: Submission, admitted: Admitted) -> None:
         """Take a submission whose envelope was admitted."""
@@ -84,8 +77,7 @@ class PendingEnvelopes:
         submission.digest = hashlib.sha256(admitted.raw).digest()
         submission.deadline = time.monotonic() + self._limits.submit_timeout_s
         self._by_digest.setdefault(submission.digest, []).append(submission)
-        self._count += 1
-        self._bytes += len(admitted.raw)
+        self._room.take(admitted.utility, len(admitted.raw))
 
     def settle(self, digest: bytes, status: int, info: str = "") -> bool:
         """Answer the oldest submission of an envelope; False if nobody waits for it here."""
@@ -95,9 +87,8 @@ class PendingEnvelopes:
         submission = submissions.pop(0)
         if not submissions:
             del self._by_digest[digest]
-        self._count -= 1
         if submission.admitted is not None:
-            self._bytes -= len(submission.admitted.raw)
+            self._room.give_back(submission.admitted.utility, len(submission.admitted.raw))
         submission.answer(status, info)
         return True
 

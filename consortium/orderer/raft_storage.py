@@ -5,10 +5,14 @@ news is the commit index is written along with whatever is written next: the com
 learned again, and blocks that were written because of it say so themselves (`BlockMetadata`).
 """
 
+import json
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from consortium.raft import Compacted, Unavailable
+from consortium.raft.witness import Witness
 from consortium.storage.environment import ReadTransaction, WriteTransaction
 from consortium.wire import raftpb_pb2 as raftpb
 
@@ -17,12 +21,90 @@ from .node_store import RAFT, NodeStore, channel_prefix
 CACHED_ENTRY_BYTES = 32 * 1024 * 1024
 """Entries kept in memory for each channel; older ones are read from disk again."""
 
+NODE_CACHED_ENTRY_BYTES = 32 * 1024 * 1024
+"""All channels' together."""
+
 _INDEX = struct.Struct(">Q")
 _POSITION = struct.Struct(">QQQ")
+_WITNESS = struct.Struct(">QQQQQQQQ16s16s")
+_RECORD_FORMAT = 1
 
 
 class RaftStorageError(Exception):
     """The channel's Raft log cannot be used."""
+
+
+@dataclass(slots=True)
+class MemberRecord:
+    """As whom this orderer takes part in a channel, on disk beside the log."""
+
+    raft_id: int = 0
+    """0 while it has been no consenter."""
+    incarnation: bytes = b""
+    """Made when it began with an empty log under this Raft id (16 bytes)."""
+    start: int = 0
+    """How often it has started since."""
+    process: bytes = b""
+    """Which process the last start was (16 bytes)."""
+    place: int = 0
+    """The inode of the database file: another one means that the files are a copy."""
+    refused: list[int] = field(default_factory=list)
+    """Raft ids under which something was promised that this disk has lost; never used again."""
+    why: str = ""
+    """How that was noticed."""
+
+    def begin(self, raft_id: int) -> None:
+        """Begin under a Raft id with an empty log."""
+        self.raft_id, self.incarnation, self.start = raft_id, os.urandom(16), 0
+
+    def refuse(self, raft_id: int, why: str) -> None:
+        """Never take part under a Raft id again."""
+        self.refused.append(raft_id)
+        self.why = why
+
+    def serialized(self) -> bytes:
+        """For the disk."""
+        return json.dumps(
+            {
+                "format": _RECORD_FORMAT,
+                "raft_id": self.raft_id,
+                "incarnation": self.incarnation.hex(),
+                "start": self.start,
+                "process": self.process.hex(),
+                "place": self.place,
+                "refused": self.refused,
+                "why": self.why,
+            }
+        ).encode()
+
+    @classmethod
+    def parse(cls, stored: bytes) -> MemberRecord:
+        """Read what `serialized` wrote; raises RaftStorageError."""
+        found = json.loads(stored)
+        if found["format"] != _RECORD_FORMAT:
+            raise RaftStorageError(
+                f"the record of a consenter has format {found['format']}; this version reads"
+                f" {_RECORD_FORMAT}"
+            )
+        return cls(
+            found["raft_id"],
+            bytes.fromhex(found["incarnation"]),
+            found["start"],
+            bytes.fromhex(found["process"]),
+            found["place"],
+            found["refused"],
+            found["why"],
+        )
+
+
+@dataclass(slots=True)
+class Acquaintance:
+    """What this orderer remembers of another consenter."""
+
+    witness: Witness = field(default_factory=Witness)
+    incarnation: bytes = b""
+    start: int = 0
+    process: bytes = b""
 
 
 class ChannelLog:
@@ -37,6 +119,8 @@ class ChannelLog:
         self._conf_state_key = prefix + b"c"
         self._position_key = prefix + b"p"
         self._snapshot_key = prefix + b"s"
+        self._record_key = prefix + b"m"
+        self._acquaintance_prefix = prefix + b"w"
         self._hard_state = raftpb.HardState()
         self._state_dirty = False
         self._conf_state = raftpb.ConfState()
@@ -48,9 +132,23 @@ class ChannelLog:
         self._terms: list[int] = []  # of the entries after _offset
         self._cache: list[raftpb.Entry] = []  # the newest entries, up to the last
         self._cache_bytes = 0
+        self.acquaintances: dict[int, Acquaintance] = {}
+        """Other consenters by Raft id; `remember` those that changed."""
+        self._to_remember: set[int] = set()
+        self.record: MemberRecord | None = None
+        """Written with `save_record`."""
         self.fresh = not store.read(self._load)
 
     def _load(self, transaction: ReadTransaction) -> bool:
+        record = transaction.get(RAFT, self._record_key)
+        if record is not None:
+            self.record = MemberRecord.parse(record)
+        for key, value in transaction.prefixed(RAFT, self._acquaintance_prefix):
+            *promises, start, length, incarnation, process = _WITNESS.unpack(value)
+            (raft_id,) = _INDEX.unpack(key[len(self._acquaintance_prefix) :])
+            self.acquaintances[raft_id] = Acquaintance(
+                Witness(*promises), incarnation[:length], start, process[:length]
+            )
         stored = transaction.get(RAFT, self._hard_state_key)
         if stored is None:
             return False
@@ -78,10 +176,11 @@ class ChannelLog:
     def _remember(self, entry: raftpb.Entry) -> None:
         self._cache.append(entry)
         self._cache_bytes += len(entry.Data)
-        if self._cache_bytes > CACHED_ENTRY_BYTES:
+        limit = self._store.share(NODE_CACHED_ENTRY_BYTES, CACHED_ENTRY_BYTES)
+        if self._cache_bytes > limit:
             # Forget half of it at once: dropping from the front of a list is not free.
             drop = 0
-            while self._cache_bytes > CACHED_ENTRY_BYTES // 2 and drop < len(self._cache) - 1:
+            while self._cache_bytes > limit // 2 and drop < len(self._cache) - 1:
                 self._cache_bytes -= len(self._cache[drop].Data)
                 drop += 1
             del self._cache[:drop]
@@ -155,6 +254,76 @@ class ChannelLog:
         """Return the latest snapshot: the channel's position as the block written there."""
         return self._snapshot
 
+    # Who it is, and what it knows of the others
+
+    async def save_record(self, record: MemberRecord) -> None:
+        """Make the record durable."""
+        self.record = record
+        value = record.serialized()
+        await self._store.write(lambda transaction: transaction.put(RAFT, self._record_key, value))
+
+    async def clear(self, record: MemberRecord) -> None:
+        """Forget the log on disk, to begin anew as `record` says; open it again afterwards."""
+        value = record.serialized()
+
+        def write(transaction: WriteTransaction) -> None:
+            for key in (
+                self._hard_state_key,
+                self._conf_state_key,
+                self._position_key,
+                self._snapshot_key,
+            ):
+                transaction.delete(RAFT, key)
+            for prefix in (self._entry_prefix, self._acquaintance_prefix):
+                for key, _ in list(transaction.prefixed(RAFT, prefix)):
+                    transaction.delete(RAFT, key)
+            transaction.put(RAFT, self._record_key, value)
+
+        await self._store.write(write)
+
+    def remember(self, raft_id: int) -> None:
+        """Note that what is known of a consenter changed; written with what is next."""
+        self._to_remember.add(raft_id)
+
+    def forget(self, raft_ids: Iterable[int]) -> None:
+        """Drop what is known of consenters that are no members any more."""
+        for raft_id in raft_ids:
+            self.acquaintances.pop(raft_id, None)
+            self._to_remember.add(raft_id)
+
+    async def save_acquaintances(self) -> None:
+        """Make what changed about others durable now."""
+        remembered = self._remembered()
+        await self._store.write(lambda transaction: _put_all(transaction, remembered))
+
+    def _remembered(self) -> list[tuple[bytes, bytes | None]]:
+        """Keys and values of what changed about others since the last write; None deletes."""
+        if not self._to_remember:
+            return []
+        changed: list[tuple[bytes, bytes | None]] = []
+        for raft_id in self._to_remember:
+            key = self._acquaintance_prefix + _INDEX.pack(raft_id)
+            known = self.acquaintances.get(raft_id)
+            if known is None:
+                changed.append((key, None))
+                continue
+            witness = known.witness
+            value = _WITNESS.pack(
+                witness.term,
+                witness.acknowledged_term,
+                witness.acknowledged_index,
+                witness.vote_term,
+                witness.sent_term,
+                witness.sent_index,
+                known.start,
+                len(known.incarnation),
+                known.incarnation,
+                known.process,
+            )
+            changed.append((key, value))
+        self._to_remember.clear()
+        return changed
+
     # What the chain writes
 
     async def bootstrap(self, consenter_ids: Sequence[int]) -> None:
@@ -197,7 +366,7 @@ class ChannelLog:
             self._state_dirty = True
         if snapshot is None and not entries and not must_sync:
             return
-        if snapshot is None and not entries and not self._state_dirty:
+        if snapshot is None and not entries and not (self._state_dirty or self._to_remember):
             return
         last = self.last_index()
         first_new = entries[0].Index if entries else last + 1
@@ -219,10 +388,13 @@ class ChannelLog:
             key = self._entry_prefix + _INDEX.pack(entry.Index)
             values.append((key, entry.SerializeToString()))
 
+        remembered = self._remembered()
+
         def write(transaction: WriteTransaction) -> None:
             self._delete_entries(transaction, first_deleted, last)
             for key, value in values:
                 transaction.put(RAFT, key, value)
+            _put_all(transaction, remembered)
 
         self._state_dirty = False
         await self._store.write(write)
@@ -300,3 +472,12 @@ class ChannelLog:
     async def flush(self) -> None:
         """Write a hard state that was waiting; for an orderly stop."""
         await self.persist(None, [], None)
+
+
+def _put_all(transaction: WriteTransaction, values: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Write keys with their values; None deletes."""
+    for key, value in values:
+        if value is None:
+            transaction.delete(RAFT, key)
+        else:
+            transaction.put(RAFT, key, value)

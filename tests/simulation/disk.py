@@ -75,6 +75,9 @@ class Disk(MemoryStorage):
         self.durable = self.image
         self._since_sync: list[_Image] = []
         self.failing_writes = 0
+        self.copies: list[_Image] = []
+        """Backups of what was durable, from time to time."""
+        self._syncs = 0
 
     # Reading (raft.Storage)
 
@@ -157,6 +160,14 @@ class Disk(MemoryStorage):
         """Make everything written durable."""
         self._check()
         self.durable = self.image
+        self._since_sync.clear()
+        self._syncs += 1
+        if self._syncs % 7 == 0:
+            self.copies.append(self.durable)
+
+    def restore(self, copy: _Image) -> None:
+        """Be what this copy is; to be done while the node is down."""
+        self.image = self.durable = copy
         self._since_sync.clear()
 
     def crash(self, rng: Random) -> None:

@@ -66,6 +66,7 @@ FOUND_AT: dict[str, int] = {
     "snapshot acknowledged early": 293,
     "vote not persisted": 222,
     "id reused after a wipe": 7,
+    "old disk believed": 106,
     "stale write counts": 227,
     "election with old configuration": 293,
 }
@@ -453,4 +454,14 @@ environment(
     "id reused after a wipe",
     "a node whose disk was lost comes back under its old id",
     new_id_after_wipe=False,
+)
+environment(
+    "old disk believed",
+    "a node goes on with an older copy of its disk",
+    notices_old_disk=False,
+)
+environment(
+    "removed nodes stop at once",
+    "removed nodes stop before those that stay have applied their removal",
+    lingers=False,
 )

@@ -41,6 +41,7 @@ from consortium.raft import (
 )
 from consortium.raft.core import Raft
 from consortium.raft.messages import sender_of
+from consortium.raft.witness import Witness
 from consortium.wire import raftpb_pb2 as raftpb
 from tests.simulation.disk import AppState, Disk, DiskFailed
 
@@ -105,6 +106,10 @@ class Features:
     sync_snapshot: bool = True
     persist_vote: bool = True
     new_id_after_wipe: bool = True
+    notices_old_disk: bool = True
+    """A node whose disk was replaced by an older copy asks the others what it promised them."""
+    lingers: bool = True
+    """A removed node answers on until the others have applied its removal."""
 
 
 class Node:
@@ -126,6 +131,8 @@ class Node:
         self.paused_until = 0.0
         self.tick_length = 1.0
         self.seen_commit = 0
+        self.witnesses: dict[int, Witness] = {}
+        """What it remembers of the others' promises, durably."""
         self.append_work: list[raftpb.Message] = []
         self.apply_work: list[raftpb.Message] = []
 
@@ -511,16 +518,34 @@ class Simulation:
         self._applied_anywhere = max(self._applied_anywhere, entry.Index)
         removed = change is not None and not _is_member(node.id, conf_state)
         if removed and (not self._step_down or node.rng.random() < 0.5):
-            # Removed nodes are stopped, sooner or later; at once they must be where the leader
-            # would otherwise stay in office.
+            # Removed nodes are stopped, sooner or later; soon they must be where the leader would
+            # otherwise stay in office.
             self._after(node.rng.uniform(0, 8), self._stop_removed, node, node.life)
 
     def _stop_removed(self, node: Node, life: int) -> None:
-        if node.life == life and not _is_member(node.id, node.disk.image.app.conf_state):
-            self.say(f"{node.id} was removed and stops")
-            node.removed = True
-            node.raw = None
-            node.life += 1
+        state = node.disk.image.app.conf_state
+        if node.life != life or _is_member(node.id, state):
+            return
+        if self.features.lingers and not self._can_do_without(node.id, state.voters):
+            # Those that stay may need its vote to get out of the configuration that it is part of.
+            self._after(1, self._stop_removed, node, life)
+            return
+        self.say(f"{node.id} was removed and stops")
+        node.removed = True
+        node.raw = None
+        node.life += 1
+
+    def _can_do_without(self, node: int, voters: Sequence[int]) -> bool:
+        """Whether a majority of those that stay say that they have durably applied its removal."""
+        done = 0
+        for voter in voters:
+            other = self.nodes[voter]
+            if other.raw is None or _is_member(node, other.disk.image.app.conf_state):
+                continue
+            with suppress(DiskFailed):
+                other.disk.sync()  # before it says so
+                done += 1
+        return done > len(voters) // 2
 
     # The network
 
@@ -555,6 +580,7 @@ class Simulation:
         if self.now < node.paused_until:
             self._at(node.paused_until, self._deliver, message)
             return
+        node.witnesses.setdefault(sender_of(message), Witness()).hear(message)
         try:
             node.raw.step(message)
         except ProposalDropped, MessageRefused:
@@ -743,6 +769,8 @@ class Simulation:
         node = self._some_node(rng)
         if node is None or not self._may_lose(node):
             return
+        if rng.random() < 0.4 and self._restore_copy(node, rng):
+            return
         self.say(f"{node.id} loses its disk")
         if not self.features.new_id_after_wipe:
             self._crash(node, 1)
@@ -754,6 +782,32 @@ class Simulation:
         node.lost = True
         self._crash(node, 0)
         self._after(rng.uniform(2, 10), self._replace_lost)
+
+    def _restore_copy(self, node: Node, rng: Random) -> bool:
+        """Put an older copy in the disk's place; False if the node is to be given up instead.
+
+        It may go on only if every other voter is up and none remembers a promise that is not on
+        the copy.
+        """
+        copy = rng.choice(node.disk.copies) if node.disk.copies else None
+        if copy is None:
+            return False
+        if self.features.notices_old_disk:
+            state = node.disk.image.app.conf_state
+            for voter in state.voters:
+                other = self.nodes[voter]
+                if other is node:
+                    continue
+                witness = other.witnesses.get(node.id, Witness())
+                last = copy.offset + len(copy.entries)
+                if other.raw is None or witness.contradiction(
+                    voter, copy.hard_state, last, copy=True
+                ):
+                    return False
+        self.say(f"{node.id} gets an older copy of its disk")
+        self._crash(node, 1)
+        node.disk.restore(copy)
+        return True
 
     def _may_lose(self, node: Node) -> bool:
         configurations = set()

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation
-from tests.simulation.simulator import Options, Outcome, plan, shrink, simulate
+from tests.simulation.simulator import Features, Options, Outcome, plan, shrink, simulate
 
 SEEDS = {3: 180, 5: 90, 7: 40}
 
@@ -49,6 +49,18 @@ def test_a_mistake_is_found(mutation: Mutation) -> None:
             if outcome.violation:
                 return
     pytest.fail(f"{mutation.name} was not found near seed {first}: {mutation.says}")
+
+
+def test_removed_nodes_linger() -> None:
+    """Three of five voters go in one change; one that stays has not applied it yet."""
+    assert not simulate(9573, Options(nodes=3)).violation
+    outcome = simulate(9573, Options(nodes=3), features=Features(lingers=False))
+    assert "no progress" in outcome.violation
+
+
+def test_a_leaders_own_promise_counts_on_a_copy() -> None:
+    """It counted itself for a commit that it told nobody of, and came back without the entry."""
+    assert not simulate(1269, Options(nodes=3)).violation
 
 
 def test_enough_mistakes_are_found() -> None:

@@ -17,6 +17,7 @@ from consortium.identity.certificates import (
     generate_key,
     key_pem,
 )
+from consortium.identity.msp import Msp, msp_config
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import (
     ChannelSpec,
@@ -94,6 +95,9 @@ class Network:
                     cluster_address=f"127.0.0.1:{ports[2 * number + 1]}",
                     stop_grace_s=0.1,
                     limits=Limits(**(limits or {})),
+                    administrators=Msp.from_config(
+                        msp_config(utility.msp_id, utility.authority.certificate_pem)
+                    ),
                 )
             )
             consenters.append(
