@@ -142,13 +142,65 @@ def remove_organization(config: common_pb2.Config, msp_id: str) -> None:
     nodes = _consenters(config, found[name])
     if nodes:
         raise ConfigError(
-            f"{msp_id} orders for the channel, with {', '.join(nodes)}; consenters cannot be "
-            "changed yet, so it has to stay"
+            f"{msp_id} orders for the channel, with {', '.join(nodes)}; take them out "
+            "first (gridledger orderer remove)"
         )
     del members[name]
     orderers = config.channel_group.groups[ORDERER].groups
     for key in [key for key, member in orderers.items() if _msp(member).name == msp_id]:
         del orderers[key]
+
+
+def add_root(config: common_pb2.Config, msp_id: str, root_pem: bytes) -> None:
+    """Trust one more root of a member, for identities and TLS, in place. Raises ConfigError.
+
+    Roles are told by organizational unit whichever of the roots certified it.
+    """
+
+    def change(definition: msp_pb2.FabricMSPConfig) -> None:
+        if root_pem in definition.root_certs:
+            raise ConfigError(f"{msp_id} has that root already")
+        definition.root_certs.append(root_pem)
+        definition.tls_root_certs.append(root_pem)
+        for unit, identifier in definition.fabric_node_ous.ListFields():
+            if unit.name.endswith("_ou_identifier"):
+                identifier.certificate = b""
+
+    _change_msp(config, msp_id, change)
+
+
+def remove_root(config: common_pb2.Config, msp_id: str, root_pem: bytes) -> None:
+    """Trust a member's root no longer, in place. Raises ConfigError if it is none or the last."""
+
+    def change(definition: msp_pb2.FabricMSPConfig) -> None:
+        for roots in (definition.root_certs, definition.tls_root_certs):
+            if root_pem in roots:
+                roots.remove(root_pem)
+        if not definition.root_certs or not definition.tls_root_certs:
+            raise ConfigError(f"that is the only root of {msp_id}; add the next one first")
+
+    _change_msp(config, msp_id, change)
+
+
+def _change_msp(
+    config: common_pb2.Config,
+    msp_id: str,
+    change: Callable[[msp_pb2.FabricMSPConfig], None],
+) -> None:
+    """Change a member's definition in every group that has it, where they have to be equal."""
+    found = False
+    for kind in (APPLICATION, ORDERER):
+        for group in config.channel_group.groups[kind].groups.values():
+            definition = _msp(group)
+            if definition.name != msp_id:
+                continue
+            found = True
+            change(definition)
+            wrapped = msp_pb2.MSPConfig.FromString(group.values["MSP"].value)
+            wrapped.config = definition.SerializeToString(deterministic=True)
+            group.values["MSP"].value = wrapped.SerializeToString(deterministic=True)
+    if not found:
+        raise ConfigError(f"{msp_id} is no member of the channel")
 
 
 def _consenters(config: common_pb2.Config, definition: msp_pb2.FabricMSPConfig) -> list[str]:

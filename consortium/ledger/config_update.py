@@ -22,8 +22,10 @@ from consortium.wire.envelopes import (
     NONCE_BYTES,
     EnvelopeSigner,
     WireError,
+    brief,
     channel_header,
     parse,
+    shortened,
     signed_envelope,
 )
 
@@ -38,6 +40,9 @@ SIGNATURE_LIMIT = 256
 
 class ConfigError(ValueError):
     """A configuration, or a change of one, that a channel may not have; the message says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
 
 
 def _check_key(key: str) -> None:
@@ -154,7 +159,9 @@ def apply_update(
     except WireError as error:
         raise ConfigError(str(error)) from None
     if update.channel_id != channel_id:
-        raise ConfigError(f"the update is for channel {update.channel_id!r}, not {channel_id!r}")
+        raise ConfigError(
+            f"the update is for channel {brief(update.channel_id)}, not {channel_id!r}"
+        )
     read = map_elements(update.read_set)
     for path, element in read.items():
         present = current.get(path)

@@ -3,13 +3,16 @@
 Everything a block does (state, indexes, history, private data, the index of the block itself) is
 one LMDB transaction. The block's bytes go to a segment file before it, whose valid length is part
 of that transaction: after a crash the block is there with all its effects, or not at all.
+
+A ledger begins with a genesis block, or with a snapshot of another peer's (`snapshot`). Then it
+knows the state and the transaction ids up to there, but neither blocks nor history.
 """
 
 import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,19 +21,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from consortium.storage.environment import Environment, ReadTransaction, WriteTransaction
-from consortium.storage.segments import End, Location, Segments
+from consortium.storage.environment import (
+    DiskError,
+    Environment,
+    ReadTransaction,
+    WriteTransaction,
+)
+from consortium.storage.segments import End, Location, Segments, follows
 from consortium.wire import common_pb2, lifecycle_pb2, peer_pb2
 from consortium.wire.blocks import COMMIT_HASH, METADATA_SLOTS, TRANSACTIONS_FILTER, header_hash
 from consortium.wire.envelopes import parse
 
 from . import history, private_data
 from .channel_config import ChannelConfig
+from .erasing import Eraser
 from .history import HISTORY, KeyModification
 from .lifecycle import NAMESPACE as LIFECYCLE
 from .lifecycle import Policies
 from .mvcc import UpdateBatch, encode_field, varint
-from .private_data import PrivateEffects, PrivatePlace
+from .private_data import PrivateEffects, PrivatePlace, WantedSet
 from .rwset import VALID, NamespaceSet, Transaction, open_transaction
 from .state import (
     STATE,
@@ -42,6 +51,7 @@ from .state import (
     state_key,
 )
 from .validator import (
+    CONFIG_KEY,
     BlockError,
     Judge,
     Outcome,
@@ -52,8 +62,9 @@ from .validator import (
     verify_block_signature,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCKS = "blocks"
+BLOCK_HASHES = "block_hashes"
 TRANSACTIONS = "transactions"
 CONFIG_HISTORY = "config_history"
 META = "ledger"
@@ -61,6 +72,7 @@ TABLES = (
     STATE,
     HISTORY,
     BLOCKS,
+    BLOCK_HASHES,
     TRANSACTIONS,
     CONFIG_HISTORY,
     META,
@@ -74,14 +86,54 @@ MISSING_LIMIT = 1000
 """Missing private write sets listed at once."""
 
 _BLOCK_ENTRY = struct.Struct(">IQI32s32s")  # segment, offset, length, header hash, commit hash
+BEFORE_SNAPSHOT = b""
+"""Entry of a transaction id that only a snapshot names."""
 _TRANSACTION_ENTRY = struct.Struct(">QIB")  # block, index, code
 _STATUS = struct.Struct(">QIQ")  # height, last segment, its length
 _STATUS_KEY = b"status"
-_CHANNEL_KEY = b"channel"
+_CHANNEL_KEY = b"channel"  # of a ledger that begins with a snapshot
+_BASE = struct.Struct(">Q32s32s32s32s")
+# last block, its hash, its predecessor's, its commit hash, the snapshot's hash
+_BASE_KEY = b"base"
 _MSP_KEY = b"msp"
 _REMOVED_KEY = b"private data removed"
+SNAPSHOT_REQUEST = b"snapshot\0"
+"""What notes of asked-for snapshots begin with; the block's number follows."""
 _CHANNEL_CONFIG = b"channel\0"
 _COLLECTIONS = b"collections\0"
+
+
+class BeforeSnapshotError(LedgerError):
+    """What was asked for lies before the snapshot that this ledger begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The snapshot that a ledger begins with."""
+
+    last_block: int
+    last_hash: bytes
+    previous_hash: bytes
+    commit_hash: bytes
+    """Empty if the snapshot was made after block 0."""
+    snapshot_hash: bytes
+    """SHA-256 of its signable metadata: what its maker vouches for."""
+
+    def to_bytes(self) -> bytes:
+        """The base as it is stored."""
+        return _BASE.pack(
+            self.last_block,
+            self.last_hash,
+            self.previous_hash,
+            self.commit_hash,
+            self.snapshot_hash,
+        )
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Base:
+        """The inverse of `to_bytes`."""
+        number, last, previous, commit, snapshot = _BASE.unpack(stored)
+        return cls(number, last, previous, commit if number else b"", snapshot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +164,24 @@ class CommittedBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class _Position:
+class ValidatedBlock:
+    """The next block and what it comes to; nothing of it is stored yet."""
+
+    block: common_pb2.Block
+    transactions: Sequence[Transaction]
+    outcome: Outcome
+    wanted: tuple[WantedSet, ...]
+    """Private write sets that this peer should keep and has not got."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a ledger stands after its last block."""
+
     height: int
     last_hash: bytes
     commit_hash: bytes
+    previous_hash: bytes = b""
 
 
 class Ledger:
@@ -137,8 +203,15 @@ class Ledger:
         self._threads = ThreadPoolExecutor(
             threads or min(4, os.cpu_count() or 1), thread_name_prefix="ledger-verify"
         )
-        self._position = _Position(0, b"", b"")
+        self._position = Position(0, b"", b"")
         self._judge: Judge | None = None
+        self._base: Base | None = None
+        self.eraser = Eraser(
+            environment, self.commits_paused, lambda: self.note(_REMOVED_KEY, None)
+        )
+        """Overwrites what was purged or has expired."""
+        self.after_commit: Callable[[int], None] | None = None
+        """Called with each block's number right after it, before another can be committed."""
 
     @classmethod
     def open(
@@ -161,15 +234,15 @@ class Ledger:
             path / "index",
             TABLES,
             format_version=FORMAT_VERSION,
+            migrations=_MIGRATIONS,
             durable=durable,
             read_only=read_only,
         )
         try:
-            if not read_only:
-                environment = _without_removed_data(environment)
             with environment.read() as transaction:
                 height, segment, length = _status(transaction)
                 owner = transaction.get(META, _MSP_KEY)
+                removed = transaction.get(META, _REMOVED_KEY) is not None
             if owner is not None and owner != msp_id.encode():
                 raise LedgerError(
                     f"the ledger at {path} belongs to a peer of {owner.decode()}, not of {msp_id}: "
@@ -188,6 +261,8 @@ class Ledger:
                 ledger._check_genesis(genesis)
             elif genesis is not None:
                 ledger._start(genesis)
+            if removed and not read_only:
+                ledger.eraser.request()
         except BaseException:
             ledger.close()
             raise
@@ -199,7 +274,11 @@ class Ledger:
         if not (path / "index").is_dir():
             raise LedgerError(f"there is no ledger in {path}: check the path")
         environment = Environment(
-            path / "index", TABLES, format_version=FORMAT_VERSION, read_only=True
+            path / "index",
+            TABLES,
+            format_version=FORMAT_VERSION,
+            migrations=_MIGRATIONS,
+            read_only=True,
         )
         try:
             with environment.read() as transaction:
@@ -210,8 +289,26 @@ class Ledger:
             raise LedgerError(f"the ledger in {path} is empty")
         return owner.decode()
 
+    @staticmethod
+    def stored_end(path: Path) -> tuple[int, End]:
+        """The height of a ledger that nobody has open, and where its segments end."""
+        environment = Environment(
+            path / "index",
+            TABLES,
+            format_version=FORMAT_VERSION,
+            migrations=_MIGRATIONS,
+            read_only=True,
+        )
+        try:
+            with environment.read() as transaction:
+                height, segment, length = _status(transaction)
+        finally:
+            environment.close()
+        return height, End(segment, length)
+
     def close(self) -> None:
         """Close the files; no view may be open."""
+        self.eraser.close()
         self._threads.shutdown()
         self._segments.close()
         self._environment.close()
@@ -228,6 +325,11 @@ class Ledger:
     ) -> None:
         """Close it."""
         self.close()
+
+    def watch_disk(self, refused: Callable[[DiskError], None]) -> None:
+        """Have `refused` told, on any thread, when the disk refuses a write."""
+        self._environment.on_disk_error = refused
+        self._segments.on_disk_error = refused
 
     # --- where it stands ---
 
@@ -250,6 +352,21 @@ class Ledger:
     def last_block_hash(self) -> bytes:
         """The header hash of the last block, which the next one must name."""
         return self._position.last_hash
+
+    @property
+    def previous_block_hash(self) -> bytes:
+        """The header hash of the last block but one, empty for a chain of one block."""
+        return self._position.previous_hash
+
+    @property
+    def base(self) -> Base | None:
+        """The snapshot that this ledger begins with; None if it has every block."""
+        return self._base
+
+    @property
+    def first_block(self) -> int:
+        """The number of the first block that is here, or will be."""
+        return self._base.last_block + 1 if self._base else 0
 
     @property
     def commit_hash(self) -> bytes:
@@ -288,11 +405,19 @@ class Ledger:
             return self._block_entry(transaction, number)[2]
 
     def block_by_hash(self, digest: bytes) -> bytes | None:
-        """The block with a header hash; searches from the newest, so not for hot paths."""
-        for number in reversed(range(self.height)):
-            if self.block_hash(number) == digest:
-                return self.block(number)
-        return None
+        """The block with a header hash, or None."""
+        with self._environment.read() as transaction:
+            number = transaction.get(BLOCK_HASHES, digest)
+            if number is None and self._environment.stored_format < 2:  # read only, no index yet
+                number = next(
+                    (
+                        key
+                        for key, entry in transaction.range(BLOCKS)
+                        if _BLOCK_ENTRY.unpack(entry)[3] == digest
+                    ),
+                    None,
+                )
+        return None if number is None else self.block(int.from_bytes(number))
 
     def block_by_transaction(self, transaction_id: str) -> bytes | None:
         """The block that holds a transaction, or None."""
@@ -302,10 +427,16 @@ class Ledger:
     def transaction(self, transaction_id: str) -> TransactionRecord | None:
         """Where a transaction id stands, or None.
 
-        Of several envelopes with one id, that is the valid one, else the first.
+        Of several envelopes with one id, that is the valid one, else the first. Raises
+        BeforeSnapshotError for one that a snapshot names: no more is known of it.
         """
         with self._environment.read() as transaction:
-            return _transaction_record(transaction, transaction_id)
+            return _transaction_record(transaction, transaction_id, self.first_block)
+
+    def knows_transaction(self, transaction_id: str) -> bool:
+        """Whether a transaction id was used, before a snapshot or after it."""
+        with self._environment.read() as transaction:
+            return _is_known(transaction, transaction_id)
 
     def transaction_envelope(self, transaction_id: str) -> bytes | None:
         """A transaction's envelope as it was ordered, or None."""
@@ -328,21 +459,39 @@ class Ledger:
         return modifications
 
     def config_at(self, number: int) -> ChannelConfig:
-        """The configuration that block `number` is judged by (its own for block 0)."""
-        latest = 0
+        """The configuration that block `number` is judged by (its own for block 0).
+
+        Raises BeforeSnapshotError for a block that a snapshot covers.
+        """
+        if self._base is not None and number <= self._base.last_block:
+            raise self._before_snapshot(f"the configuration of block {number}")
+        latest, kept = 0, b""
         with self._environment.read() as transaction:
-            for key, _ in transaction.prefixed(CONFIG_HISTORY, _CHANNEL_CONFIG):
+            for key, value in transaction.prefixed(CONFIG_HISTORY, _CHANNEL_CONFIG):
                 changed = int.from_bytes(key[-8:])
                 if changed and changed >= number:
                     break
-                latest = changed
+                latest, kept = changed, value
+        if kept:
+            envelope = parse(common_pb2.ConfigEnvelope, kept, "the snapshot's configuration")
+            return ChannelConfig.from_config(self.channel_id, envelope.config)
         return ChannelConfig.from_block(self._parsed(latest))
 
     def last_config_block(self) -> int:
-        """The number of the last configuration block."""
+        """The number of the last configuration block; raises BeforeSnapshotError."""
+        number, kept = 0, b""
         with self._environment.read() as transaction:
-            keys = [key for key, _ in transaction.prefixed(CONFIG_HISTORY, _CHANNEL_CONFIG)]
-        return int.from_bytes(keys[-1][-8:])
+            for key, value in transaction.prefixed(CONFIG_HISTORY, _CHANNEL_CONFIG):
+                number, kept = int.from_bytes(key[-8:]), value
+        if kept:
+            raise self._before_snapshot("the last configuration block")
+        return number
+
+    def _before_snapshot(self, what: str) -> BeforeSnapshotError:
+        return BeforeSnapshotError(
+            f"{what} is not here: this ledger begins with a snapshot, its first block is "
+            f"{self.first_block}. Ask a peer that has the whole chain."
+        )
 
     def collections_at(
         self, chaincode: str, number: int
@@ -362,13 +511,17 @@ class Ledger:
 
     # --- private data ---
 
-    def store_transient(self, transaction_id: str, data: bytes, height: int) -> None:
+    def store_transient(
+        self, transaction_id: str, data: bytes, height: int, source: str = ""
+    ) -> None:
         """Keep `TxPvtReadWriteSet` bytes until their transaction commits; raises PrivateDataError.
 
-        `height` is the ledger's height at endorsement, for `purge_transient`.
+        `height` is the ledger's height at endorsement, for `purge_transient`; `source` the MSP id
+        of the endorser, this peer's own unless given.
         """
+        source = source or self._msp_id
         self._environment.write(
-            lambda t: private_data.store_transient(t, transaction_id, data, height)
+            lambda t: private_data.store_transient(t, transaction_id, data, height, source)
         )
 
     def transient(self, transaction_id: str) -> list[bytes]:
@@ -376,15 +529,55 @@ class Ledger:
         with self._environment.read() as transaction:
             return list(private_data.transient_sets(transaction, transaction_id))
 
+    def waiting_sets(self, transaction_id: str, namespace: str, collection: str) -> list[bytes]:
+        """A collection's write sets (`KVRWSet` bytes) that wait for a transaction to commit."""
+        with self._environment.read() as transaction:
+            space = (namespace, collection)
+            return list(private_data.waiting_sets(transaction, transaction_id, space))
+
     def purge_transient(self, below_height: int) -> int:
         """Remove sets that were stored below that height and never committed; how many."""
-        return self._environment.write(lambda t: private_data.purge_transient(t, below_height))
 
-    def missing_private(self, limit: int = MISSING_LIMIT) -> list[PrivatePlace]:
+        def purge(transaction: WriteTransaction) -> int:
+            count = private_data.purge_transient(transaction, below_height)
+            if count:
+                transaction.put(META, _REMOVED_KEY, b"")
+            return count
+
+        with self._commit_lock:
+            count = self._environment.write(purge)
+            if count:
+                self.eraser.request()
+        return count
+
+    def missing_private(
+        self, limit: int = MISSING_LIMIT, *, after: PrivatePlace | None = None
+    ) -> list[PrivatePlace]:
         """Write sets that this peer should have and lacks, oldest first."""
+        start = b"" if after is None else after.to_key() + b"\0"
         with self._environment.read() as transaction:
-            entries = transaction.range(private_data.MISSING)
+            entries = transaction.range(private_data.MISSING, start)
             return [PrivatePlace.from_key(key) for key, _ in islice(entries, limit)]
+
+    def make_eligible(self, limit: int = MISSING_LIMIT) -> int:
+        """List as missing what collections held before this organization joined them.
+
+        Takes `limit` blocks at once; returns how many it took, 0 when there is no more to do.
+        """
+        with self._environment.read() as transaction:
+            if next(transaction.range(private_data.ELIGIBLE), None) is None:
+                return 0
+        return self._environment.write(lambda t: private_data.make_eligible(t, limit))
+
+    def collection_at(
+        self, namespace: str, collection: str, number: int
+    ) -> peer_pb2.StaticCollectionConfig | None:
+        """A collection's configuration as it was before block `number`; None: there was none."""
+        package = self.collections_at(namespace, number)
+        for config in package.config if package else ():
+            if config.static_collection_config.name == collection:
+                return config.static_collection_config
+        return None
 
     def private_set(self, place: PrivatePlace) -> bytes | None:
         """A private write set (`KVRWSet` bytes) that this peer holds, without purged keys."""
@@ -409,6 +602,9 @@ class Ledger:
             self._environment.write(change)
 
     def _private_writes(self, place: PrivatePlace) -> Sequence[NamespaceSet]:
+        if place.block < self.first_block:
+            with self._environment.read() as transaction:
+                return private_data.snapshot_writes(transaction, place)
         envelopes = self._parsed(place.block).data.data
         if place.tx >= len(envelopes):
             raise private_data.PrivateDataError(
@@ -433,44 +629,93 @@ class Ledger:
         a gap, a fork, or a block that nobody may commit.
         """
         with self._commit_lock:
-            number = block.header.number
-            if number < self.height:
-                return self._already_committed(block)
-            if number > self.height:
+            validated = self._validate(block, verify_signature)
+            if isinstance(validated, CommittedBlock):
+                return validated
+            return self._commit(validated, {})
+
+    def validate(self, block: common_pb2.Block) -> ValidatedBlock | CommittedBlock:
+        """The first half of `commit`: judge the next block, and say which private data it needs.
+
+        What is committed already is returned as such. Raises as `commit` does.
+        """
+        with self._commit_lock:
+            return self._validate(block, True)
+
+    def commit_validated(
+        self, validated: ValidatedBlock, fetched: Mapping[PrivatePlace, bytes]
+    ) -> CommittedBlock:
+        """The second half of `commit`: store the block, with private write sets that were fetched.
+
+        What does not have the hash that the block holds is ignored, and listed as missing. Raises
+        BlockError if another block was committed in between.
+        """
+        with self._commit_lock:
+            number = validated.block.header.number
+            if number != self.height:
                 raise BlockError(
-                    f"block {number} cannot be committed: the ledger is at height {self.height}, "
-                    f"so block {self.height} is next"
+                    f"block {number} was validated for a ledger of {number} blocks, and there are "
+                    f"{self.height} now: validate it again"
                 )
-            if block.header.previous_hash != self.last_block_hash:
-                raise BlockError(
-                    f"block {number} does not follow block {number - 1} of this ledger: the hashes "
-                    "differ. It belongs to another channel or another history."
-                )
-            judge = self._require_judge()
-            check_block_form(block)
-            if verify_signature:
-                verify_block_signature(block, judge.config)
-            transactions = open_block(block)
-            with self._environment.read(privileged=True) as transaction:
-                state = StoredState(transaction)
-                outcome = validate_block(
-                    number,
-                    transactions,
-                    judge,
-                    state,
-                    lambda one: _transaction_record(transaction, one) is not None,
-                    self._threads,
-                )
-                effects = private_data.prepare(
-                    number,
-                    transactions,
-                    outcome.codes,
-                    outcome.updates,
-                    Policies(state, judge.config),
-                    transaction,
-                    self._msp_id,
-                )
-            return self._store(block, transactions, outcome, effects)
+            return self._commit(validated, fetched)
+
+    def _validate(
+        self, block: common_pb2.Block, verify_signature: bool
+    ) -> ValidatedBlock | CommittedBlock:
+        number = block.header.number
+        if number < self.height:
+            return self._already_committed(block)
+        if number > self.height:
+            raise BlockError(
+                f"block {number} cannot be committed: the ledger is at height {self.height}, "
+                f"so block {self.height} is next"
+            )
+        if block.header.previous_hash != self.last_block_hash:
+            raise BlockError(
+                f"block {number} does not follow block {number - 1} of this ledger: the hashes "
+                "differ. It belongs to another channel or another history."
+            )
+        judge = self._require_judge()
+        check_block_form(block)
+        if verify_signature:
+            verify_block_signature(block, judge.config)
+        transactions = open_block(block)
+        with self._environment.read(privileged=True) as transaction:
+            state = StoredState(transaction)
+            outcome = validate_block(
+                number,
+                transactions,
+                judge,
+                state,
+                lambda one: _is_known(transaction, one),
+                self._threads,
+            )
+            wanted = private_data.wanted(
+                number,
+                transactions,
+                outcome.codes,
+                Policies(state, judge.config),
+                transaction,
+                self._msp_id,
+            )
+        return ValidatedBlock(block, transactions, outcome, tuple(wanted))
+
+    def _commit(
+        self, validated: ValidatedBlock, fetched: Mapping[PrivatePlace, bytes]
+    ) -> CommittedBlock:
+        block, transactions, outcome = validated.block, validated.transactions, validated.outcome
+        with self._environment.read(privileged=True) as transaction:
+            effects = private_data.prepare(
+                block.header.number,
+                transactions,
+                outcome.codes,
+                outcome.updates,
+                Policies(StoredState(transaction), self._require_judge().config),
+                transaction,
+                self._msp_id,
+                fetched,
+            )
+        return self._store(block, transactions, outcome, effects)
 
     def _require_judge(self) -> Judge:
         if self._judge is None:
@@ -506,12 +751,13 @@ class Ledger:
                     location.segment, location.offset, location.length, digest, commit_hash
                 )
                 transaction.put(BLOCKS, number.to_bytes(8), entry)
+                transaction.put(BLOCK_HASHES, digest, number.to_bytes(8))
                 transaction.put(
                     META, _STATUS_KEY, _STATUS.pack(number + 1, end.segment, end.length)
                 )
                 _write_transactions(transaction, number, transactions, outcome.codes)
                 _write_state(transaction, outcome.updates)
-                private_data.write(transaction, effects)
+                private_data.write(transaction, number, effects)
                 if effects.removes:
                     transaction.put(META, _REMOVED_KEY, b"")
                 _write_config_history(transaction, number, outcome)
@@ -524,7 +770,11 @@ class Ledger:
             raise
         if outcome.config is not None:
             self._judge = Judge(outcome.config)
-        self._position = _Position(number + 1, digest, commit_hash)
+        self._position = Position(number + 1, digest, commit_hash, block.header.previous_hash)
+        if effects.removes:
+            self.eraser.request()
+        if self.after_commit is not None:
+            self.after_commit(number)
         return _committed(number, transactions, outcome.codes, commit_hash, stored)
 
     def _start(self, genesis: common_pb2.Block) -> None:
@@ -535,13 +785,42 @@ class Ledger:
 
     def _resume(self) -> None:
         with self._environment.read() as transaction:
+            stored = transaction.get(META, _BASE_KEY)
+            self._base = Base.from_bytes(stored) if stored else None
             height = _status(transaction)[0]
-            _, last_hash, commit_hash = self._block_entry(transaction, height - 1)
-        self._position = _Position(height, last_hash, commit_hash)
-        self._judge = Judge(ChannelConfig.from_block(self._parsed(self.last_config_block())))
+            if height > self.first_block:
+                _, last_hash, commit_hash = self._block_entry(transaction, height - 1)
+            config = StoredState(transaction).get("", CONFIG_KEY)
+            channel_id = transaction.get(META, _CHANNEL_KEY) or b""
+        if height > self.first_block:
+            previous = self._parsed(height - 1).header.previous_hash
+            self._position = Position(height, last_hash, commit_hash, previous)
+        elif self._base is not None:
+            base = self._base
+            self._position = Position(height, base.last_hash, base.commit_hash, base.previous_hash)
+        if self._base is None:
+            block = self._parsed(self.last_config_block())
+            self._judge = Judge(ChannelConfig.from_block(block))
+            if config is None and not self._environment.read_only:
+                # Format 1 lacked the entry where a genesis block has no creator.
+                first = genesis_outcome(self._parsed(0)).updates
+                self._environment.write(lambda t: _write_state(t, first))
+        elif config is None:
+            raise LedgerError("the ledger's state lacks the channel's configuration: verify it")
+        else:
+            envelope = parse(common_pb2.ConfigEnvelope, config.value, "the stored configuration")
+            self._judge = Judge(ChannelConfig.from_config(channel_id.decode(), envelope.config))
 
     def _check_genesis(self, genesis: common_pb2.Block | None) -> None:
-        if genesis is not None and header_hash(genesis.header) != self.block_hash(0):
+        if genesis is None:
+            return
+        if self._base is not None:
+            if ChannelConfig.from_block(genesis).channel_id != self.channel_id:
+                raise BlockError(
+                    f"the ledger began with a snapshot of channel {self.channel_id}, and the "
+                    "genesis block is another channel's: use the folder of the right channel"
+                )
+        elif header_hash(genesis.header) != self.block_hash(0):
             raise BlockError(
                 "the ledger was started from another genesis block: use the folder of the right "
                 "channel, or an empty one"
@@ -549,6 +828,8 @@ class Ledger:
 
     def _already_committed(self, block: common_pb2.Block) -> CommittedBlock:
         number = block.header.number
+        if number < self.first_block:
+            raise self._before_snapshot(f"block {number}")
         if header_hash(block.header) != self.block_hash(number):
             raise BlockError(
                 f"another block {number} is committed already: the ordering node that sent this "
@@ -573,6 +854,8 @@ class Ledger:
         self, transaction: ReadTransaction, number: int
     ) -> tuple[Location, bytes, bytes]:
         entry = transaction.get(BLOCKS, number.to_bytes(8))
+        if entry is None and number < self.first_block:
+            raise self._before_snapshot(f"block {number}")
         if entry is None:
             raise LedgerError(
                 f"there is no block {number}: the ledger is at height {_status(transaction)[0]}"
@@ -580,19 +863,108 @@ class Ledger:
         segment, offset, length, digest, commit_hash = _BLOCK_ENTRY.unpack(entry)
         return Location(segment, offset, length), digest, commit_hash if number else b""
 
+    # --- for verification ---
+
+    def private_writes_of(self, place: PrivatePlace) -> Sequence[NamespaceSet]:
+        """The hashes that a private write set must have; raises PrivateDataError, LedgerError."""
+        return self._private_writes(place)
+
+    @property
+    def indexes_hashes(self) -> bool:
+        """Whether the index of block hashes is there: not in format 1, opened read only."""
+        return self._environment.stored_format >= 2
+
+    @staticmethod
+    def stored_hashes(tables: ReadTransaction, number: int) -> tuple[bytes, bytes]:
+        """A block's header hash and commit hash as the index holds them (zeros for block 0)."""
+        entry = tables.get(BLOCKS, number.to_bytes(8))
+        if entry is None:
+            raise LedgerError(f"the index lacks block {number}")
+        _, _, _, digest, commit_hash = _BLOCK_ENTRY.unpack(entry)
+        return digest, commit_hash
+
+    def misplaced(self, tables: ReadTransaction, height: int) -> str:
+        """What is wrong with where blocks lie and where the ledger ends; empty if nothing is."""
+        end, number = End(), self.first_block
+        for key, entry in tables.range(BLOCKS):
+            if int.from_bytes(key) != number:
+                return f"the index lacks block {number}"
+            segment, offset, length, _, _ = _BLOCK_ENTRY.unpack(entry)
+            if not follows(end, Location(segment, offset, length)):
+                return f"the index holds a wrong place of block {number}"
+            end = End(segment, offset + length)
+            number += 1
+        if _status(tables) != (height, end.segment, end.length):
+            return f"the ledger says that it ends elsewhere than with its last block, {height - 1}"
+        channel = tables.get(META, _CHANNEL_KEY)
+        if channel is not None and channel != self.channel_id.encode():
+            return f"the ledger is noted to be of channel {channel!r}"
+        return ""
+
     def tables(self) -> AbstractContextManager[ReadTransaction]:
-        """All tables as they are stored, for verification."""
-        return self._environment.read()
+        """All tables as they are stored, for verification and snapshots."""
+        return self._environment.read(privileged=True)
+
+    def position_in(self, tables: ReadTransaction) -> Position:
+        """Where the ledger stood when `tables` were opened."""
+        height = _status(tables)[0]
+        if self._base is not None and height == self.first_block:
+            base = self._base
+            return Position(height, base.last_hash, base.commit_hash, base.previous_hash)
+        location, digest, commit_hash = self._block_entry(tables, height - 1)
+        block = parse(common_pb2.Block, self._segments.read(location), "the last block")
+        return Position(height, digest, commit_hash, block.header.previous_hash)
+
+    def commits_paused(self) -> AbstractContextManager[object]:
+        """Between two commits, for as long as it is held."""
+        return self._commit_lock
+
+    def note(self, key: bytes, value: bytes | None) -> None:
+        """Keep a note beside the chain, None: no more. Used by `snapshot`, for its requests."""
+
+        def change(transaction: WriteTransaction) -> None:
+            if value is None:
+                transaction.delete(META, key)
+            else:
+                transaction.put(META, key, value)
+
+        self._environment.write(change)
+
+    @staticmethod
+    def collection_history(tables: ReadTransaction) -> Iterator[tuple[bytes, int, bytes]]:
+        """Contract, block and `CollectionConfigPackage` bytes of every change of collections."""
+        for key, value in tables.prefixed(CONFIG_HISTORY, _COLLECTIONS):
+            yield key[len(_COLLECTIONS) : -9], int.from_bytes(key[-8:]), value
+
+    @staticmethod
+    def collection_history_key(chaincode: bytes, number: int) -> bytes:
+        """The key of such a change."""
+        return _COLLECTIONS + chaincode + b"\0" + number.to_bytes(8)
 
 
-def _without_removed_data(environment: Environment) -> Environment:
-    """Rewrite the file if private data were removed, whose bytes may still be in free pages."""
-    with environment.read() as transaction:
-        removed = transaction.get(META, _REMOVED_KEY) is not None
-    if removed:
-        environment.write(lambda t: t.delete(META, _REMOVED_KEY))
-        environment.compact()
-    return environment
+def unknown_notes(tables: ReadTransaction) -> Iterator[bytes]:
+    """Keys among the ledger's notes that nothing of ours writes, or not like that."""
+    known = {_STATUS_KEY, _CHANNEL_KEY, _BASE_KEY, _MSP_KEY}
+    for key, value in tables.range(META):
+        is_note = key == _REMOVED_KEY or (
+            key.startswith(SNAPSHOT_REQUEST) and len(key) == len(SNAPSHOT_REQUEST) + 8
+        )
+        if key not in known and not (is_note and not value):
+            yield key
+
+
+def write_base(
+    transaction: WriteTransaction, base: Base, channel_id: str, msp_id: str, config: bytes
+) -> None:
+    """Make the tables those of a ledger that begins after a snapshot's last block.
+
+    `config` is the configuration in force (`ConfigEnvelope` bytes).
+    """
+    transaction.put(META, _BASE_KEY, base.to_bytes())
+    transaction.put(META, _CHANNEL_KEY, channel_id.encode())
+    transaction.put(META, _MSP_KEY, msp_id.encode())
+    transaction.put(META, _STATUS_KEY, _STATUS.pack(base.last_block + 1, 0, 0))
+    transaction.put(CONFIG_HISTORY, _CHANNEL_CONFIG + base.last_block.to_bytes(8), config)
 
 
 def _status(transaction: ReadTransaction) -> tuple[int, int, int]:
@@ -603,11 +975,39 @@ def _status(transaction: ReadTransaction) -> tuple[int, int, int]:
     return height, segment, length
 
 
+def stored_config(envelope: bytes) -> ChannelConfig:
+    """The configuration in the state's entry for it (`ConfigEnvelope` bytes)."""
+    config = parse(common_pb2.ConfigEnvelope, envelope, "the stored configuration")
+    opened = parse(common_pb2.Payload, config.last_update.payload, "the last configuration update")
+    header = parse(common_pb2.ChannelHeader, opened.header.channel_header, "its channel header")
+    return ChannelConfig.from_config(header.channel_id, config.config)
+
+
 def _transaction_record(
-    transaction: ReadTransaction, transaction_id: str
+    transaction: ReadTransaction, transaction_id: str, first_block: int = 0
 ) -> TransactionRecord | None:
     stored = transaction.get(TRANSACTIONS, transaction_id.encode()) if transaction_id else None
+    if stored == BEFORE_SNAPSHOT:
+        raise BeforeSnapshotError(
+            f"details of transaction {transaction_id} are not here: this ledger begins with a "
+            f"snapshot, its first block is {first_block}. Ask a peer that has the whole chain."
+        )
     return None if stored is None else TransactionRecord(*_TRANSACTION_ENTRY.unpack(stored))
+
+
+def _is_known(transaction: ReadTransaction, transaction_id: str) -> bool:
+    return bool(transaction_id) and (
+        transaction.get(TRANSACTIONS, transaction_id.encode()) is not None
+    )
+
+
+def _index_block_hashes(transaction: WriteTransaction) -> None:
+    """From format 1 to 2: blocks are found by their hash."""
+    for number, entry in transaction.range(BLOCKS):
+        transaction.put(BLOCK_HASHES, _BLOCK_ENTRY.unpack(entry)[3], number)
+
+
+_MIGRATIONS = {1: _index_block_hashes}
 
 
 def _with_results(block: common_pb2.Block, codes: bytes, commit_hash: bytes) -> bytes:
@@ -653,9 +1053,13 @@ def _write_transactions(
     for one in transactions:
         code = codes[one.index]
         if one.id:
-            known = _transaction_record(transaction, one.id)
-            if known is None or (known.code != VALID and code == VALID):
-                record = _TRANSACTION_ENTRY.pack(number, one.index, code)
+            record = _TRANSACTION_ENTRY.pack(number, one.index, code)
+            known = transaction.get(TRANSACTIONS, one.id.encode())
+            if known is None or (
+                known != BEFORE_SNAPSHOT
+                and _TRANSACTION_ENTRY.unpack(known)[2] != VALID
+                and code == VALID
+            ):
                 transaction.put(TRANSACTIONS, one.id.encode(), record)
         if code == VALID:
             history.add(transaction, number, one)

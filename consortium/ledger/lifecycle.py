@@ -11,7 +11,7 @@ contract. `Policies` finds those, for the state and configuration before a block
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,6 +39,10 @@ ENDORSEMENT_PLUGIN = "escc"
 VALIDATION_PLUGIN = "vscc"
 
 _NAMESPACES = "namespaces"
+RECORDS_START = f"{_NAMESPACES}/metadata/"
+RECORDS_END = f"{_NAMESPACES}/metadata0"
+"""Where the keys stand that name definitions, in an implicit collection approvals; "0" is the
+character after "/"."""
 _SOURCES = "chaincode-sources"
 _DEFINITION = "ChaincodeDefinition"
 _PARAMETERS = "ChaincodeParameters"
@@ -110,10 +114,8 @@ def definition(view: StateView, name: str) -> ChaincodeDefinition | None:
 
 def definitions(view: StateView) -> Iterator[ChaincodeDefinition]:
     """All committed definitions, by name."""
-    prefix = f"{_NAMESPACES}/metadata/"
-    end = f"{_NAMESPACES}/metadata0"  # "0" is the character after "/"
-    for key, _ in view.range(NAMESPACE, prefix, end):
-        found = definition(view, key.removeprefix(prefix))
+    for key, _ in view.range(NAMESPACE, RECORDS_START, RECORDS_END):
+        found = definition(view, key.removeprefix(RECORDS_START))
         if found is not None:
             yield found
 
@@ -196,18 +198,23 @@ def approve(
     sequence is not the current or the next one, or if nothing would change.
     """
     current = committed_sequence(public, wanted.name)
-    if wanted.sequence == 0:
-        raise LifecycleError("sequence 0 cannot be approved: the first sequence is 1")
-    if not current <= wanted.sequence <= current + 1:
+    if wanted.sequence <= 0 and current == 0:
+        raise LifecycleError("requested sequence is 0, but first definable sequence number is 1")
+    if wanted.sequence < current:
         raise LifecycleError(
-            f"sequence {wanted.sequence} of contract {wanted.name} cannot be approved: {current} "
-            f"is committed, so approve {current + 1}"
+            f"currently defined sequence {current} is larger than requested sequence "
+            f"{wanted.sequence}: approve {current + 1}"
+        )
+    if wanted.sequence > current + 1:
+        raise LifecycleError(
+            f"requested sequence {wanted.sequence} is larger than the next available sequence "
+            f"number {current + 1}"
         )
     wanted = with_defaults(wanted)
     if wanted.sequence == current and recorded_definition(public, wanted.name) != wanted:
         raise LifecycleError(
-            f"sequence {current} of contract {wanted.name} is committed with other parameters: "
-            f"approve them as sequence {current + 1}"
+            f"attempted to redefine the current committed sequence ({current}) for namespace "
+            f"{wanted.name} with different parameters: approve them as sequence {current + 1}"
         )
     record = f"{wanted.name}#{wanted.sequence}"
     if (
@@ -216,8 +223,14 @@ def approve(
         and _field(organization.get, _SOURCES, record, "PackageID").String == package_id
         and organization.get(f"{_SOURCES}/metadata/{record}") is not None
     ):
+        if wanted.sequence == current:
+            raise LifecycleError(
+                f"attempted to redefine the current committed sequence ({current}) for namespace "
+                f"{wanted.name}"
+            )
         raise LifecycleError(
-            f"sequence {wanted.sequence} of contract {wanted.name} is approved already, unchanged"
+            f"attempted to redefine uncommitted sequence ({wanted.sequence}) for namespace "
+            f"{wanted.name} with unchanged content"
         )
     _write_record(organization, _NAMESPACES, record, _PARAMETERS, _parameters(wanted))
     source = {"PackageID": lifecycle_pb2.StateData(String=package_id)}
@@ -234,6 +247,66 @@ def approved_package(
     return _field(organization, _SOURCES, record, "PackageID").String
 
 
+def approved_package_hash(
+    name: str, sequence: int, hash_of: Callable[[str], bytes | None]
+) -> bytes | None:
+    """The hash of the package id that an organization approved for a sequence (`package_hash`).
+
+    `hash_of` gives the hash of the value of a key in its implicit collection, which every peer has.
+    """
+    return hash_of(f"{_SOURCES}/fields/{name}#{sequence}/PackageID")
+
+
+def package_hash(package_id: str) -> bytes:
+    """What `approved_package_hash` is for this package."""
+    return hashlib.sha256(_string(package_id)).digest()
+
+
+def _string(text: str) -> bytes:
+    return lifecycle_pb2.StateData(String=text).SerializeToString()
+
+
+def approved_definition(
+    name: str, sequence: int, organization: Callable[[str], bytes | None]
+) -> ChaincodeDefinition | None:
+    """What an organization approved for a sequence, None if it did not approve."""
+    record = f"{name}#{sequence}"
+    if organization(f"{_NAMESPACES}/metadata/{record}") is None:
+        return None
+    return _from_fields(organization, record, name, sequence)
+
+
+def approved_names(keys: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Contract and sequence of every approval among the keys of an implicit collection."""
+    for key in keys:
+        name, separator, sequence = key.removeprefix(RECORDS_START).rpartition("#")
+        if separator and sequence.isdecimal():
+            yield name, int(sequence)
+
+
+def mismatches(
+    wanted: ChaincodeDefinition, hash_of: Callable[[str], bytes | None]
+) -> tuple[str, ...]:
+    """In what an organization's approval differs from this definition; nothing if it is the same.
+
+    "ChaincodeParameters" stands for an organization that has not approved the sequence at all.
+    """
+    wanted = with_defaults(wanted)
+    record = f"{wanted.name}#{wanted.sequence}"
+    fields = _parameters(wanted)
+
+    def equal(key: str, value: bytes) -> bool:
+        return hash_of(key) == hashlib.sha256(value).digest()
+
+    if not equal(f"{_NAMESPACES}/metadata/{record}", _record_metadata(_PARAMETERS, fields)):
+        return (_PARAMETERS,)
+    return tuple(
+        name
+        for name, data in fields.items()
+        if not equal(f"{_NAMESPACES}/fields/{record}/{name}", data.SerializeToString())
+    )
+
+
 def approvals(
     wanted: ChaincodeDefinition, organizations: Mapping[str, Callable[[str], bytes | None]]
 ) -> dict[str, bool]:
@@ -241,17 +314,7 @@ def approvals(
 
     `organizations` gives, by MSP id, the hash of the value of a key in its implicit collection.
     """
-    wanted = with_defaults(wanted)
-    record = f"{wanted.name}#{wanted.sequence}"
-    fields = _parameters(wanted)
-    expected = {f"{_NAMESPACES}/metadata/{record}": _record_metadata(_PARAMETERS, fields)}
-    for name, data in fields.items():
-        expected[f"{_NAMESPACES}/fields/{record}/{name}"] = data.SerializeToString()
-    hashes = {key: hashlib.sha256(value).digest() for key, value in expected.items()}
-    return {
-        msp_id: all(hash_of(key) == value for key, value in hashes.items())
-        for msp_id, hash_of in organizations.items()
-    }
+    return {msp_id: not mismatches(wanted, hash_of) for msp_id, hash_of in organizations.items()}
 
 
 def commit(wanted: ChaincodeDefinition, public: Records) -> None:
@@ -263,8 +326,8 @@ def commit(wanted: ChaincodeDefinition, public: Records) -> None:
     current = committed_sequence(public.get, wanted.name)
     if wanted.sequence != current + 1:
         raise LifecycleError(
-            f"sequence {wanted.sequence} of contract {wanted.name} cannot be committed: {current} "
-            f"is, so commit {current + 1}"
+            f"requested sequence is {wanted.sequence}, but new definition must be sequence "
+            f"{current + 1}"
         )
     wanted = with_defaults(wanted)
     fields = {

@@ -75,7 +75,7 @@ def _row(heading: bytes, key: bytes, update: Update) -> bytes:
         row += b"\x20\x01"
     else:
         row += encode_field(5, update.value)
-    return row + encode_field(6, _ordered(update.version.block) + _ordered(update.version.tx))
+    return row + encode_field(6, ordered(update.version.block) + ordered(update.version.tx))
 
 
 def encode_field(number: int, content: bytes) -> bytes:
@@ -95,7 +95,7 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _ordered(number: int) -> bytes:
+def ordered(number: int) -> bytes:
     """Fabric's integer that sorts as bytes: a length byte, then big endian without zeros."""
     digits = number.to_bytes((number.bit_length() + 7) // 8)
     return bytes((len(digits),)) + digits

@@ -1,30 +1,37 @@
 """Private data: what members of a collection keep besides the hashes that everyone has.
 
-An endorser stores what it simulated in the *transient* table, under the transaction id. When the
-transaction commits, each collection that this organization belongs to is looked up there: what has
-the hash that the block holds becomes private state, the rest goes on the *missing* list, to be
-asked from members later (`reconcile`). Commit never waits for the network.
+What was simulated waits in the *transient* table of the members' peers, under the transaction id.
+When the transaction commits, each collection that this organization belongs to is looked up there
+and among what was fetched for the block (`wanted` says what to fetch): what has the hash that the
+block holds becomes private state, the rest goes on the *missing* list, to be asked from members
+later (`reconcile`). Commit never waits for the network.
+
+Of collections that this organization does not belong to, the *ineligible* list keeps where they
+were written. Once it becomes a member, those places go over to the missing list
+(`make_eligible`).
 
 The write sets stay in `private_sets` for other members who miss them. A collection's `blockToLive`
-and a contract's purge take values, sets and missing entries away; LMDB's free pages may still hold
-their bytes until `Ledger.open` rewrites the file, which it does after any such removal.
+and a contract's purge take values, sets and missing entries away, and soon after that their bytes
+are overwritten in the file (`erasing`).
 (Rules: Fabric core/ledger/kvledger/txmgmt/pvtstatepurgemgmt, .../validation/batch_preparer.go,
 core/ledger/pvtdatastorage, gossip/privdata.)
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 
 from consortium.storage.environment import ReadTransaction, WriteTransaction
-from consortium.wire import kvrwset_pb2, rwset_pb2
+from consortium.wire import kvrwset_pb2, lifecycle_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import parse
 
+from .lifecycle import NAMESPACE as LIFECYCLE
 from .lifecycle import Policies, implicit_organization, member_organizations
 from .mvcc import Space, Update, UpdateBatch
-from .rwset import VALID, NamespaceSet, Transaction
+from .rwset import VALID, CollectionSet, NamespaceSet, Transaction
 from .state import (
     STATE,
     LedgerError,
@@ -44,16 +51,35 @@ SET_KEYS = "private_set_keys"
 MISSING = "missing"
 EXPIRY = "expiry"
 PURGES = "purges"
-TABLES = (TRANSIENT, SETS, SET_KEYS, MISSING, EXPIRY, PURGES)
+INELIGIBLE = "ineligible"
+ELIGIBLE = "newly_eligible"
+SNAPSHOT_HASHES = "snapshot_hashes"
+TABLES = (
+    TRANSIENT,
+    SETS,
+    SET_KEYS,
+    MISSING,
+    EXPIRY,
+    PURGES,
+    INELIGIBLE,
+    ELIGIBLE,
+    SNAPSHOT_HASHES,
+)
 
-TRANSIENT_SETS_PER_TRANSACTION = 16
-"""Different results kept for one transaction id, as endorsers may disagree."""
+TRANSIENT_SETS_PER_TRANSACTION = 64
+"""Sets kept for one transaction id from one organization, as endorsers may disagree."""
+TRANSIENT_BYTES = 256 * 1024 * 1024
+"""What the transactions that one organization's peers endorsed may have waiting here."""
 
 _DIGEST_BYTES = 8
 
 
 class PrivateDataError(LedgerError):
     """Private data that cannot be taken; the message says why."""
+
+
+class IncompleteSetError(PrivateDataError):
+    """A write set that is right as far as it goes: its sender may have purged more than we have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +103,18 @@ class PrivatePlace:
         return cls(int.from_bytes(key[:8]), int.from_bytes(key[8:12]), namespace, collection)
 
 
+@dataclass(frozen=True, slots=True)
+class WantedSet:
+    """A private write set that a block needs and this peer has not got."""
+
+    place: PrivatePlace
+    transaction_id: str
+    expected: CollectionSet
+    """What the block holds of it."""
+    endorsers: tuple[bytes, ...]
+    """Serialized identities of those who simulated the transaction."""
+
+
 def _number(number: int) -> bytes:
     return number.to_bytes(8)
 
@@ -92,6 +130,10 @@ class PrivateEffects:
     values: dict[Space, dict[str, Update]] = field(default_factory=dict)
     sets: dict[PrivatePlace, bytes] = field(default_factory=dict)
     missing: list[PrivatePlace] = field(default_factory=list)
+    ineligible: dict[Space, list[int]] = field(default_factory=dict)
+    """Transactions that wrote to collections of others."""
+    eligible: list[Space] = field(default_factory=list)
+    """Collections that this organization belongs to from the next block on."""
     purges: dict[tuple[str, str, bytes], Version] = field(default_factory=dict)
     expiries: dict[bytes, bytes] = field(default_factory=dict)
     expired: list[bytes] = field(default_factory=list)
@@ -109,38 +151,76 @@ class PrivateEffects:
 
 
 def store_transient(
-    transaction: WriteTransaction, transaction_id: str, data: bytes, height: int
+    transaction: WriteTransaction, transaction_id: str, data: bytes, height: int, source: str
 ) -> None:
     """Keep `TxPvtReadWriteSet` bytes until their transaction commits or is given up.
 
-    Raises PrivateDataError if they are unreadable or if there are too many for one transaction.
+    `source` is the MSP id of the endorser's organization, whose share of the space they count to.
+    What is kept already is not kept twice. Raises PrivateDataError if they are unreadable, or if
+    there are too many of that organization.
     """
     parse(rwset_pb2.TxPvtReadWriteSet, data, "the private read-write set")
     prefix = _transient_prefix(transaction_id)
-    stored = sum(1 for _ in transaction.prefixed(TRANSIENT, prefix))
-    key = prefix + hashlib.sha256(data).digest()[:_DIGEST_BYTES]
-    if stored >= TRANSIENT_SETS_PER_TRANSACTION and transaction.get(TRANSIENT, key) is None:
+    digest = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
+    same = next(transaction.prefixed(TRANSIENT, prefix + digest), None)
+    if same is not None:
+        since = max(height, int.from_bytes(same[1][:8]))
+        transaction.put(TRANSIENT, same[0], _number(since) + data)
+        return
+    owner = source.encode()
+    kept = [key for key, _ in transaction.prefixed(TRANSIENT, prefix)]
+    stored = sum(key[len(prefix) + _DIGEST_BYTES :] == owner for key in kept)
+    if stored >= TRANSIENT_SETS_PER_TRANSACTION:
         raise PrivateDataError(
-            f"transaction {transaction_id} has {stored} different private read-write sets waiting, "
-            "which is the limit"
+            f"transaction {transaction_id} has {stored} private read-write sets of {source} "
+            "waiting, which is the limit"
         )
-    transaction.put(TRANSIENT, key, _number(height) + data)
+    waiting = _transient_bytes(transaction, owner)
+    if waiting + len(data) > TRANSIENT_BYTES:
+        raise PrivateDataError(
+            f"{waiting} bytes of private data of {source}'s transactions wait here for their "
+            f"commit, of at most {TRANSIENT_BYTES}: try again when some of them have committed"
+        )
+    _count_transient(transaction, owner, len(data))
+    transaction.put(TRANSIENT, prefix + digest + owner, _number(height) + data)
 
 
 def purge_transient(transaction: WriteTransaction, below_height: int) -> int:
     """Remove sets stored when the ledger was lower than that; how many were removed."""
     stale = [
-        key
-        for key, value in transaction.range(TRANSIENT)
+        (key, value)
+        for key, value in transaction.range(TRANSIENT, _AFTER_COUNTERS)
         if int.from_bytes(value[:8]) < below_height
     ]
-    for key in stale:
-        transaction.delete(TRANSIENT, key)
+    for key, value in stale:
+        _remove_transient(transaction, key, value)
     return len(stale)
+
+
+_COUNTER = b"\0"  # before any transaction id
+_AFTER_COUNTERS = b"\1"
 
 
 def _transient_prefix(transaction_id: str) -> bytes:
     return transaction_id.encode() + b"\0"
+
+
+def _transient_bytes(transaction: ReadTransaction, owner: bytes) -> int:
+    return int.from_bytes(transaction.get(TRANSIENT, _COUNTER + owner) or b"")
+
+
+def _count_transient(transaction: WriteTransaction, owner: bytes, change: int) -> None:
+    total = max(0, _transient_bytes(transaction, owner) + change)
+    if total:
+        transaction.put(TRANSIENT, _COUNTER + owner, _number(total))
+    else:
+        transaction.delete(TRANSIENT, _COUNTER + owner)
+
+
+def _remove_transient(transaction: WriteTransaction, key: bytes, value: bytes) -> None:
+    transaction.delete(TRANSIENT, key)
+    owner = key[key.index(b"\0") + 1 + _DIGEST_BYTES :]
+    _count_transient(transaction, owner, 8 - len(value))
 
 
 def transient_sets(transaction: ReadTransaction, transaction_id: str) -> Iterator[bytes]:
@@ -153,14 +233,21 @@ def _transient_collection(
     transaction: ReadTransaction, transaction_id: str, space: Space, expected_hash: bytes
 ) -> bytes | None:
     """A collection's write set bytes with the expected hash."""
+    for data in waiting_sets(transaction, transaction_id, space):
+        if hashlib.sha256(data).digest() == expected_hash:
+            return data
+    return None
+
+
+def waiting_sets(
+    transaction: ReadTransaction, transaction_id: str, space: Space
+) -> Iterator[bytes]:
+    """A collection's write sets (`KVRWSet` bytes) that wait for a transaction."""
     for data in transient_sets(transaction, transaction_id):
         for namespace in rwset_pb2.TxPvtReadWriteSet.FromString(data).ns_pvt_rwset:
             for collection in namespace.collection_pvt_rwset:
-                if (namespace.namespace, collection.collection_name) == space and hashlib.sha256(
-                    collection.rwset
-                ).digest() == expected_hash:
-                    return collection.rwset
-    return None
+                if (namespace.namespace, collection.collection_name) == space:
+                    yield collection.rwset
 
 
 def sets_of_block(
@@ -174,6 +261,38 @@ def sets_of_block(
 # --- preparing a block -----------------------------------------------------------------------
 
 
+def wanted(
+    number: int,
+    transactions: Sequence[Transaction],
+    codes: bytes,
+    policies: Policies,
+    transaction: ReadTransaction,
+    msp_id: str,
+) -> list[WantedSet]:
+    """What valid transactions of a block wrote to this organization's collections and isn't here.
+
+    Invalid ones have no effect, so nothing is asked for them: else anybody could make every peer
+    wait by naming hashes that belong to nothing.
+    """
+    found = []
+    for one in transactions:
+        if codes[one.index] != VALID:
+            continue
+        for namespace in one.namespaces:
+            for collection in namespace.collections:
+                space = (namespace.name, collection.name)
+                if (
+                    collection.private_hash
+                    and is_member(policies, space, msp_id)
+                    and _transient_collection(transaction, one.id, space, collection.private_hash)
+                    is None
+                ):
+                    endorsers = tuple(endorser for endorser, _ in one.endorsements)
+                    place = PrivatePlace(number, one.index, *space)
+                    found.append(WantedSet(place, one.id, collection, endorsers))
+    return found
+
+
 def prepare(
     number: int,
     transactions: Sequence[Transaction],
@@ -182,8 +301,12 @@ def prepare(
     policies: Policies,
     transaction: ReadTransaction,
     msp_id: str,
+    fetched: Mapping[PrivatePlace, bytes],
 ) -> PrivateEffects:
-    """What block `number` does to private data, as seen from the state before it."""
+    """What block `number` does to private data, as seen from the state before it.
+
+    `fetched` are write sets that other members sent for this block.
+    """
     effects = PrivateEffects()
     metadata_keys: set[tuple[str, str, str]] = set()
     state = StoredState(transaction)
@@ -194,10 +317,19 @@ def prepare(
             if namespace.collections:
                 _note_purges(namespace, Version(number, one.index), effects)
                 _find_sets(
-                    number, one, namespace, policies, transaction, msp_id, effects, metadata_keys
+                    number,
+                    one,
+                    namespace,
+                    policies,
+                    transaction,
+                    msp_id,
+                    fetched,
+                    effects,
+                    metadata_keys,
                 )
         if one.namespaces and any(n.collections for n in one.namespaces):
             effects.transaction_ids.append(one.id)
+    effects.eligible = _newly_eligible(updates, policies, msp_id)
     _follow_metadata(metadata_keys, updates, state, effects)
     for (name, collection, digest), version in effects.purges.items():
         key = _raw_key(transaction, (name, collection), digest, effects)
@@ -218,17 +350,24 @@ def _find_sets(
     policies: Policies,
     transaction: ReadTransaction,
     msp_id: str,
+    fetched: Mapping[PrivatePlace, bytes],
     effects: PrivateEffects,
     metadata_keys: set[tuple[str, str, str]],
 ) -> None:
     """Take this peer's share of a transaction's private writes in one namespace."""
     for collection in namespace.collections:
         space = (namespace.name, collection.name)
-        if not collection.private_hash or not is_member(policies, space, msp_id):
+        if not collection.private_hash:
+            continue
+        if not is_member(policies, space, msp_id):
+            if implicit_organization(collection.name) is None:
+                effects.ineligible.setdefault(space, []).append(one.index)
             continue
         place = PrivatePlace(number, one.index, *space)
         data = _transient_collection(transaction, one.id, space, collection.private_hash)
         if data is None:
+            data = fetched.get(place)
+        if data is None or hashlib.sha256(data).digest() != collection.private_hash:
             effects.missing.append(place)
             continue
         try:
@@ -254,6 +393,31 @@ def is_member(policies: Policies, space: Space, msp_id: str) -> bool:
         return owner == msp_id
     config = policies.collection_config(*space)
     return config is not None and msp_id in member_organizations(config)
+
+
+def _newly_eligible(updates: UpdateBatch, policies: Policies, msp_id: str) -> list[Space]:
+    """Collections that were there before the block, and that it makes this organization join."""
+    found = []
+    for key, update in updates.public.get(LIFECYCLE, {}).items():
+        parts = key.split("/")
+        if update.value is None or len(parts) != 4 or parts[3] != "Collections":
+            continue
+        try:
+            package = peer_pb2.CollectionConfigPackage.FromString(
+                lifecycle_pb2.StateData.FromString(update.value).Bytes
+            )
+        except DecodeError:
+            continue
+        for config in package.config:
+            after = config.static_collection_config
+            before = policies.collection_config(parts[2], after.name)
+            if (
+                before is not None
+                and msp_id not in member_organizations(before)
+                and msp_id in member_organizations(after)
+            ):
+                found.append((parts[2], after.name))
+    return found
 
 
 def _follow_metadata(
@@ -319,7 +483,7 @@ def _schedule_expiry(
     number: int, updates: UpdateBatch, policies: Policies, effects: PrivateEffects
 ) -> None:
     """Note when this block's hashes, values, sets and missing entries end."""
-    spaces = {*updates.hashed, *effects.values}
+    spaces = {*updates.hashed, *effects.values, *effects.ineligible}
     spaces.update((p.namespace, p.collection) for p in (*effects.sets, *effects.missing))
     for space in spaces:
         expiring = _expiring_block(policies, space, number)
@@ -365,15 +529,20 @@ def _read_expiry_key(entry: bytes) -> tuple[int, Space, bytes]:
 # --- writing ---------------------------------------------------------------------------------
 
 
-def write(transaction: WriteTransaction, effects: PrivateEffects) -> None:
+def write(transaction: WriteTransaction, number: int, effects: PrivateEffects) -> None:
     """Write a block's private effects, in the block's own transaction."""
     for transaction_id in effects.transaction_ids:
-        for key, _ in list(transaction.prefixed(TRANSIENT, _transient_prefix(transaction_id))):
-            transaction.delete(TRANSIENT, key)
+        for key, value in list(transaction.prefixed(TRANSIENT, _transient_prefix(transaction_id))):
+            _remove_transient(transaction, key, value)
     for place, data in effects.sets.items():
         _put_set(transaction, place, data)
     for place in effects.missing:
         transaction.put(MISSING, place.to_key(), b"")
+    for space, indexes in effects.ineligible.items():
+        places = b"".join(index.to_bytes(4) for index in indexes)
+        transaction.put(INELIGIBLE, _space_key(space) + b"\0" + _number(number), places)
+    for space in effects.eligible:
+        transaction.put(ELIGIBLE, _space_key(space), b"")
     for (namespace, collection, digest), version in effects.purges.items():
         _purge_sets(transaction, (namespace, collection), digest, version)
     for space, values in effects.values.items():
@@ -434,6 +603,7 @@ def _purge_sets(
 def _remove_places(transaction: WriteTransaction, block: int, space: Space) -> None:
     """Forget the sets and missing entries of a collection in one block."""
     ending = _space_key(space)
+    transaction.delete(INELIGIBLE, ending + b"\0" + _number(block))
     for table in (SETS, MISSING):
         for key, data in list(transaction.prefixed(table, _number(block))):
             if key[12:] != ending:
@@ -448,6 +618,25 @@ def _remove_places(transaction: WriteTransaction, block: int, space: Space) -> N
 # --- reconciliation --------------------------------------------------------------------------
 
 
+def make_eligible(transaction: WriteTransaction, limit: int) -> int:
+    """Put places of newly joined collections on the missing list; how many blocks were looked at.
+
+    0 once there is nothing left to do.
+    """
+    seen = 0
+    for space, _ in list(transaction.range(ELIGIBLE)):
+        blocks = list(islice(transaction.prefixed(INELIGIBLE, space + b"\0"), limit - seen))
+        for key, places in blocks:
+            for at in range(0, len(places), 4):
+                transaction.put(MISSING, key[-8:] + places[at : at + 4] + space, b"")
+            transaction.delete(INELIGIBLE, key)
+        seen += len(blocks)
+        if seen >= limit:
+            break
+        transaction.delete(ELIGIBLE, space)
+    return seen
+
+
 def reconcile(
     transaction: WriteTransaction,
     place: PrivatePlace,
@@ -459,8 +648,11 @@ def reconcile(
     """Take a missing write set that a member sent; raises PrivateDataError if it isn't the one.
 
     `expected` are the read-write sets that the block holds for the transaction. Keys purged since
-    may be absent. A value becomes state only if its hash is still the current one.
+    may be absent. A value becomes state only if its hash is still the current one. What is not on
+    the missing list (any more) is ignored.
     """
+    if transaction.get(MISSING, place.to_key()) is None:
+        return
     collection = next(
         (
             c
@@ -475,12 +667,23 @@ def reconcile(
         raise PrivateDataError(f"{place} has no private writes in the block")
     try:
         received = kvrwset_pb2.KVRWSet.FromString(data)
-        writes = list(received.writes)
+        writes, metadata_writes = list(received.writes), list(received.metadata_writes)
     except DecodeError as error:
         raise PrivateDataError(f"the private write set of {place} is unreadable: {error}") from None
-    if hashlib.sha256(data).digest() != collection.private_hash:
-        writes = _without_purged(transaction, place, writes, collection.hashed)
-        data = kvrwset_pb2.KVRWSet(writes=writes).SerializeToString()
+    exact = hashlib.sha256(data).digest() == collection.private_hash
+    if not exact:
+        writes = _check_writes(transaction, place, writes, collection.hashed)
+        metadata_writes = []
+    # What was purged since is not kept, whoever still has it.
+    kept = [one for one in writes if not _is_purged(transaction, place, key_hash(one.key))]
+    if not exact or len(kept) < len(writes):
+        writes = kept
+        metadata_writes = [
+            one for one in metadata_writes if not _is_purged(transaction, place, key_hash(one.key))
+        ]
+        data = kvrwset_pb2.KVRWSet(
+            writes=writes, metadata_writes=metadata_writes
+        ).SerializeToString()
     space = (place.namespace, place.collection)
     expiring = _expiring_block(policies, space, place.block)
     transaction.delete(MISSING, place.to_key())
@@ -493,18 +696,15 @@ def reconcile(
         gone = one.is_delete or not one.value
         digest = key_hash(one.key)
         hashed = state.get_private_hash(*space, digest)
-        written = Version(place.block, place.tx)
         if gone:
             if hashed is None:
-                values[one.key] = Update(None, b"", written)
-        elif hashed is not None and (
-            hashed.version == written or hashlib.sha256(one.value).digest() == hashed.value
-        ):
+                values[one.key] = Update(None, b"", Version(place.block, place.tx))
+        elif hashed is not None and hashlib.sha256(one.value).digest() == hashed.value:
             values[one.key] = Update(one.value, b"", hashed.version)
             if expiring is not None:
                 entry = _expiry_key(expiring, place.block, space, digest)
                 transaction.put(EXPIRY, entry, b"\x01" + one.key.encode())
-    for metadata in received.metadata_writes:
+    for metadata in metadata_writes:
         # The hash's version moved with the key's policy; the value follows if it is the same.
         value = state.get(private_namespace(*space), metadata.key)
         hashed = state.get_private_hash(*space, key_hash(metadata.key))
@@ -518,20 +718,111 @@ def reconcile(
     _put_values(transaction, space, values)
 
 
-def _without_purged(
+def note_snapshot_hash(
     transaction: WriteTransaction,
+    place: PrivatePlace,
+    digest: bytes,
+    value_hash: bytes,
+    *,
+    member: bool,
+    block_to_live: int,
+) -> None:
+    """Take in a private key's hashes from a snapshot: its set is missing, or another's.
+
+    What was written with it may be reconciled without the block, which isn't here.
+    """
+    space = (place.namespace, place.collection)
+    transaction.put(SNAPSHOT_HASHES, place.to_key() + b"\0" + digest, value_hash)
+    if member:
+        transaction.put(MISSING, place.to_key(), b"")
+    elif implicit_organization(place.collection) is None:
+        key = _space_key(space) + b"\0" + _number(place.block)
+        places = transaction.get(INELIGIBLE, key) or b""
+        one = place.tx.to_bytes(4)
+        if one not in (places[at : at + 4] for at in range(0, len(places), 4)):
+            transaction.put(INELIGIBLE, key, places + one)
+    expiring = place.block + block_to_live + 1
+    if block_to_live and expiring < 2**64:
+        transaction.put(EXPIRY, _expiry_key(expiring, place.block, space, b""), b"")
+        transaction.put(EXPIRY, _expiry_key(expiring, place.block, space, digest), b"")
+
+
+def check_set(
+    transaction: ReadTransaction,
+    place: PrivatePlace,
+    data: bytes,
+    expected: Sequence[NamespaceSet],
+) -> list[kvrwset_pb2.KVWrite]:
+    """The writes of a set that is kept; raises PrivateDataError if it isn't the block's."""
+    for namespace in expected:
+        for collection in namespace.collections:
+            if (namespace.name, collection.name) != (place.namespace, place.collection):
+                continue
+            try:
+                found = kvrwset_pb2.KVRWSet.FromString(data)
+            except DecodeError as error:
+                raise PrivateDataError(f"the private write set of {place} is unreadable") from error
+            if hashlib.sha256(data).digest() == collection.private_hash:
+                return list(found.writes)
+            # Keys were purged from it, or it came from a member that had purged some.
+            kept = _check_writes(transaction, place, found.writes, collection.hashed)
+            moved = {one.key_hash for one in collection.hashed.metadata_writes}
+            whole = kvrwset_pb2.KVRWSet(writes=kept, metadata_writes=found.metadata_writes)
+            if whole.SerializeToString() != data or any(
+                key_hash(one.key) not in moved for one in found.metadata_writes
+            ):
+                raise PrivateDataError(f"the private write set of {place} was changed")
+            return kept
+    raise PrivateDataError(f"{place} has no private writes in the block")
+
+
+def set_key_entry(place: PrivatePlace, name: str) -> tuple[bytes, bytes]:
+    """The entry by which a key of a kept set is found again by its hash."""
+    return _set_key(place, key_hash(name)), name.encode()
+
+
+def expiry_digest(entry: bytes) -> tuple[int, Space, bytes]:
+    """Block, space and key hash (empty for a whole space) of an entry of the expiry table."""
+    return _read_expiry_key(entry)
+
+
+def ineligible_places(transaction: ReadTransaction) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The ineligible list's entries: space, key, and places as keys of the missing list joined."""
+    for key, places in transaction.range(INELIGIBLE):
+        yield key[:-9], key, places
+
+
+def snapshot_writes(transaction: ReadTransaction, place: PrivatePlace) -> list[NamespaceSet]:
+    """What a snapshot tells of a transaction's private writes: the hashes that still held."""
+    prefix = place.to_key() + b"\0"
+    hashed = kvrwset_pb2.HashedRWSet(
+        hashed_writes=[
+            kvrwset_pb2.KVWriteHash(key_hash=key[len(prefix) :], value_hash=value)
+            for key, value in transaction.prefixed(SNAPSHOT_HASHES, prefix)
+        ]
+    )
+    collection = CollectionSet(place.collection, hashed, b"")
+    return [NamespaceSet(place.namespace, kvrwset_pb2.KVRWSet(), (collection,))]
+
+
+def _is_purged(transaction: ReadTransaction, place: PrivatePlace, digest: bytes) -> bool:
+    """Whether a key was purged after a place was written, or there."""
+    space = _space_key((place.namespace, place.collection))
+    purged = transaction.get(PURGES, space + b"\0" + digest)
+    return purged is not None and place.to_key()[:12] <= purged
+
+
+def _check_writes(
+    transaction: ReadTransaction,
     place: PrivatePlace,
     writes: Iterable[kvrwset_pb2.KVWrite],
     hashed: kvrwset_pb2.HashedRWSet,
 ) -> list[kvrwset_pb2.KVWrite]:
-    """The writes that are expected and not purged; raises PrivateDataError if some lack."""
-    position = place.to_key()[:12]
-    expected = {}
-    for one in hashed.hashed_writes:
-        space = (place.namespace, place.collection)
-        purged = transaction.get(PURGES, _space_key(space) + b"\0" + one.key_hash)
-        if purged is None or position > purged:
-            expected[one.key_hash] = one.value_hash
+    """The writes that are expected; raises PrivateDataError if one is wrong or lacks.
+
+    Those purged since may lack.
+    """
+    expected = {one.key_hash: one.value_hash for one in hashed.hashed_writes}
     kept = []
     for write_ in writes:
         wanted = expected.pop(key_hash(write_.key), None)
@@ -540,6 +831,7 @@ def _without_purged(
             if wanted != value_hash:
                 raise PrivateDataError(f"the private write set of {place} has a wrong value")
             kept.append(write_)
-    if expected:
-        raise PrivateDataError(f"the private write set of {place} lacks {len(expected)} keys")
+    lacking = [digest for digest in expected if not _is_purged(transaction, place, digest)]
+    if lacking:
+        raise IncompleteSetError(f"the private write set of {place} lacks {len(lacking)} keys")
     return kept

@@ -115,13 +115,13 @@ def open_transaction(index: int, raw: bytes) -> Transaction:
     transaction.signed = envelope.payload
     transaction.signature = envelope.signature
     header = _common_header(transaction, payload)
+    if transaction.type == common_pb2.CONFIG:
+        transaction.config = payload.data
     if header is None:
         transaction.fault_before_signature = peer_pb2.BAD_COMMON_HEADER
     elif header.type == common_pb2.ENDORSER_TRANSACTION:
         _open_endorsed(transaction, payload, header)
-    elif header.type == common_pb2.CONFIG:
-        transaction.config = payload.data
-    else:
+    elif header.type != common_pb2.CONFIG:
         transaction.fault_before_duplicate = peer_pb2.UNSUPPORTED_TX_PAYLOAD
     return transaction
 

@@ -13,17 +13,20 @@ after a crash. Three of its limits are lifted here:
   is kept, because an entry shorter than a piece and an entry that leads on sort as their keys do.
 """
 
+import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lmdb
+
+from .pages import PageError, PageFile
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,10 +42,26 @@ READER_LIMIT = 96
 """Read transactions open at once in one process."""
 
 READER_WAIT_S = 5.0
+QUIET_S = 0.05
+"""How long new readers are held off to reopen the file for erasing; then it is tried later."""
 CLOSE_WAIT_S = 5.0
 """How long closing waits for open transactions."""
 PROCESS_READER_SLOTS = 510
 """Reader slots in LMDB's lock file, shared by all processes of a node."""
+
+GROW_AT = 0.5
+"""Share of the map in use from which it is grown as soon as nobody reads, before it must be."""
+
+_DISK_REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file may not grow any further",
+    errno.EROFS: "the disk is read-only",
+    errno.EIO: "the disk reports errors",
+    errno.EACCES: "this process may not write there",
+    errno.EPERM: "this process may not write there",
+    errno.EBADF: "the file was opened read-only",
+}
 
 _META = "storage"
 _FORMAT_KEY = b"format"
@@ -58,6 +77,31 @@ class StorageError(Exception):
 
 class FormatError(StorageError):
     """The files were written in a format that this version does not read."""
+
+
+class DiskError(StorageError):
+    """The disk refuses a write. Nothing of it is stored, what was stored before is intact.
+
+    The node must stop: it can't promise anything any more. It may start again once the disk takes
+    writes.
+    """
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """The sentence for a refused write."""
+    reason = _DISK_REFUSALS.get(error.errno or 0) or os.strerror(error.errno or 0)
+    return DiskError(
+        f"{path} cannot be written: {reason}. What was stored before is intact: make room or "
+        "repair the disk, then start the node again."
+    )
+
+
+def _refused_write(error: lmdb.Error) -> OSError | None:
+    """What the operating system said to LMDB, if it was a write that it refused."""
+    for number in _DISK_REFUSALS:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return OSError(errno.ENOSPC, "") if isinstance(error, lmdb.DiskError) else None
 
 
 class StorageBusyError(StorageError):
@@ -131,13 +175,33 @@ class ReadTransaction:
                 return
             yield key, value
 
+    def stray_branch(self, table: str) -> bytes | None:
+        """A stored piece of a long key that leads nowhere or comes from nowhere, or None."""
+        place = self._tables[table]
+        links = {
+            bytes(value) for key, value in self._scan(place.entries, b"") if len(key) == _PIECE
+        }
+        pieces = [one for one in self._scan(place.overflow, b"") if one[0] != _NEXT_BRANCH]
+        links.update(value for key, value in pieces if len(key) == _PIECE)
+        for key, _ in pieces:
+            if key[:_LINK] not in links:
+                return key
+        used = {key[:_LINK] for key, _ in pieces}
+        last = self._get(place.overflow, _NEXT_BRANCH) or bytes(_LINK)
+        stray = links - used or {link for link in links if link > last}
+        return min(stray, default=None)
+
     def _scan(self, database: Any, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if database is None:
+            return iter(())  # a table that this file's format does not have yet
         cursor = self._transaction.cursor(db=database)
         if cursor.set_range(start) if start else cursor.first():
             return cursor.iternext(keys=True, values=True)  # type: ignore[return-value]
         return iter(())
 
     def _get(self, database: Any, stored: bytes) -> bytes | None:
+        if database is None:
+            return None
         # lmdb's stub allows for memoryviews, which it returns with buffers=True only.
         return self._transaction.get(stored, db=database)  # type: ignore[return-value]
 
@@ -183,6 +247,10 @@ class WriteTransaction(ReadTransaction):
             self._transaction.delete(stored, db=database)
         return True
 
+    def note_format(self, database: Any, format_version: int) -> None:
+        """Note in the environment's own table which format the others have."""
+        self._transaction.put(_FORMAT_KEY, format_version.to_bytes(4), db=database)
+
     def _branch(self, place: _Table, database: Any, stored: bytes) -> bytes:
         link = self._get(database, stored)
         if link is None:
@@ -202,6 +270,7 @@ class Environment:
         tables: Sequence[str],
         *,
         format_version: int,
+        migrations: Mapping[int, Callable[[WriteTransaction], None]] | None = None,
         durable: bool = True,
         read_only: bool = False,
         reader_limit: int = READER_LIMIT,
@@ -209,9 +278,11 @@ class Environment:
     ) -> None:
         """Open or create the folder `path`.
 
-        `durable=False` leaves flushing to the operating system: for scratch copies and tests.
-        Raises FormatError if the files were written by a newer version, or by an older one whose
-        format needs a migration.
+        `migrations` says for each older format how its tables become the next one's; all steps
+        that are due run in one transaction. A file opened `read_only` is read as it is, if its
+        format is among those, and tables that it lacks are empty. `durable=False` leaves flushing
+        to the operating system: for scratch copies and tests. Raises FormatError if the files were
+        written by a newer version, or by an older one that is not read any more.
         """
         self.path = path
         self._tables: dict[str, _Table] = {}
@@ -223,13 +294,20 @@ class Environment:
         self._writer = threading.Lock()
         self._names = tuple(tables)
         self._durable = durable
-        self._read_only = read_only
+        self.read_only = read_only
+        self.on_disk_error: Callable[[DiskError], None] | None = None
+        """Told, on the thread that writes, of a write that the disk refused."""
         if not read_only:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._map_bytes = max(map_bytes, _stored_bytes(path) + map_bytes // 2)
+        self.stored_format = format_version
+        """The format of the files: `format_version`, or an older one if they are read only."""
+        self._format_version = format_version
+        self._migrations = migrations or {}
         self._environment = self._open()
+        self._page_bytes: int = self._environment.stat()["psize"]
         try:
-            self._check_format(format_version)
+            self._migrate()
         except BaseException:
             self._environment.close()
             raise
@@ -242,8 +320,8 @@ class Environment:
                 max_dbs=2 * len(self._names) + 1,
                 max_readers=PROCESS_READER_SLOTS,
                 sync=self._durable,
-                readonly=self._read_only,
-                create=not self._read_only,
+                readonly=self.read_only,
+                create=not self.read_only,
                 mode=0o600,
                 max_spare_txns=8,
             )
@@ -252,35 +330,73 @@ class Environment:
                 f"the storage at {self.path} cannot be opened: {error}. "
                 "Check that the folder exists, is writable and is on a local disk."
             ) from error
-        for name in self._names:
-            create = not self._read_only
-            self._tables[name] = _Table(
-                name,
-                environment.open_db(name.encode(), create=create),
-                environment.open_db(f"{name}~".encode(), create=create),
-            )
-        self._meta = environment.open_db(_META.encode(), create=not self._read_only)
+        try:
+            self._meta = self._database(environment, _META)
+            self._refuse_unknown_format(environment)
+            for name in self._names:
+                self._tables[name] = _Table(
+                    name, self._database(environment, name), self._database(environment, f"{name}~")
+                )
+        except lmdb.Error as error:
+            environment.close()
+            raise self._unwritten(error) from error
+        except FormatError:
+            environment.close()
+            raise
         return environment
 
-    def _check_format(self, format_version: int) -> None:
-        with self._environment.begin(db=self._meta) as transaction:
-            stored = transaction.get(_FORMAT_KEY)
-        if stored is None:
-            if not self._read_only:
-                with self._environment.begin(write=True, db=self._meta) as transaction:
-                    transaction.put(_FORMAT_KEY, format_version.to_bytes(4))
+    def _database(self, environment: lmdb.Environment, name: str) -> Any:
+        try:
+            return environment.open_db(name.encode(), create=not self.read_only)
+        except lmdb.NotFoundError:
+            return None
+
+    def _refuse_unknown_format(self, environment: lmdb.Environment) -> None:
+        """Look at the format before anything is written."""
+        newest = self._format_version
+        self.stored_format = newest
+        if self._meta is None:
             return
-        found = int.from_bytes(stored)
-        if found > format_version:
+        with environment.begin() as transaction:
+            stored = transaction.get(_FORMAT_KEY, db=self._meta)
+        if stored is None:
+            if environment.stat()["entries"] > 1:
+                raise FormatError(
+                    f"{self.path} does not say which storage format it has: it is damaged, or was "
+                    "not made by GridLedger"
+                )
+            return
+        found = self.stored_format = int.from_bytes(stored)
+        if found > newest:
             raise FormatError(
-                f"{self.path} has storage format {found}, and this version reads up to "
-                f"{format_version}: run the version that wrote it, or a newer one."
+                f"{self.path} has storage format {found}, and this version reads up to {newest}: "
+                "run the version that wrote it, or a newer one."
             )
-        if found < format_version:
+        if not all(step in self._migrations for step in range(found, newest)):
             raise FormatError(
-                f"{self.path} has storage format {found}, and this version writes "
-                f"{format_version}: migrate it first."
+                f"{self.path} has storage format {found}, and this version reads "
+                f"{min(self._migrations, default=newest)} to {newest}: open it once with a version "
+                "in between, or fill a new folder from the other nodes."
             )
+
+    def _migrate(self) -> None:
+        """Bring the tables to the present format, and note it."""
+        if self.read_only:
+            return
+        found, newest = self.stored_format, self._format_version
+        if found < newest:
+            _LOGGER.warning("%s: migrating from storage format %d to %d", self.path, found, newest)
+
+        def migrate(transaction: WriteTransaction) -> None:
+            for step in range(found, newest):
+                self._migrations[step](transaction)
+            transaction.note_format(self._meta, newest)
+
+        with self._environment.begin() as reading:
+            noted = reading.get(_FORMAT_KEY, db=self._meta)
+        if noted is None or found < newest:
+            self.write(migrate)
+        self.stored_format = newest
 
     @contextmanager
     def read(self, *, privileged: bool = False) -> Iterator[ReadTransaction]:
@@ -339,43 +455,113 @@ class Environment:
             while True:
                 try:
                     with self._environment.begin(write=True, buffers=False) as transaction:
-                        return change(WriteTransaction(transaction, self._tables))
+                        result = change(WriteTransaction(transaction, self._tables))
                 except lmdb.MapFullError:
                     self._grow()
-                except lmdb.DiskError as error:
-                    raise StorageError(
-                        f"{self.path} cannot be written: {error}. Check the disk's free space."
-                    ) from error
+                except lmdb.Error as error:
+                    raise self._unwritten(error) from error
+                else:
+                    self._grow_early()
+                    return result
+
+    def _unwritten(self, error: lmdb.Error) -> StorageError:
+        refused = _refused_write(error)
+        if refused is not None:
+            sentence = disk_error(self.path, refused)
+            if self.on_disk_error is not None:
+                self.on_disk_error(sentence)
+            return sentence
+        return StorageError(
+            f"{self.path} cannot be written: {error}. Verify the ledger, and restore it from a "
+            "backup or another node if it is damaged."
+        )
+
+    def _grow_early(self) -> None:
+        """Grow a map that fills up while nobody reads, so that nobody ever has to wait for it."""
+        used = (self._environment.info()["last_pgno"] + 1) * self._page_bytes
+        if used < self._map_bytes * GROW_AT:
+            return
+        with self._gate:
+            if not self._open_transactions:
+                self._enlarge()
 
     def _grow(self) -> None:
         with self._gate:
             self._growing = True
             try:
                 while self._open_transactions:
-                    self._gate.wait()
-                self._map_bytes += min(self._map_bytes, MAP_GROWTH_LIMIT_BYTES)
-                self._environment.set_mapsize(self._map_bytes)
+                    if not self._gate.wait(READER_WAIT_S):
+                        _LOGGER.warning(
+                            "%s is full and cannot grow while %d views of it are open",
+                            self.path,
+                            self._open_transactions,
+                        )
+                self._enlarge()
             finally:
                 self._growing = False
                 self._gate.notify_all()
 
-    def compact(self) -> None:
-        """Rewrite the file without its free pages, which may still hold deleted values.
+    def _enlarge(self) -> None:
+        self._map_bytes += min(self._map_bytes, MAP_GROWTH_LIMIT_BYTES)
+        self._environment.set_mapsize(self._map_bytes)
 
-        Only for an environment that nobody else uses at the moment (as a node starts).
+    def erase(self) -> bool:
+        """Overwrite what was deleted with zeros, wherever the file still holds it.
+
+        False if somebody reads: call it again. Takes about a second for a gigabyte, and writers
+        wait meanwhile; readers wait a moment at its beginning. Raises StorageError.
         """
-        copy = self.path.with_name(self.path.name + ".compacting")
         with self._writer:
-            _remove_folder(copy)
-            copy.mkdir(mode=0o700)
-            self._environment.copy(str(copy), compact=True)
-            _flush(copy / "data.mdb")
-            self._environment.close()
-            (copy / "data.mdb").replace(self.path / "data.mdb")
-            (self.path / "lock.mdb").unlink(missing_ok=True)
-            _flush(self.path)
-            _remove_folder(copy)
-            self._environment = self._open()
+            self._check_open()
+            if not self._drop_buffers():
+                return False
+            until = self._environment.info()["last_txnid"]
+            try:
+                # A transaction more, so that both meta pages come after the deletion.
+                with self._environment.begin(write=True) as transaction:
+                    WriteTransaction(transaction, {}).note_format(self._meta, self._format_version)
+                self._environment.reader_check()
+                with self._environment.begin(write=True) as transaction:
+                    oldest = min(self._readers(), default=until + 1)
+                    with PageFile(self.path / "data.mdb", writable=True) as file:
+                        finished = file.erase(oldest, until)
+                    transaction.abort()
+            except lmdb.Error as error:
+                raise self._unwritten(error) from error
+            except OSError as error:
+                raise disk_error(self.path, error) from error
+            except PageError as error:
+                raise StorageError(f"deleted data cannot be erased: {error}") from error
+        return finished
+
+    def _drop_buffers(self) -> bool:
+        """Have LMDB forget the memory that it puts new pages together in.
+
+        What lies there from before would get into the gaps of pages to come. Only reopening does
+        it, and that takes a moment without readers in this process; False if there is none.
+        """
+        with self._gate:
+            self._growing = True
+            try:
+                deadline = time.monotonic() + QUIET_S
+                while self._open_transactions:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self._closed:
+                        return False
+                    self._gate.wait(left)
+                self._environment.close()
+                self._environment = self._open()
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+        return True
+
+    def _readers(self) -> Iterator[int]:
+        """The transactions that readers of any process see."""
+        for line in self._environment.readers().splitlines()[1:]:
+            fields = line.split()
+            if len(fields) == 3 and fields[2].isdigit():
+                yield int(fields[2])
 
     @property
     def map_bytes(self) -> int:
@@ -406,23 +592,51 @@ class Environment:
             raise StorageError(f"{self.path} is closed: the node that used it is stopping")
 
 
+def check_environment(path: Path) -> None:
+    """Walk an environment's file, for what LMDB would stumble over; others may use it meanwhile.
+
+    Raises pages.PageError for damage, StorageError if it can't be opened.
+    """
+    # What the newest transaction refers to is neither changed nor reused while this one reads.
+    try:
+        with PageFile(path / "data.mdb") as file:
+            file.check_metas()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    try:
+        environment = lmdb.open(
+            str(path), readonly=True, create=False, max_readers=PROCESS_READER_SLOTS
+        )
+        try:
+            with environment.begin(), PageFile(path / "data.mdb") as file:
+                file.check()
+        finally:
+            environment.close()
+    except lmdb.Error as error:
+        raise StorageError(f"{path} cannot be opened: {error}") from error
+
+
+def copy_environment(source: Path, target: Path) -> None:
+    """Copy an environment's file, without its free pages, beside processes that use it.
+
+    Not for a process that has it open itself. Raises StorageError.
+    """
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        environment = lmdb.open(
+            str(source), readonly=True, create=False, max_readers=PROCESS_READER_SLOTS
+        )
+        try:
+            environment.copy(str(target), compact=True)
+        finally:
+            environment.close()
+    except lmdb.Error as error:
+        raise StorageError(f"{source} cannot be copied to {target}: {error}") from error
+    (target / "data.mdb").chmod(0o600)
+
+
 def _stored_bytes(path: Path) -> int:
     try:
         return (path / "data.mdb").stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _remove_folder(path: Path) -> None:
-    if path.exists():
-        for entry in path.iterdir():
-            entry.unlink()
-        path.rmdir()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,12 +8,17 @@ reading it then says which file to bring back.
 A record is stored as length (4 bytes, big endian), CRC-32 (4 bytes) and data.
 """
 
+import contextlib
+import errno
 import os
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from .environment import DiskError, disk_error
 
 SEGMENT_LIMIT_BYTES = 256 * 1024 * 1024
 """A record that would make a segment longer than this starts the next one."""
@@ -21,6 +26,7 @@ SEGMENT_LIMIT_BYTES = 256 * 1024 * 1024
 OPEN_FILES = 8
 _MAGIC = b"GLSEG\x00\x00\x01"  # the last byte is the format's version
 _FRAME_BYTES = 8
+_COPIED_AT_ONCE = 4 * 1024 * 1024
 
 
 class SegmentError(Exception):
@@ -44,6 +50,14 @@ class Location:
     length: int
 
 
+def follows(end: End, location: Location) -> bool:
+    """Whether a record lies right behind `end`, or first in the next segment."""
+    first = len(_MAGIC) + _FRAME_BYTES
+    if location.segment == end.segment and end.length:
+        return location.offset == end.length + _FRAME_BYTES
+    return location.segment == end.segment + bool(end.length) and location.offset == first
+
+
 class Segments:
     """The segment files of one folder. Appending is for one thread, reading for any."""
 
@@ -63,6 +77,9 @@ class Segments:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._durable = durable
+        self._read_only = read_only
+        self.on_disk_error: Callable[[DiskError], None] | None = None
+        """Told, on the thread that writes, of a write that the disk refused."""
         self._end = end
         self._lock = threading.RLock()
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -76,7 +93,22 @@ class Segments:
         return self._end
 
     def append(self, data: bytes) -> Location:
-        """Write a record; it counts once `flush` was called and `end` is committed."""
+        """Write a record; it counts once `flush` was called and `end` is committed.
+
+        Raises environment.DiskError if the disk refuses it; `rewind` then forgets the attempt.
+        """
+        try:
+            return self._append(data)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> DiskError:
+        sentence = disk_error(self._folder, error)
+        if self.on_disk_error is not None:
+            self.on_disk_error(sentence)
+        return sentence
+
+    def _append(self, data: bytes) -> Location:
         end = self._end
         if end.length == 0:
             end = self._start(end.segment)
@@ -90,16 +122,24 @@ class Segments:
         return Location(end.segment, offset, len(data))
 
     def flush(self) -> None:
-        """Make what was appended durable; call it before committing `end`."""
+        """Make what was appended durable; call it before committing `end`.
+
+        Raises environment.DiskError.
+        """
         if self._durable and self._end.length:
             with self._lock:
                 descriptor = self._open(self._end.segment)
-            os.fdatasync(descriptor)
+            try:
+                os.fdatasync(descriptor)
+            except OSError as error:
+                raise self._refused(error) from error
 
     def rewind(self, end: End) -> None:
         """Forget records appended after `end`, since their commit failed."""
         self._end = end
-        self._cut()
+        # A disk that refuses writes may refuse this too; then it is done at the next opening.
+        with contextlib.suppress(OSError):
+            self._cut()
 
     def read(self, location: Location) -> bytes:
         """A record's data, checked against its CRC; raises SegmentError."""
@@ -134,15 +174,17 @@ class Segments:
             return descriptor
         path = self._file(segment)
         # Only the last segment is ever written to.
-        flags = os.O_RDWR if segment == self._end.segment else os.O_RDONLY
+        writable = segment == self._end.segment and not self._read_only
         try:
-            descriptor = os.open(path, flags)
-        except PermissionError:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
         except FileNotFoundError:
             raise SegmentError(
                 f"{path} is missing. If it was archived, bring it back to read these blocks."
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            descriptor = os.open(path, os.O_RDONLY)
         magic = os.pread(descriptor, len(_MAGIC), 0)
         if magic != _MAGIC:
             os.close(descriptor)
@@ -196,6 +238,31 @@ class Segments:
                     os.close(descriptor)
                 path.unlink()
                 later += 1
+
+
+def copy_segments(
+    source: Path, target: Path, end: End, progress: Callable[[int], None] = lambda _count: None
+) -> None:
+    """Copy a folder's segments up to a committed `end`, beside an owner who goes on appending.
+
+    Segments that were archived are left out. `progress` is told of each piece's bytes. Raises
+    SegmentError if committed bytes are missing.
+    """
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in sorted(source.glob("*.segment")):
+        number = int(path.stem)
+        if number > end.segment or not end.length:
+            continue
+        left = end.length if number == end.segment else path.stat().st_size
+        with path.open("rb") as reading, (target / path.name).open("xb") as writing:
+            os.fchmod(writing.fileno(), 0o600)
+            while left:
+                piece = reading.read(min(left, _COPIED_AT_ONCE))
+                if not piece:
+                    raise SegmentError(f"{path} ends {left} bytes before what was committed")
+                writing.write(piece)
+                left -= len(piece)
+                progress(len(piece))
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

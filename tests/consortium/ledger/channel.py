@@ -36,10 +36,12 @@ def _signer(authority: CertificateAuthority, msp_id: str, name: str, role: str) 
 class Channel:
     """The members' keys, and the next block to make."""
 
-    def __init__(self) -> None:
+    def __init__(self, anchor_ports: Mapping[str, Sequence[int]] | None = None) -> None:
+        """`anchor_ports`: where the peers of each utility listen for nodes."""
         authorities = {
             name: CertificateAuthority.create(name, f"{name.lower()}.example") for name in UTILITIES
         }
+        self.authorities = authorities
         self.peers = {n: _signer(a, f"{n}MSP", "peer", "peer") for n, a in authorities.items()}
         self.clients = {n: _signer(a, f"{n}MSP", "home", "client") for n, a in authorities.items()}
         self.orderers = {
@@ -49,6 +51,9 @@ class Channel:
             OrganizationSpec(
                 f"{name}MSP",
                 authority.certificate_pem,
+                anchor_peers=tuple(
+                    ("127.0.0.1", port) for port in (anchor_ports or {}).get(name, ())
+                ),
                 orderer_endpoints=(f"127.0.0.1:{7050 + at}",),
             )
             for at, (name, authority) in enumerate(authorities.items())
@@ -197,9 +202,14 @@ class Records(dict[str, bytes]):
 
 
 def collection(
-    name: str, members: Iterable[str], *, policy: str = "", block_to_live: int = 0
+    name: str,
+    members: Iterable[str],
+    *,
+    policy: str = "",
+    block_to_live: int = 0,
+    peers: tuple[int, int] = (0, 0),
 ) -> peer_pb2.StaticCollectionConfig:
-    """An explicit collection."""
+    """An explicit collection; `peers` are the required and the maximum peer count."""
     principals = ", ".join(f"'{name}MSP.member'" for name in members)
     config = peer_pb2.StaticCollectionConfig(
         name=name,
@@ -207,6 +217,8 @@ def collection(
             signature_policy=parse_policy(f"OR({principals})")
         ),
         block_to_live=block_to_live,
+        required_peer_count=peers[0],
+        maximum_peer_count=peers[1],
     )
     if policy:
         config.endorsement_policy.signature_policy.CopyFrom(parse_policy(policy))

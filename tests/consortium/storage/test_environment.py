@@ -179,23 +179,48 @@ def test_a_newer_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
     Environment(tmp_path, ["a"], format_version=2).close()
     with pytest.raises(FormatError, match="has storage format 2, and this version reads up to 1"):
         Environment(tmp_path, ["a"], format_version=1)
-    with pytest.raises(FormatError, match="migrate it first"):
+    with pytest.raises(FormatError, match="has storage format 2, and this version reads 3 to 3"):
         Environment(tmp_path, ["a"], format_version=3)
 
 
-def test_compacting_leaves_no_deleted_bytes(tmp_path: Path) -> None:
-    environment = Environment(tmp_path / "index", ["a"], format_version=1)
-    secret = b"a secret that was purged"
-    environment.write(lambda t: t.put("a", b"kept", b"kept value"))
-    environment.write(lambda t: t.put("a", b"secret", secret))
-    environment.write(lambda t: t.delete("a", b"secret"))
-    assert secret in (tmp_path / "index" / "data.mdb").read_bytes()
-    environment.compact()
-    assert secret not in (tmp_path / "index" / "data.mdb").read_bytes()
-    assert _all(environment) == [(b"kept", b"kept value")]
-    environment.write(lambda t: t.put("a", b"more", b""))
+def test_the_previous_format_is_migrated_in_one_step(tmp_path: Path) -> None:
+    environment = Environment(tmp_path, ["a"], format_version=1)
+    environment.write(lambda t: t.put("a", b"one", b"1"))
     environment.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+    def index(transaction: WriteTransaction) -> None:
+        for key, value in transaction.range("a"):
+            transaction.put("b", value, key)
+
+    def reopen(*, read_only: bool) -> Environment:
+        return Environment(
+            tmp_path, ["a", "b"], format_version=2, migrations={1: index}, read_only=read_only
+        )
+
+    # Looked at only, it stays as it is; the table that it lacks is empty.
+    environment = reopen(read_only=True)
+    with environment.read() as transaction:
+        assert transaction.get("a", b"one") == b"1"
+        assert transaction.get("b", b"1") is None
+        assert list(transaction.range("b")) == []
+    assert environment.stored_format == 1
+    environment.close()
+    for _ in range(2):
+        environment = reopen(read_only=False)
+        with environment.read() as transaction:
+            assert transaction.get("b", b"1") == b"one"
+        assert environment.stored_format == 2
+        environment.close()
+    with pytest.raises(FormatError, match="reads up to 1"):
+        Environment(tmp_path, ["a"], format_version=1)
+
+
+def test_a_refused_newer_format_is_not_touched(tmp_path: Path) -> None:
+    Environment(tmp_path, ["a"], format_version=2).close()
+    before = (tmp_path / "data.mdb").read_bytes()
+    with pytest.raises(FormatError):
+        Environment(tmp_path, ["a", "another"], format_version=1)
+    assert (tmp_path / "data.mdb").read_bytes() == before
 
 
 READER = """

@@ -1,0 +1,46 @@
+"""`gridledger backup`: a copy of a node's data, taken while it runs."""
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from consortium.node.backup import RESTORE, back_up
+from consortium.node.network import Network
+
+from .output import Patience, answer
+
+
+def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
+    """Register `backup`; `rooms` are the parser's sub-commands."""
+    backup = rooms.add_parser(
+        "backup",
+        parents=[common],
+        help="copy a node's data while it runs",
+        description="Copies a consistent picture of a peer's or an orderer's folder, keys "
+        f"included, into a new folder. Its {RESTORE} says how to restore it.",
+    )
+    backup.add_argument("utility")
+    backup.add_argument("kind", help="peer, orderer, or peer1 and so on")
+    backup.add_argument("destination", type=Path, help="a new folder")
+    backup.set_defaults(run=_backup)
+
+
+async def _backup(options: argparse.Namespace) -> None:
+    utility = Network.load(options.data_dir).utility(options.utility)
+    made = await asyncio.to_thread(
+        back_up, utility.directory / options.kind, options.destination, Patience("backup")
+    )
+    answer(
+        options,
+        {
+            "folder": str(made.folder),
+            "heights": made.heights,
+            "files": made.files,
+            "bytes": made.bytes,
+        },
+        f"{utility.name}'s {options.kind} is copied to {made.folder}: "
+        + ", ".join(f"{name} up to height {height}" for name, height in made.heights.items())
+        + f", {made.files} files, {made.bytes / 1e6:.1f} MB.\n"
+        f"How to restore it: {made.folder / RESTORE}",
+    )
