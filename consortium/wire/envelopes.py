@@ -20,6 +20,9 @@ NONCE_BYTES = 24
 class WireError(ValueError):
     """Bytes that are not the message they should be."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
+
 
 class EnvelopeSigner(Protocol):
     """Whoever can sign: a certificate with its private key."""
@@ -50,6 +53,37 @@ def parse[M: Message](message_type: type[M], data: bytes, what: str) -> M:
     except DecodeError as error:
         name = message_type.DESCRIPTOR.full_name
         raise WireError(f"{what} is not a valid {name}: {error}") from None
+
+
+def brief(text: str, limit: int = 100) -> str:
+    """A name that somebody sent, quoted for a sentence and cut: nobody is sent megabytes back."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
+
+
+def shortened(sentence: str, limit: int = 1000) -> str:
+    """A sentence with names in it that others chose, without its middle where it gets too long."""
+    if len(sentence) <= limit:
+        return sentence
+    return f"{sentence[: limit // 2]} … {sentence[-limit // 2 :]}"
+
+
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    octets = bytearray()
+    while value > 0x7F:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+def field_prefix(number: int, length: int) -> bytes:
+    """What protobuf writes before `length` bytes of field `number` (a string, bytes, a message).
+
+    For putting together a large message from bytes that are there already: setting them in a
+    message object, and serializing that, copies them at every level.
+    """
+    return varint(number << 3 | 2) + varint(length)
 
 
 def transaction_id(nonce: bytes, creator: bytes) -> str:

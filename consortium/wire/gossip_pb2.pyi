@@ -118,3 +118,51 @@ class Chaincode(_message.Message):
     version: str
     metadata: bytes
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., metadata: _Optional[bytes] = ...) -> None: ...
+
+class PrivatePayload(_message.Message):
+    __slots__ = ("collection_name", "namespace", "tx_id", "private_rwset", "private_sim_height")
+    COLLECTION_NAME_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TX_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_RWSET_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_SIM_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    collection_name: str
+    namespace: str
+    tx_id: str
+    private_rwset: bytes
+    private_sim_height: int
+    def __init__(self, collection_name: _Optional[str] = ..., namespace: _Optional[str] = ..., tx_id: _Optional[str] = ..., private_rwset: _Optional[bytes] = ..., private_sim_height: _Optional[int] = ...) -> None: ...
+
+class RemotePvtDataRequest(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedCompositeFieldContainer[PvtDataDigest]
+    def __init__(self, digests: _Optional[_Iterable[_Union[PvtDataDigest, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class PvtDataDigest(_message.Message):
+    __slots__ = ("tx_id", "namespace", "collection", "block_seq", "seq_in_block")
+    TX_ID_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SEQ_IN_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    tx_id: str
+    namespace: str
+    collection: str
+    block_seq: int
+    seq_in_block: int
+    def __init__(self, tx_id: _Optional[str] = ..., namespace: _Optional[str] = ..., collection: _Optional[str] = ..., block_seq: _Optional[int] = ..., seq_in_block: _Optional[int] = ...) -> None: ...
+
+class RemotePvtDataResponse(_message.Message):
+    __slots__ = ("elements",)
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    elements: _containers.RepeatedCompositeFieldContainer[PvtDataElement]
+    def __init__(self, elements: _Optional[_Iterable[_Union[PvtDataElement, _Mapping[str, _Any]]]] = ...) -> None: ...
+
+class PvtDataElement(_message.Message):
+    __slots__ = ("digest", "payload")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    digest: PvtDataDigest
+    payload: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, digest: _Optional[_Union[PvtDataDigest, _Mapping[str, _Any]]] = ..., payload: _Optional[_Iterable[bytes]] = ...) -> None: ...
