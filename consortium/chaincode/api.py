@@ -124,6 +124,16 @@ class Creator:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What another chaincode answered to a call."""
+
+    status: int
+    """From 200: success; from 400: it refused; from 500: it failed."""
+    message: str
+    payload: bytes
+
+
 class Context(Protocol):
     """A transaction as its contract sees it.
 
@@ -170,13 +180,24 @@ class Context(Protocol):
         """Write a private value."""
 
     def del_private(self, collection: str, key: str) -> None:
-        """Delete a private value."""
+        """Delete a private value; members keep what it was, besides the state."""
+
+    def purge_private(self, collection: str, key: str) -> None:
+        """Delete a private value and all that it ever was, from every member's peer."""
 
     def range_private(self, collection: str, start: str, end: str) -> Iterator[tuple[str, bytes]]:
         """Private keys in order; only in transactions that write nothing."""
 
     def set_event(self, name: str, payload: bytes) -> None:
         """The transaction's event; there can be one."""
+
+    def call(self, chaincode: str, args: Sequence[bytes], channel: str = "") -> Answer:
+        """Call another chaincode in this transaction, by the same caller.
+
+        On this channel, what it writes joins this transaction, whatever it answers; on another one,
+        which this peer must have joined, it only reads, and nothing of that is validated at commit.
+        Its event is dropped.
+        """
 
 
 def under(prefix: str) -> tuple[str, str]:
@@ -631,9 +652,11 @@ class Chaincode:
         """
         called = args[0].decode(errors="replace") if args else ""
         if called not in self._functions:
+            prefix = f"{called.partition(':')[0]}:"
+            near = [name for name in self._functions if name.startswith(prefix)]
             raise NotFound(
                 f"{self.name} has no function {_shown(called)}; it has "
-                f"{', '.join(sorted(self._functions))}"
+                f"{', '.join(sorted(near or self._functions))}"
             )
         if len(args) > 2:
             raise InvalidArgument(

@@ -18,17 +18,15 @@ from consortium.wire.envelopes import WireError, parse
 from .executor import (
     ERROR,
     EXECUTION_DEADLINE_S,
-    MAX_EVENT_BYTES,
-    MAX_MESSAGE_CHARACTERS,
     MAX_RESULT_BYTES,
     MAX_WAITING,
-    OK,
     ExecutionError,
     ExecutorBusyError,
     Invocation,
     failure,
+    read_outcome,
 )
-from .requests import Callee, ChaincodeMessage, Requests, offer
+from .requests import ChaincodeMessage, Requests, offer
 from .simulator import TransactionSimulator
 
 _LOGGER = logging.getLogger(__name__)
@@ -155,7 +153,7 @@ class _Stream:
 class RemoteChaincode:
     """An Executor for one chaincode, which a server at `connection` runs.
 
-    It dials when it is first used. `others` runs the chaincodes that this one calls.
+    It dials when it is first used.
     """
 
     def __init__(
@@ -163,14 +161,12 @@ class RemoteChaincode:
         name: str,
         connection: Connection,
         *,
-        others: Callee | None = None,
         deadline_s: float = EXECUTION_DEADLINE_S,
         max_waiting: int = MAX_WAITING,
         max_result_bytes: int = MAX_RESULT_BYTES,
     ) -> None:
         self.name = name
         self.connection = connection
-        self._others = others
         self._deadline_s = deadline_s
         self._max_waiting = max_waiting
         self._max_result_bytes = max_result_bytes
@@ -226,7 +222,7 @@ class RemoteChaincode:
             )
         transaction = stream.transactions[key] = _Transaction()
         try:
-            requests = Requests(invocation, simulator, self._others)
+            requests = Requests(invocation, simulator)
             await stream.send(requests.opening())
             while (message := await transaction.next()).type not in _ENDS:
                 answer = await requests.answer(message)
@@ -236,45 +232,7 @@ class RemoteChaincode:
             del stream.transactions[key]
             if transaction.unanswered:
                 stream.send_over(*key)
-        if message.type == ChaincodeMessage.ERROR:
-            raise ExecutionError(
-                "transaction returned with failure: "
-                + message.payload.decode(errors="replace")[:MAX_MESSAGE_CHARACTERS]
-            )
-        return self._outcome(invocation, message)
-
-    def _outcome(
-        self, invocation: Invocation, message: peer_pb2.ChaincodeMessage
-    ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
-        try:
-            response = parse(peer_pb2.Response, message.payload, "the chaincode's response")
-        except WireError as error:
-            raise ExecutionError(f"{self.name}: {error}") from None
-        response.message = response.message[:MAX_MESSAGE_CHARACTERS]
-        if response.status < OK:
-            raise ExecutionError(
-                f"{self.name} answered with status {response.status}; a success has {OK}, a "
-                f"refusal 400 to 499, a failure {ERROR} or more"
-            )
-        if len(response.payload) > self._max_result_bytes:
-            return failure(
-                ERROR,
-                f"the answer has {len(response.payload)} bytes, but may have "
-                f"{self._max_result_bytes}; ask for fewer items",
-            ), None
-        if response.status >= 400 or not message.HasField("chaincode_event"):
-            return response, None
-        event = message.chaincode_event
-        if len(event.payload) > MAX_EVENT_BYTES:
-            return failure(
-                ERROR,
-                f"event {event.event_name[:80]!r} has {len(event.payload)} bytes, but may have "
-                f"{MAX_EVENT_BYTES}",
-            ), None
-        # A chaincode says what happened, not in whose name.
-        event.chaincode_id = invocation.chaincode
-        event.tx_id = invocation.transaction_id
-        return response, event
+        return read_outcome(invocation, message, self._max_result_bytes)
 
     # the stream
 
@@ -289,7 +247,7 @@ class RemoteChaincode:
         if self._stream is None:
             raise ChaincodeUnavailableError(
                 f"chaincode {self.name} at {self.connection.address} cannot be reached: "
-                f"{self._problem}; start it, or correct its address in chaincodes.json"
+                f"{self._problem}; start it, or install and approve a package with its new address"
             )
         return self._stream
 

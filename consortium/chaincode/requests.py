@@ -6,19 +6,16 @@ core/chaincode/handler.go.)
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol
 
 from google.protobuf.message import Message
 
 from consortium.ledger.history import KeyModification
-from consortium.ledger.lifecycle import NAMESPACE as LIFECYCLE
-from consortium.ledger.lifecycle import committed_sequence
 from consortium.ledger.state import LedgerError
 from consortium.wire import peer_pb2, queryresult_pb2
 from consortium.wire.envelopes import WireError, parse
 
 from .batches import Batches
-from .executor import ExecutionError, Invocation
+from .executor import ExecutionError, Invocation, call_chaincode
 from .simulator import SimulationError, TransactionSimulator
 
 MAX_MESSAGE_BYTES = 100 * 1024 * 1024
@@ -28,15 +25,6 @@ MAX_KEYS_AT_ONCE = 1000
 """Keys of one GET_STATE_MULTIPLE and writes of one WRITE_BATCH_STATE, Fabric's offer too."""
 
 ChaincodeMessage = peer_pb2.ChaincodeMessage
-
-
-class Callee(Protocol):
-    """Runs another chaincode in the same transaction."""
-
-    async def invoke(
-        self, invocation: Invocation, simulator: TransactionSimulator
-    ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
-        """See `executor.Executor`."""
 
 
 def offer() -> peer_pb2.ChaincodeAdditionalParams:
@@ -56,19 +44,16 @@ class RequestError(Exception):
 class Requests:
     """Answers what the chaincode of one invocation asks for, one request after another.
 
-    What a chaincode may read and write is its own namespace; another's it reaches by calling it,
-    through `others`.
+    What a chaincode may read and write is its own namespace; another's it reaches by calling it.
     """
 
     def __init__(
         self,
         invocation: Invocation,
         simulator: TransactionSimulator,
-        others: Callee | None = None,
     ) -> None:
         self._invocation = invocation
         self._simulator = simulator
-        self._others = others
         self._namespace = invocation.chaincode
         self._queries: dict[str, Batches[Message]] = {}
         self._query_count = 0
@@ -76,7 +61,8 @@ class Requests:
     def opening(self) -> peer_pb2.ChaincodeMessage:
         """The message that begins the transaction."""
         call = peer_pb2.ChaincodeInput(args=self._invocation.args)
-        return self._message(ChaincodeMessage.TRANSACTION, call.SerializeToString(), proposal=True)
+        kind = ChaincodeMessage.INIT if self._invocation.is_init else ChaincodeMessage.TRANSACTION
+        return self._message(kind, call.SerializeToString(), proposal=True)
 
     async def answer(self, request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
         """The answer to a request: RESPONSE with its result, or ERROR with a sentence."""
@@ -289,44 +275,16 @@ class Requests:
     # calling
 
     async def _invoke_chaincode(self, payload: bytes) -> bytes:
-        """Run another chaincode; its writes join this transaction, its event is dropped."""
+        """Run another chaincode; see `call_chaincode`."""
         spec = parse(peer_pb2.ChaincodeSpec, payload, "the request")
         # "name:version/channel", the last two optional; the version is not asked for.
         instance, _, channel_id = spec.chaincode_id.name.partition("/")
-        name = instance.partition(":")[0]
-        invocation = self._invocation
-        if channel_id not in ("", invocation.channel_id):
-            raise RequestError(
-                f"chaincode {name} is called on channel {channel_id}, but a transaction stays on "
-                f"its own, {invocation.channel_id}"
-            )
-        if self._others is None:
-            raise RequestError("chaincodes cannot call each other here")
-        callers = (*invocation.callers, self._namespace)
-        if name in callers:
-            raise RequestError(
-                f"chaincode {name} is called by {' by '.join(reversed(callers))}; a chaincode "
-                "takes part in a transaction once"
-            )
-        # Recorded: the call depends on the definition that it was made under.
-        sequence = committed_sequence(lambda key: self._simulator.get_state(LIFECYCLE, key), name)
-        if not sequence:
-            raise RequestError(
-                f"chaincode {name} is not defined on channel {invocation.channel_id}"
-            )
-        response, _ = await self._others.invoke(
-            Invocation(
-                chaincode=name,
-                channel_id=invocation.channel_id,
-                transaction_id=invocation.transaction_id,
-                timestamp=invocation.timestamp,
-                creator=invocation.creator,
-                args=list(spec.input.args),
-                transient=invocation.transient,
-                signed_proposal=invocation.signed_proposal,
-                callers=callers,
-            ),
+        response = await call_chaincode(
+            self._invocation,
             self._simulator,
+            instance.partition(":")[0],
+            spec.input.args,
+            channel_id,
         )
         return self._message(
             ChaincodeMessage.COMPLETED, response.SerializeToString()

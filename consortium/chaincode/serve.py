@@ -1,40 +1,25 @@
 """Chaincode as a service, the chaincode's side: our contracts for any peer that dials.
 
 A peer opens a stream (`protos.Chaincode/Connect`), we register with the chaincode's package id, and
-it sends transactions. A contract runs in a thread; each access to the state is a message to the
-peer and its answer. Writes wait until the contract has returned, then go in batches where the peer
-takes them: a read never sees the transaction's own writes, so nothing else can tell.
-
-The peer has checked who signed the proposal. What is told here of the creator comes from the
-certificate alone: the role is the organizational unit named client, peer, admin or orderer, which
-is what a channel's configuration says of it unless that renames the units.
+it sends transactions. A contract runs in a thread, and asks the peer through `stub`.
 """
 
 import asyncio
 import contextlib
-import functools
 import logging
 import queue
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import batched
 
 import grpc
-from cryptography.x509.oid import NameOID
-from google.protobuf.message import Message
 
-from consortium.identity.certificates import (
-    certificate_attributes,
-    certificate_der,
-    load_certificate,
-)
-from consortium.wire import common_pb2, msp_pb2, peer_pb2, queryresult_pb2, services
+from consortium.wire import peer_pb2, services
 from consortium.wire.envelopes import WireError, parse
 
-from .api import Chaincode, Creator
-from .executor import ERROR, EXECUTION_DEADLINE_S, EventHolder, failure, run_contract
+from .api import Chaincode
+from .executor import ERROR, EXECUTION_DEADLINE_S, failure
 from .requests import ChaincodeMessage
-from .simulator import SimulationError
+from .stub import PeerError, completed, run_transaction
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,183 +29,6 @@ MAX_WAITING = 1000
 """Transactions of one peer that run or wait for a thread."""
 MAX_PEERS = 64
 STOP_GRACE_S = 1.0
-_ROLES = ("client", "peer", "admin", "orderer")
-
-
-class PeerError(SimulationError):
-    """The peer refused a request, or is gone."""
-
-
-class _Proposal:
-    """What a contract may know of the proposal that it runs for; raises WireError, ValueError."""
-
-    def __init__(self, signed: peer_pb2.SignedProposal) -> None:
-        proposal = parse(peer_pb2.Proposal, signed.proposal_bytes, "the proposal")
-        header = parse(common_pb2.Header, proposal.header, "the proposal's header")
-        channel = parse(common_pb2.ChannelHeader, header.channel_header, "the channel header")
-        signature = parse(
-            common_pb2.SignatureHeader, header.signature_header, "the signature header"
-        )
-        payload = parse(
-            peer_pb2.ChaincodeProposalPayload, proposal.payload, "the proposal's payload"
-        )
-        self.timestamp: int = channel.timestamp.seconds
-        self.creator = _creator(signature.creator)
-        self.transient = dict(payload.TransientMap)
-
-
-@functools.lru_cache(maxsize=1024)
-def _creator(serialized: bytes) -> Creator:
-    identity = parse(msp_pb2.SerializedIdentity, serialized, "the proposal's creator")
-    certificate = load_certificate(identity.id_bytes, "the creator's certificate")
-    subject = certificate.subject
-    units = [u.value for u in subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)]
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return Creator(
-        msp_id=identity.mspid,
-        certificate=certificate_der(certificate),
-        common_name=str(names[-1].value) if names else "",
-        role=next((role for role in _ROLES if role in units), ""),
-        attributes=certificate_attributes(certificate),
-    )
-
-
-class _Context(EventHolder):
-    """The contract's `Context` over messages to a peer; used in the contract's thread."""
-
-    def __init__(
-        self,
-        peer: _Peer,
-        opening: peer_pb2.ChaincodeMessage,
-        answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None],
-    ) -> None:
-        self.channel_id = opening.channel_id
-        self.transaction_id = opening.txid
-        self.args = list(parse(peer_pb2.ChaincodeInput, opening.payload, "the call").args)
-        proposal = _Proposal(opening.proposal)
-        self.timestamp = proposal.timestamp
-        self.creator = proposal.creator
-        self.transient: Mapping[str, bytes] = proposal.transient
-        self._peer = peer
-        self._answers = answers
-        self._writes: list[peer_pb2.WriteRecord] = []
-
-    # reading
-
-    def get_state(self, key: str) -> bytes | None:
-        return self._get(ChaincodeMessage.GET_STATE, peer_pb2.GetState(key=_checked(key)))
-
-    def get_private(self, collection: str, key: str) -> bytes | None:
-        return self._get(
-            ChaincodeMessage.GET_STATE,
-            peer_pb2.GetState(key=_checked(key), collection=_collection(collection)),
-        )
-
-    def get_private_hash(self, collection: str, key: str) -> bytes | None:
-        return self._get(
-            ChaincodeMessage.GET_PRIVATE_DATA_HASH,
-            peer_pb2.GetState(key=_checked(key), collection=_collection(collection)),
-        )
-
-    def range(self, start: str, end: str) -> Iterator[tuple[str, bytes]]:
-        return self._query(peer_pb2.GetStateByRange(startKey=start, endKey=end))
-
-    def range_private(self, collection: str, start: str, end: str) -> Iterator[tuple[str, bytes]]:
-        if self._writes:
-            raise PeerError(
-                "private data can be queried by range only in a transaction that writes nothing; "
-                "read single private keys instead"
-            )
-        return self._query(
-            peer_pb2.GetStateByRange(startKey=start, endKey=end, collection=_collection(collection))
-        )
-
-    def _get(self, kind: peer_pb2.ChaincodeMessage.Type, request: Message) -> bytes | None:
-        # No value on a ledger is empty: an empty one is a deletion.
-        return self._ask(kind, request) or None
-
-    def _query(self, request: peer_pb2.GetStateByRange) -> Iterator[tuple[str, bytes]]:
-        # The first batch is asked for at once, as a contract inside a peer reads it.
-        return self._results(self._ask(ChaincodeMessage.GET_STATE_BY_RANGE, request))
-
-    def _results(self, first: bytes) -> Iterator[tuple[str, bytes]]:
-        response = parse(peer_pb2.QueryResponse, first, "the peer's answer")
-        while True:
-            for result in response.results:
-                found = parse(queryresult_pb2.KV, result.resultBytes, "the peer's answer")
-                yield found.key, found.value
-            if not response.has_more:
-                return
-            following = self._ask(
-                ChaincodeMessage.QUERY_STATE_NEXT, peer_pb2.QueryStateNext(id=response.id)
-            )
-            response = parse(peer_pb2.QueryResponse, following, "the peer's answer")
-
-    # writing
-
-    def put_state(self, key: str, value: bytes) -> None:
-        self._write(peer_pb2.WriteRecord.PUT_STATE, key, value)
-
-    def del_state(self, key: str) -> None:
-        self._write(peer_pb2.WriteRecord.DEL_STATE, key)
-
-    def put_private(self, collection: str, key: str, value: bytes) -> None:
-        self._write(peer_pb2.WriteRecord.PUT_STATE, key, value, _collection(collection))
-
-    def del_private(self, collection: str, key: str) -> None:
-        self._write(peer_pb2.WriteRecord.DEL_STATE, key, collection=_collection(collection))
-
-    def _write(
-        self,
-        kind: peer_pb2.WriteRecord.Type,
-        key: str,
-        value: bytes = b"",
-        collection: str = "",
-    ) -> None:
-        self._writes.append(
-            peer_pb2.WriteRecord(type=kind, key=_checked(key), value=value, collection=collection)
-        )
-
-    def send_writes(self) -> None:
-        """Send what the contract wrote, in its order; raises PeerError."""
-        limit = self._peer.writes_at_once
-        if limit > 1:
-            for writes in batched(self._writes, limit, strict=False):
-                self._ask(ChaincodeMessage.WRITE_BATCH_STATE, peer_pb2.WriteBatchState(rec=writes))
-            return
-        for write in self._writes:
-            if write.type == peer_pb2.WriteRecord.DEL_STATE:
-                self._ask(
-                    ChaincodeMessage.DEL_STATE,
-                    peer_pb2.DelState(key=write.key, collection=write.collection),
-                )
-            else:
-                self._ask(
-                    ChaincodeMessage.PUT_STATE,
-                    peer_pb2.PutState(
-                        key=write.key, value=write.value, collection=write.collection
-                    ),
-                )
-
-    def _ask(self, kind: peer_pb2.ChaincodeMessage.Type, request: Message) -> bytes:
-        """Send a request and wait for its answer; raises PeerError."""
-        self._peer.send_from_thread(
-            ChaincodeMessage(
-                type=kind,
-                payload=request.SerializeToString(),
-                txid=self.transaction_id,
-                channel_id=self.channel_id,
-            )
-        )
-        try:
-            answer = self._answers.get(timeout=EXECUTION_DEADLINE_S)
-        except queue.Empty:
-            raise PeerError(f"the peer did not answer within {EXECUTION_DEADLINE_S:g} s") from None
-        if answer is None:
-            raise PeerError("the peer has gone away")
-        if answer.type != ChaincodeMessage.RESPONSE:
-            raise PeerError(answer.payload.decode(errors="replace"))
-        return answer.payload
 
 
 class _Peer:
@@ -276,7 +84,7 @@ class _Peer:
             return
         if len(self._running) >= MAX_WAITING:
             busy = f"{MAX_WAITING} transactions are under way, which is this server's limit"
-            self.send(_completed(opening, failure(ERROR, f"{busy}; try again"), None))
+            self.send(completed(opening, failure(ERROR, f"{busy}; try again"), None))
             return
         answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None] = queue.SimpleQueue()
         self._running[key] = answers
@@ -287,26 +95,37 @@ class _Peer:
         opening: peer_pb2.ChaincodeMessage,
         answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None],
     ) -> None:
-        try:
-            context = _Context(self, opening, answers)
-        except (WireError, ValueError) as error:
-            outcome = ChaincodeMessage(
-                type=ChaincodeMessage.ERROR,
-                txid=opening.txid,
-                channel_id=opening.channel_id,
-                payload=f"the transaction cannot be run: {error}".encode(),
-            )
-        else:
-            response, event = run_contract(
-                self._chaincode, context, context.args, finish=context.send_writes
-            )
-            outcome = _completed(opening, response, event)
+        outcome = run_transaction(self._chaincode, opening, _Conversation(self, answers))
         with contextlib.suppress(RuntimeError):  # the server has stopped: nobody waits
             self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _finish(self, outcome: peer_pb2.ChaincodeMessage) -> None:
         del self._running[outcome.channel_id, outcome.txid]
         self.send(outcome)
+
+
+class _Conversation:
+    """A contract's thread asks, the peer's stream answers."""
+
+    def __init__(
+        self, peer: _Peer, answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None]
+    ) -> None:
+        self._peer = peer
+        self._answers = answers
+
+    @property
+    def writes_at_once(self) -> int:
+        return self._peer.writes_at_once
+
+    def ask(self, request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
+        self._peer.send_from_thread(request)
+        try:
+            answer = self._answers.get(timeout=EXECUTION_DEADLINE_S)
+        except queue.Empty:
+            raise PeerError(f"the peer did not answer within {EXECUTION_DEADLINE_S:g} s") from None
+        if answer is None:
+            raise PeerError("the peer has gone away")
+        return answer
 
 
 class ChaincodeServer:
@@ -383,29 +202,3 @@ async def _write(
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         while True:
             await context.write(await outgoing.get())
-
-
-def _completed(
-    opening: peer_pb2.ChaincodeMessage,
-    response: peer_pb2.Response,
-    event: peer_pb2.ChaincodeEvent | None,
-) -> peer_pb2.ChaincodeMessage:
-    return ChaincodeMessage(
-        type=ChaincodeMessage.COMPLETED,
-        txid=opening.txid,
-        channel_id=opening.channel_id,
-        payload=response.SerializeToString(),
-        chaincode_event=event,
-    )
-
-
-def _checked(key: str) -> str:
-    if not key:
-        raise ValueError("a key must not be empty")
-    return key
-
-
-def _collection(name: str) -> str:
-    if not name:
-        raise ValueError("a collection must be named")
-    return name

@@ -16,7 +16,14 @@ from google.protobuf.message import DecodeError
 
 from consortium.ledger.history import KeyModification
 from consortium.ledger.merkle import RangeSummary
-from consortium.ledger.state import StateView, Version, VersionedValue, key_hash
+from consortium.ledger.state import (
+    VALIDATION_PARAMETER,
+    StateView,
+    Version,
+    VersionedValue,
+    key_hash,
+    metadata_entry,
+)
 from consortium.wire import kvrwset_pb2, rwset_pb2
 
 MAX_RANGE_RESULTS = 100_000
@@ -26,12 +33,30 @@ MAX_PAGE_BYTES = 64 * 1024 * 1024
 MAX_HISTORY = 10_000
 """Modifications of one key that a transaction can look back on."""
 _FIRST_HISTORY = 101  # what a chaincode gets to see before it asks for more
+MAX_READS = 100_000
+"""Single keys read by one transaction."""
+MAX_RESULTS = 500_000
+"""Results of all range reads of one transaction."""
+MAX_RWSET_BYTES = 10 * 1024 * 1024
+"""The read-write set of one transaction; it goes to the client and back, and into a block."""
 MAX_WRITE_BYTES = 10 * 1024 * 1024
 """Keys and values written by one transaction; no block could hold more (`AbsoluteMaxBytes`)."""
 
 
 class SimulationError(Exception):
     """The transaction asked for something that no transaction may do; the message says what."""
+
+
+class LimitError(SimulationError):
+    """The transaction has too much of something; the message names the limit and the amount."""
+
+
+def check_write_bytes(written: int, limit: int) -> None:
+    """Raises LimitError if a transaction has written more than it may."""
+    if written > limit:
+        raise LimitError(
+            f"the transaction writes {written} bytes or more, but may write {limit}; split it"
+        )
 
 
 class SimulationClosedError(SimulationError):
@@ -48,6 +73,9 @@ class SimulationResults:
     """Private keys and values written, for members of the collections alone."""
     private_reads: tuple[tuple[str, str], ...]
     """(namespace, collection) of the private values read; only members could."""
+    written_policies: Mapping[tuple[str, str], tuple[bytes, ...]]
+    """Whose policies judge the writes, by (namespace, collection or ""): the keys' own policies
+    (`SignaturePolicyEnvelope` bytes, each once), and empty bytes if some key has none."""
 
 
 class StateReader(Protocol):
@@ -70,6 +98,17 @@ class Page:
     items: list[tuple[str, bytes]]
     bookmark: str
 
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the transaction's creator may do with a collection by way of a contract."""
+
+    read: bool
+    write: bool
+
+
+type AccessLookup = Callable[[str, str], Access]
+"""What the creator may do with the collection of a namespace."""
 
 type CollectionLookup = Callable[[StateReader, str], Collection[str]]
 """Names the collections that a namespace has, from its definition."""
@@ -104,7 +143,9 @@ class TransactionSimulator:
     Used by one thread at a time; `close` may come from another, after which every access raises
     SimulationClosedError, so that the view can be closed even if a contract does not return.
     `collections` is asked once for each namespace whose private data is touched; without it any
-    collection's name is taken. Without `history` no key's history can be asked for.
+    collection's name is taken. `access` is asked once for each collection; without it the creator
+    may do everything. Without `history` no key's history can be asked for. `purging` says whether
+    the channel's capabilities allow private data to be purged.
     """
 
     def __init__(
@@ -113,17 +154,30 @@ class TransactionSimulator:
         channel_id: str = "",
         *,
         collections: CollectionLookup | None = None,
+        access: AccessLookup | None = None,
+        purging: bool = True,
         history: HistoryLookup | None = None,
         max_range_results: int = MAX_RANGE_RESULTS,
         max_write_bytes: int = MAX_WRITE_BYTES,
+        max_reads: int = MAX_READS,
+        max_results: int = MAX_RESULTS,
+        max_rwset_bytes: int = MAX_RWSET_BYTES,
     ) -> None:
         self.channel_id = channel_id
         self._view = view
         self._lookup = collections
+        self._access_lookup = access
+        self._purging = purging
+        self._access: dict[tuple[str, str], Access] = {}
         self._history = history
         self._known_collections: dict[str, Collection[str]] = {}
         self._max_range_results = max_range_results
         self._max_write_bytes = max_write_bytes
+        self._max_reads = max_reads
+        self._max_results = max_results
+        self._max_rwset_bytes = max_rwset_bytes
+        self._read_count = 0
+        self._result_count = 0
         self._namespaces: dict[str, _Namespace] = {}
         self._ranges: list[_Range] = []
         self._private_reads: dict[tuple[str, str], None] = {}
@@ -132,6 +186,12 @@ class TransactionSimulator:
         self._read_only = ""  # why, once the transaction may not write any more
         self._closed = ""
         self._lock = threading.Lock()
+
+    @property
+    def view(self) -> StateView:
+        """The state itself: what is read there is no part of the transaction."""
+        self._check_open()
+        return self._view
 
     # public state
 
@@ -217,6 +277,8 @@ class TransactionSimulator:
         current hash belongs to.
         """
         recorded = self._collection(namespace, collection)
+        self._check_read(namespace, collection)
+        self._count_read()
         with self._lock:
             self._check_open()
             found = self._view.get_private(namespace, collection, key)
@@ -231,6 +293,8 @@ class TransactionSimulator:
 
     def get_private_metadata(self, namespace: str, collection: str, key: str) -> dict[str, bytes]:
         """The metadata of a private key; it stands with the hash."""
+        self._check_collection(namespace, collection)
+        self._check_read(namespace, collection)
         found = self._read_hash(namespace, collection, key)
         return {} if found is None else _metadata(found.metadata)
 
@@ -242,6 +306,7 @@ class TransactionSimulator:
         Peers may hold different private data, so nothing that is written may depend on it.
         """
         self._check_collection(namespace, collection)
+        self._check_read(namespace, collection)
         self._check_open()
         if self._wrote:
             raise SimulationError(
@@ -257,6 +322,7 @@ class TransactionSimulator:
     def put_private(self, namespace: str, collection: str, key: str, value: bytes) -> None:
         """Record a private write; an empty value is a deletion."""
         recorded = self._collection(namespace, collection)
+        self._check_write(namespace, collection)
         self._before_write(key, value)
         recorded.writes[key] = _write(key, value)
         recorded.purged.pop(key, None)
@@ -266,7 +332,12 @@ class TransactionSimulator:
         self.put_private(namespace, collection, key, b"")
 
     def purge_private(self, namespace: str, collection: str, key: str) -> None:
-        """Record a deletion that takes the key's history away too."""
+        """Record a deletion that takes the key's history away too, from every peer's disk."""
+        if not self._purging:
+            raise SimulationError(
+                "purge private data is not enabled, channel application capability of V2_5 or "
+                "later is required"
+            )
         self.put_private(namespace, collection, key, b"")
         self._collection(namespace, collection).purged[key] = True
 
@@ -275,6 +346,7 @@ class TransactionSimulator:
     ) -> None:
         """Record a private key's whole metadata anew."""
         recorded = self._collection(namespace, collection)
+        self._check_write(namespace, collection)
         self._before_write(key)
         recorded.metadata[key] = dict(metadata)
 
@@ -314,11 +386,33 @@ class TransactionSimulator:
                     hashed_rwset=_bytes(_hashed(hashed)),
                     pvt_rwset_hash=_private_hash(private, name, collection),
                 )
+        rwset = _bytes(namespaces)
+        if len(rwset) > self._max_rwset_bytes:
+            raise LimitError(
+                f"the transaction's read-write set has {len(rwset)} bytes, but may have "
+                f"{self._max_rwset_bytes}; read and write fewer keys in one transaction"
+            )
         return SimulationResults(
-            rwset=_bytes(namespaces),
+            rwset=rwset,
             private=private if private.ns_pvt_rwset else None,
             private_reads=tuple(sorted(self._private_reads)),
+            written_policies=self._written_policies(),
         )
+
+    def _written_policies(self) -> dict[tuple[str, str], tuple[bytes, ...]]:
+        """Looked up in the state, without being recorded as reads."""
+        found: dict[tuple[str, str], dict[bytes, None]] = {}
+        with self._lock:
+            for name, public in _in_order(self._namespaces):
+                for key in sorted({*public.writes, *public.metadata}):
+                    own = _own_policy(self._view.get(name, key))
+                    found.setdefault((name, ""), {})[own] = None
+                for collection, recorded in _in_order(public.collections):
+                    for key in sorted({*recorded.writes, *recorded.metadata}):
+                        hashed = self._view.get_private_hash(name, collection, key_hash(key))
+                        own = _own_policy(hashed)
+                        found.setdefault((name, collection), {})[own] = None
+        return {place: tuple(policies) for place, policies in found.items()}
 
     def _private(self) -> rwset_pb2.TxPvtReadWriteSet:
         private = rwset_pb2.TxPvtReadWriteSet(data_model=rwset_pb2.TxReadWriteSet.KV)
@@ -381,11 +475,34 @@ class TransactionSimulator:
                 f"{', '.join(sorted(self._known_collections[namespace])) or 'none'}"
             )
 
+    def _may(self, namespace: str, collection: str) -> Access:
+        space = (namespace, collection)
+        if space not in self._access:
+            self._access[space] = (
+                Access(True, True) if self._access_lookup is None else self._access_lookup(*space)
+            )
+        return self._access[space]
+
+    def _check_read(self, namespace: str, collection: str) -> None:
+        if not self._may(namespace, collection).read:
+            raise SimulationError(
+                "tx creator does not have read access permission on privatedata in "
+                f"chaincodeName:{namespace} collectionName: {collection}"
+            )
+
+    def _check_write(self, namespace: str, collection: str) -> None:
+        if not self._may(namespace, collection).write:
+            raise SimulationError(
+                "tx creator does not have write access permission on privatedata in "
+                f"chaincodeName:{namespace} collectionName: {collection}"
+            )
+
     def _collection(self, namespace: str, collection: str) -> _Collection:
         self._check_collection(namespace, collection)
         return self._namespace(namespace).collections.setdefault(collection, _Collection())
 
     def _read(self, namespace: str, key: str) -> VersionedValue | None:
+        self._count_read()
         with self._lock:
             self._check_open()
             found = self._view.get(namespace, key)
@@ -394,11 +511,20 @@ class TransactionSimulator:
 
     def _read_hash(self, namespace: str, collection: str, key: str) -> VersionedValue | None:
         recorded = self._collection(namespace, collection)
+        self._count_read()
         with self._lock:
             self._check_open()
             found = self._view.get_private_hash(namespace, collection, key_hash(key))
         recorded.reads[key] = None if found is None else found.version
         return found
+
+    def _count_read(self) -> None:
+        self._read_count += 1
+        if self._read_count > self._max_reads:
+            raise LimitError(
+                f"the transaction reads {self._read_count} keys or more, but may read "
+                f"{self._max_reads}; split it"
+            )
 
     def _before_write(self, key: str, value: bytes = b"") -> None:
         self._check_open()
@@ -406,10 +532,7 @@ class TransactionSimulator:
             raise SimulationError(f"this transaction {self._read_only} instead")
         self._wrote = True
         self._written_bytes += len(key) + len(value)
-        if self._written_bytes > self._max_write_bytes:
-            raise SimulationError(
-                f"the transaction writes more than {self._max_write_bytes} bytes; split it"
-            )
+        check_write_bytes(self._written_bytes, self._max_write_bytes)
 
     def _iterate(self, recorded: _Range, end: str) -> Iterator[tuple[str, bytes]]:
         info = recorded.info
@@ -472,8 +595,15 @@ class TransactionSimulator:
                 return
             count += 1
             if count > self._max_range_results:
-                raise SimulationError(
-                    f"a range has more than {self._max_range_results} results; ask for less"
+                raise LimitError(
+                    f"a range has {count} results or more, but may have "
+                    f"{self._max_range_results}; ask for less"
+                )
+            self._result_count += 1
+            if self._result_count > self._max_results:
+                raise LimitError(
+                    f"the transaction's ranges have {self._result_count} results or more, but may "
+                    f"have {self._max_results}; ask for less"
                 )
             yield result
 
@@ -511,6 +641,10 @@ def _entries(metadata: Mapping[str, bytes]) -> list[kvrwset_pb2.KVMetadataEntry]
     return [
         kvrwset_pb2.KVMetadataEntry(name=name, value=value) for name, value in _in_order(metadata)
     ]
+
+
+def _own_policy(stored: VersionedValue | None) -> bytes:
+    return b"" if stored is None else metadata_entry(stored.metadata, VALIDATION_PARAMETER)
 
 
 def _metadata(stored: bytes) -> dict[str, bytes]:

@@ -1,24 +1,49 @@
-"""Names a chaincode by its code: package id = label:SHA-256 of its sources.
+"""Makes a chaincode's package out of its sources.
 
-Not a contract. The id stands in the lifecycle's approvals, so members see that they run the same
-contract; one changed line is another package.
+Not a contract. A package's id is label:SHA-256 of the package, and the package is made of the
+sources alone, so members see that they run the same contract; one changed line is another package.
+A peer keeps the packages that were installed on it. So a node whose own sources are newer still
+runs the ones that the channel has agreed on, until a new sequence is committed.
 """
 
-import hashlib
+import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from consortium.chaincode.packages import SOURCES_TYPE, Package, PackageError, make_package
+from consortium.chaincode.packages import package_id as package_id_of
+
 _HERE = Path(__file__).parent
+_ROOT = _HERE.parent.parent
+CONTENTS_FILE = "contract.json"
+"""In the code of a package: `{"chaincode": name}`."""
+MODULES_FOLDER = "consortium/contracts"
+"""In the code of a package: the chaincode's modules, one of them by its name."""
 _SHARED = ("../chaincode/api.py", "access.py", "clock.py", "settings.py")
 _SOURCES = {
-    "metering": (*_SHARED, "metering.py"),
+    "metering": (*_SHARED, "losses.py", "metering.py", "money.py"),
     "energy": (
         *_SHARED,
+        "agreements.py",
+        "auction.py",
+        "baseline.py",
+        "books.py",
+        "calendars.py",
+        "certificates.py",
+        "continuous.py",
+        "delegations.py",
         "energy.py",
         "market.py",
         "money.py",
         "pages.py",
+        "positions.py",
+        "products.py",
         "registry.py",
+        "response.py",
+        "settle.py",
+        "sharing.py",
+        "tariffs.py",
         "wallet.py",
     ),
 }
@@ -37,10 +62,32 @@ def sources(name: str) -> tuple[str, ...]:
 
 
 @cache
+def package(name: str) -> bytes:
+    """The package of a chaincode as this node has it. Raises KeyError."""
+    files = {CONTENTS_FILE: json.dumps({"chaincode": name}).encode()}
+    for source in sources(name):
+        path = (_HERE / source).resolve()
+        files[path.relative_to(_ROOT.resolve()).as_posix()] = path.read_bytes()
+    return make_package(label(name), SOURCES_TYPE, files)
+
+
+@cache
 def package_id(name: str) -> str:
-    """`label:hash`; the hash covers names, lengths and contents. Raises KeyError."""
-    digest = hashlib.sha256()
-    for source in sorted(sources(name)):
-        content = (_HERE / source).read_bytes()
-        digest.update(f"{source}\0{len(content)}\0".encode() + content)
-    return f"{label(name)}:{digest.hexdigest()}"
+    """`label:hash` of a chaincode's package. Raises KeyError."""
+    return package_id_of(label(name), package(name))
+
+
+def chaincode_name(package: Package) -> str:
+    """The chaincode that a package of sources holds; raises PackageError."""
+    try:
+        named = json.loads(package.files()[CONTENTS_FILE])["chaincode"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise PackageError(f"package {package.package_id} names no chaincode: {error}") from None
+    if not isinstance(named, str) or not named.isidentifier():
+        raise PackageError(f"package {package.package_id} names no chaincode that can be run")
+    return named
+
+
+def current_packages() -> Mapping[str, str]:
+    """Package ids of the chaincodes that this node's own sources make, with their names."""
+    return {package_id(name): name for name in _SOURCES}

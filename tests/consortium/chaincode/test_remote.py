@@ -195,7 +195,7 @@ async def test_an_event_has_a_limit() -> None:
     async with serving(completing(peer_pb2.Response(status=200), chaincode_event=event)) as dialled:
         response, given = await invoke(dialled)
     assert (response.status, given) == (500, None)
-    assert response.message == "event 'e' has 300000 bytes, but may have 262144"
+    assert response.message == "event 'e' has 300001 bytes, but may have 262144"
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,17 @@ class Asking:
         self.stored = modifications(0)
         self.asked_history: list[int] = []
         self.simulator = TransactionSimulator(self.state, "ch", history=self._history)
-        invocation = Invocation("cc", "ch", "tx", 0, CREATOR, [b"f"], {})
-        self.requests = Requests(invocation, self.simulator, others)  # type: ignore[arg-type]
+        invocation = Invocation(
+            "cc",
+            "ch",
+            "tx",
+            0,
+            CREATOR,
+            [b"f"],
+            {},
+            others=others,  # type: ignore[arg-type]
+        )
+        self.requests = Requests(invocation, self.simulator)
 
     def _history(self, namespace: str, key: str, limit: int) -> Sequence[KeyModification]:
         assert namespace == "cc"
@@ -281,6 +290,7 @@ async def test_a_call_of_another_chaincode() -> None:
     assert answer.type == ChaincodeMessage.COMPLETED
     assert peer_pb2.Response.FromString(answer.payload).status == 201
     (called,) = echo.called
-    assert (called.chaincode, called.args, called.callers) == ("other", [b"g", b"x"], ("cc",))
+    assert (called.chaincode, called.args) == ("other", [b"g", b"x"])
+    assert called.callers == (("ch", "cc"),)
     results = rwset_pb2.TxReadWriteSet.FromString(asking.simulator.results().rwset)
     assert [namespace.namespace for namespace in results.ns_rwset] == ["_lifecycle", "other"]

@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,12 +30,12 @@ from consortium.chaincode.executor import (
     InProcessExecutor,
     Invocation,
 )
+from consortium.chaincode.packages import Package, PackageError, PackageStore, served_package
 from consortium.chaincode.remote import ChaincodeUnavailableError, Connection, RemoteChaincode
-from consortium.chaincode.routing import ConnectionsError, RoutingExecutor, read_connections
+from consortium.chaincode.routing import PackageExecutor
 from consortium.chaincode.serve import ChaincodeServer
 from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
-from consortium.contracts.package import package_id
 from consortium.identity.certificates import (
     CertificateAuthority,
     certificate_der,
@@ -212,21 +213,27 @@ class BothWays:
         return json.loads(response.payload) if response.status < 400 else response
 
 
+def no_sources(package: Package) -> Executor:
+    raise PackageError(f"{package.package_id} is not served")
+
+
 @pytest.fixture
-async def both() -> AsyncIterator[BothWays]:
+async def both(tmp_path: Path) -> AsyncIterator[BothWays]:
     """Three chaincodes served without TLS, and the same ones in this process."""
     known = {**chaincodes(), "demo": Chaincode("demo", (Demo(),))}
     async with AsyncExitStack() as stack:
-        connections = {}
-        for name, chaincode in known.items():
-            package = "demo:1" if name == "demo" else package_id(name)
-            server = ChaincodeServer(chaincode, package, "127.0.0.1:0")
-            port = await server.start()
+        packages = PackageStore(tmp_path)
+        installed: dict[str, str] = {}
+        for at, (name, chaincode) in enumerate(known.items()):
+            address = f"127.0.0.1:{18_820 + at}"
+            package = packages.save(served_package(name, Connection(address)))
+            installed[name] = package.package_id
+            server = ChaincodeServer(chaincode, package.package_id, address)
+            await server.start()
             stack.push_async_callback(server.stop)
-            connections[name] = Connection(f"127.0.0.1:{port}", package_id=package)
         local = InProcessExecutor(known)
         stack.callback(local.close)
-        served = RoutingExecutor(InProcessExecutor({}), connections)
+        served = PackageExecutor(packages, no_sources, lambda call, _: installed[call.chaincode])
         stack.push_async_callback(served.close)
         yield BothWays(local, served)
 
@@ -486,65 +493,47 @@ async def test_a_server_of_another_package(
         await dialled.close()
 
 
-async def test_mutual_tls_and_the_file_of_connections(tmp_path: Path) -> None:
-    """Connections stand in a file, which is read again when it changes."""
+async def test_a_package_with_mutual_tls(tmp_path: Path) -> None:
+    """The package holds what the peer shows; without it the server lets nobody in."""
     keys = {}
     for who in ("server", "peer"):
         key = generate_key()
         certificate = AUTHORITY.issue(who, "peer", key.public_key(), hosts=("chaincode.example",))
         keys[who] = (key_pem(key), certificate_pem(certificate))
     root = certificate_pem(AUTHORITY.certificate)
+    address = "127.0.0.1:18830"
+    packages = PackageStore(tmp_path)
+    package = packages.save(
+        served_package(
+            "demo_1.0",
+            Connection(
+                address,
+                tls_root_pem=root,
+                certificate_pem=keys["peer"][1],
+                key_pem=keys["peer"][0],
+                server_name="chaincode.example",
+            ),
+        )
+    )
+    plain = packages.save(served_package("plain", Connection(address)))
     server = ChaincodeServer(
         Chaincode("demo", (Demo(),)),
-        "demo:1",
-        "127.0.0.1:0",
+        package.package_id,
+        address,
         credentials=grpc.ssl_server_credentials(
             [keys["server"]], root_certificates=root, require_client_auth=True
         ),
     )
-    port = await server.start()
-    (tmp_path / "peer.key.pem").write_bytes(keys["peer"][0])
-    file = tmp_path / "chaincodes.json"
-    routing = RoutingExecutor(InProcessExecutor({}), file)
+    await server.start()
+    executor = PackageExecutor(packages, no_sources, lambda _call, _: package.package_id)
+    call = invocation(HOME, "demo", "demo:Mark")
     try:
-        with pytest.raises(ExecutionError, match="no code for chaincode demo"):
-            await routing.invoke(invocation(HOME, "demo", "demo:Mark"), simulator())
-        entry = {
-            "address": f"127.0.0.1:{port}",
-            "tls_root_pem": root.decode(),
-            "certificate_pem": keys["peer"][1].decode(),
-            "key_file": "peer.key.pem",
-            "server_name": "chaincode.example",
-            "package_id": "demo:1",
-        }
-        file.write_text(json.dumps({"demo": entry}))
-        response, _ = await routing.invoke(invocation(HOME, "demo", "demo:Mark"), simulator())
+        response, _ = await executor.invoke(call, simulator())
         assert response.status == 200
-        file.write_text("{")
-        response, _ = await routing.invoke(invocation(HOME, "demo", "demo:Mark"), simulator())
-        assert response.status == 200
-        file.unlink()
-        with pytest.raises(ExecutionError, match="no code for chaincode demo"):
-            await routing.invoke(invocation(HOME, "demo", "demo:Mark"), simulator())
+        with pytest.raises(ExecutionError, match="cannot be reached"):
+            await executor.invoke(replace(call, package_id=plain.package_id), simulator())
+        with pytest.raises(ExecutionError, match="'gone:1' not found"):
+            await executor.invoke(replace(call, package_id="gone:1"), simulator())
     finally:
-        await routing.close()
+        await executor.close()
         await server.stop()
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("[]", "must be a JSON object of connections"),
-        ("{", "cannot be read"),
-        ('{"a": 1}', "chaincode 'a' must be a JSON object of strings"),
-        ('{"a": {}}', "chaincode 'a' needs an \"address\", host:port"),
-        ('{"a": {"address": "h:1", "adress": "x"}}', "'adress' is not known"),
-        ('{"a": {"address": "h:1", "server_name": "x"}}', "needs tls_root_pem"),
-        ('{"a": {"address": "h:1", "key_file": "x"}}', "certificate_pem and key_file together"),
-    ],
-)
-def test_connections_that_cannot_be_used(tmp_path: Path, content: str, problem: str) -> None:
-    file = tmp_path / "chaincodes.json"
-    file.write_text(content)
-    with pytest.raises(ConnectionsError, match=problem):
-        read_connections(file)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ import pytest
 import pytest_asyncio
 
 from consortium.chaincode import remote
-from consortium.chaincode.routing import CONNECTIONS_FILE
+from consortium.chaincode.api import Creator
+from consortium.chaincode.executor import Invocation
+from consortium.chaincode.packages import package_id as package_id_of
+from consortium.chaincode.packages import served_package
+from consortium.chaincode.remote import ChaincodeUnavailableError, Connection, RemoteChaincode
+from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts.package import package_id
 from consortium.identity.certificates import (
     CertificateAuthority,
@@ -27,16 +33,18 @@ from consortium.identity.certificates import (
     write_private,
 )
 from consortium.identity.policies import parse_policy
+from consortium.ledger.lifecycle import ChaincodeDefinition
 from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
+from consortium.node.lifecycle import PeerAdmin
 from consortium.node.network import Network, create_network
 from consortium.node.nodes import EmbeddedNetwork
-from consortium.wire import lifecycle_pb2, peer_pb2
+from consortium.wire import peer_pb2
 from gridledger_client import CommitFailed, Committed, GatewayClient, TransactionRefused
+from tests.consortium.chaincode.memory_state import MemoryState
 
 FOLDER = Path(__file__).parent / "node_chaincode"
 ADDRESS = "127.0.0.1:22890"
-PACKAGE = "everything_1:" + hashlib.sha256(b"everything").hexdigest()
 START_TIMEOUT_S = 20
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
@@ -45,8 +53,9 @@ pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
 class NodeChaincode:
     """The chaincode's process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, package_id: str) -> None:
         self.folder = folder
+        self.package_id = package_id
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -58,9 +67,10 @@ class NodeChaincode:
             str(FOLDER / "node_modules" / ".bin" / "fabric-chaincode-node"),
             "server",
             *("--chaincode-address", ADDRESS),
-            *("--chaincode-id", PACKAGE),
+            *("--chaincode-id", self.package_id),
             *("--chaincode-tls-key-file", str(self.folder / "tls.key.pem")),
             *("--chaincode-tls-cert-file", str(self.folder / "tls.cert.pem")),
+            *("--chaincode-tls-client-cacert-file", str(self.folder / "root.pem")),
             cwd=FOLDER,
             stdout=log,
             stderr=log,
@@ -145,13 +155,16 @@ def installed() -> None:
 
 
 def issue_tls(utility_folder: Path, folder: Path) -> None:
-    """A server certificate for the chaincode from Aurora's authority."""
-    key = generate_key()
-    certificate = CertificateAuthority.load(utility_folder / "ca").issue(
-        "chaincode.aurora.example", "peer", key.public_key(), hosts=("127.0.0.1",)
-    )
-    write_private(folder / "tls.key.pem", key_pem(key))
-    (folder / "tls.cert.pem").write_bytes(certificate_pem(certificate))
+    """Certificates from Aurora's authority: the chaincode's, and what peers show to it."""
+    authority = CertificateAuthority.load(utility_folder / "ca")
+    for name in ("tls", "peer"):
+        key = generate_key()
+        certificate = authority.issue(
+            f"{name}.aurora.example", "peer", key.public_key(), hosts=("127.0.0.1",)
+        )
+        write_private(folder / f"{name}.key.pem", key_pem(key))
+        (folder / f"{name}.cert.pem").write_bytes(certificate_pem(certificate))
+    (folder / "root.pem").write_bytes(authority.certificate_pem)
 
 
 def collections() -> peer_pb2.CollectionConfigPackage:
@@ -178,40 +191,25 @@ def collections() -> peer_pb2.CollectionConfigPackage:
     )
 
 
-async def define(clients: dict[str, GatewayClient], name: str) -> None:
+async def define(network: Network, name: str, package_id: str) -> None:
     """Approve the chaincode for every utility and commit its definition."""
-    parameters: dict[str, Any] = {
-        "name": name,
-        "version": "1",
-        "sequence": 1,
-        "collections": collections(),
-    }
-    source = lifecycle_pb2.ChaincodeSource(
-        local_package=lifecycle_pb2.ChaincodeSource.Local(package_id=PACKAGE)
-    )
-    for msp_id, admin in clients.items():
-        approval = lifecycle_pb2.ApproveChaincodeDefinitionForMyOrgArgs(**parameters, source=source)
-        await admin.submit(
-            "_lifecycle",
-            "ApproveChaincodeDefinitionForMyOrg",
-            [approval.SerializeToString()],
-            endorsing_organizations=[msp_id],
-        )
-    commit = lifecycle_pb2.CommitChaincodeDefinitionArgs(**parameters)
-    for attempt in range(50):
-        try:
-            await clients["CieloMSP"].submit(
-                "_lifecycle",
-                "CommitChaincodeDefinition",
-                [commit.SerializeToString()],
-                endorsing_organizations=list(clients),
-            )
-        except TransactionRefused, CommitFailed:
-            if attempt == 49:
-                raise
-            await asyncio.sleep(0.1)
-        else:
-            return
+    definition = ChaincodeDefinition(name, 1, "1", collections=collections())
+    async with AsyncExitStack() as stack:
+        admins = [
+            await stack.enter_async_context(PeerAdmin(network, utility))
+            for utility in network.utilities
+        ]
+        for admin in admins:
+            await admin.approve(definition, package_id)
+        for attempt in range(50):
+            try:
+                await admins[-1].commit(definition, [one.utility.msp_id for one in admins])
+            except TransactionRefused, CommitFailed:
+                if attempt == 49:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -221,12 +219,15 @@ async def running(
     folder = tmp_path_factory.mktemp("service")
     network = create_network(folder / "data", base_port=22_800, batch_timeout="20ms")
     issue_tls(network.utility("Aurora").directory, folder)
-    root = network.utility("Aurora").root_pem.decode()
-    connection = {"address": ADDRESS, "tls_root_pem": root, "package_id": PACKAGE}
-    for utility in network.utilities:
-        file = utility.directory / "peer" / CONNECTIONS_FILE
-        file.write_text(json.dumps({"everything": connection, "again": connection}))
-    node = NodeChaincode(folder)
+    root = network.utility("Aurora").root_pem
+    connection = Connection(
+        ADDRESS,
+        tls_root_pem=root,
+        certificate_pem=(folder / "peer.cert.pem").read_bytes(),
+        key_pem=(folder / "peer.key.pem").read_bytes(),
+    )
+    package = served_package("everything_1", connection)
+    node = NodeChaincode(folder, package_id_of("everything_1", package))
     await node.start()
     clients = {
         utility.msp_id: utility_client(network, utility, "admin") for utility in network.utilities
@@ -234,8 +235,11 @@ async def running(
     try:
         async with EmbeddedNetwork(network):
             await ensure_contracts(network)
+            for utility in network.utilities:
+                async with PeerAdmin(network, utility) as admin:
+                    assert await admin.install(package) == node.package_id
             for name in ("everything", "again"):
-                await define(clients, name)
+                await define(network, name, node.package_id)
             yield Running(network, node, clients)
             await asyncio.gather(*(client.close() for client in clients.values()))
     finally:
@@ -392,7 +396,7 @@ async def test_chaincodes_call_each_other(running: Running) -> None:
     for chaincode, channel, problem in (
         ("everything", "", "takes part in a transaction once"),
         ("nothing", "", "chaincode nothing is not defined on channel neighbourhood"),
-        ("again", "elsewhere", "a transaction stays on its own, neighbourhood"),
+        ("again", "elsewhere", "failed to find ledger for channel: elsewhere"),
     ):
         with pytest.raises(TransactionRefused, match=problem):
             await running.ask("call", chaincode, channel, ["get", "both"])
@@ -403,6 +407,25 @@ async def test_refusals_and_limits(running: Running) -> None:
         await running.submit("refuse", "not on a Sunday")
     with pytest.raises(TransactionRefused, match="the answer has 5000000 bytes"):
         await running.ask("big", "5000000")
+
+
+async def test_who_dials_shows_a_certificate(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chaincode's server asks for one of its own authority's, and gets it from our peers."""
+    monkeypatch.setattr(remote, "CONNECT_WAIT_S", 3)
+    assert await running.ask("get", "nothing") == ""
+    stranger = CertificateAuthority.create("Stranger", "stranger.example")
+    key = generate_key()
+    certificate = certificate_pem(stranger.issue("peer", "peer", key.public_key()))
+    root = running.network.utility("Aurora").root_pem
+    for shown in ({}, {"certificate_pem": certificate, "key_pem": key_pem(key)}):
+        dialled = RemoteChaincode("everything", Connection(ADDRESS, tls_root_pem=root, **shown))
+        creator = Creator("AuroraMSP", b"", "ann", "client", {})
+        call = Invocation("everything", "neighbourhood", "tx", 0, creator, [b"get", b"k"], {})
+        with pytest.raises(ChaincodeUnavailableError, match="cannot be reached"):
+            await dialled.invoke(call, TransactionSimulator(MemoryState(), "neighbourhood"))
+        await dialled.close()
 
 
 async def test_concurrent_load(running: Running) -> None:
@@ -430,25 +453,26 @@ async def test_our_contract_served_to_one_of_two_endorsers(
     Both endorse, so both came to the same bytes.
     """
     folder, address = running.node.folder, "127.0.0.1:22891"
+    utility = running.network.utility("Aurora")
+    package = served_package("energy_served", Connection(address, tls_root_pem=utility.root_pem))
+    served = package_id_of("energy_served", package)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "consortium.cli.main", "contract", "serve", "energy"),
-        *("--address", address),
+        *("--address", address, "--package-id", served),
         *("--tls-cert", str(folder / "tls.cert.pem"), "--tls-key", str(folder / "tls.key.pem")),
         stdout=asyncio.subprocess.PIPE,
     )
-    utility = running.network.utility("Aurora")
-    file = utility.directory / "peer" / CONNECTIONS_FILE
-    before = file.read_text()
+    async with PeerAdmin(running.network, utility) as admin:
+        await admin.install(package)
+        definition, own = await admin.approved("energy")
+        assert own == package_id("energy")
     try:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)).decode()
-        assert line == f"energy is served at {address} as {package_id('energy')}\n"
-        connection = {
-            "address": address,
-            "tls_root_pem": utility.root_pem.decode(),
-            "package_id": package_id("energy"),
-        }
-        file.write_text(json.dumps({**json.loads(before), "energy": connection}))
+        assert line == f"energy is served at {address} as {served}\n"
+        # Which package a utility runs for the definition in force is its own choice.
+        async with PeerAdmin(running.network, utility) as admin:
+            await admin.approve(definition, served)
         home = {
             "connection_id": "CP-SERVED",
             "utility": "AuroraMSP",
@@ -479,14 +503,18 @@ async def test_our_contract_served_to_one_of_two_endorsers(
                 endorsing_organizations=["AuroraMSP"],
             )
     finally:
-        file.write_text(before)
+        async with PeerAdmin(running.network, utility) as admin:
+            await admin.approve(definition, own)
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-async def test_a_chaincode_that_dies_and_returns(running: Running) -> None:
+async def test_a_chaincode_that_dies_and_returns(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was under way fails and says why; the next transaction waits for the restart."""
+    monkeypatch.setattr(remote, "CONNECT_WAIT_S", 25)  # Node.js on a busy machine
 
     async def ask_aurora_alone(function: str, *args: str) -> None:
         # Else the gateway would try the other peers.

@@ -189,10 +189,10 @@ def test_collections_are_looked_up_once_and_checked() -> None:
 
 def test_limits() -> None:
     view = numbered(11)
-    with pytest.raises(SimulationError, match="more than 10 results"):
+    with pytest.raises(SimulationError, match="a range has 11 results or more, but may have 10"):
         list(TransactionSimulator(view, max_range_results=10).range("cc", "", ""))
     simulator = TransactionSimulator(view, max_write_bytes=10)
-    with pytest.raises(SimulationError, match="writes more than 10 bytes"):
+    with pytest.raises(SimulationError, match="writes 11 bytes or more, but may write 10"):
         simulator.put_state("cc", "k", b"0123456789")
 
 
