@@ -30,11 +30,14 @@ from consortium.node.channel import (
     current,
     organization_of,
     revocation_list,
+    signed_by_enough,
     submit_update,
 )
 from consortium.node.contracts import client
+from consortium.node.lifecycle import PeerAdmin
 from consortium.node.network import Network, Utility
 from consortium.wire import common_pb2
+from consortium.wire.envelopes import parse
 
 from .output import answer, table
 
@@ -118,6 +121,28 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
     submit.add_argument("file", type=Path)
     submit.set_defaults(run=_submit)
 
+    fetch = channel.add_parser(
+        "fetch", parents=[common, asked], help="write one of its blocks into a file"
+    )
+    fetch.add_argument("block", help="a number, newest, or config (the last that changed it)")
+    fetch.add_argument("--out", type=Path, required=True, help="the file")
+    fetch.set_defaults(run=_fetch)
+
+    join = channel.add_parser(
+        "join",
+        parents=[common, asked],
+        help="have a running peer join a channel",
+        description="The peer follows the channel's orderers from its first block on, and does so "
+        "again whenever it starts.",
+    )
+    join.add_argument("block", type=Path, help="the channel's first block, a file")
+    join.set_defaults(run=_join)
+
+    listed = channel.add_parser(
+        "list", parents=[common, asked], help="the channels that a peer has joined"
+    )
+    listed.set_defaults(run=_list)
+
 
 # ------------------------------------------------------------------ show
 
@@ -197,6 +222,57 @@ def _policies(group: common_pb2.ConfigGroup, path: str) -> list[tuple[str, str]]
     for name, inner in sorted(group.groups.items()):
         rows += _policies(inner, f"{path}/{name}")
     return rows
+
+
+# ------------------------------------------------------------------ joining
+
+
+async def _fetch(options: argparse.Namespace) -> None:
+    network, utility = _asked(options)
+    async with client(network, utility, "admin") as gateway:
+        wanted = options.block
+        if wanted == "newest":
+            wanted = str(2**64 - 1)
+        elif wanted == "config":
+            wanted = str((await current(gateway, utility.msp_id)).block_number)
+        elif not wanted.isdecimal():
+            raise ConfigError(f"{wanted!r} is no block; give a number, newest or config")
+        raw = await gateway.evaluate(
+            "qscc",
+            "GetBlockByNumber",
+            [network.channel.encode(), wanted.encode()],
+            endorsing_organizations=[utility.msp_id],
+        )
+    number = parse(common_pb2.Block, raw, "the block").header.number
+    await asyncio.to_thread(options.out.write_bytes, raw)
+    answer(
+        options,
+        {"channel": network.channel, "number": number, "file": str(options.out)},
+        f"Block {number} of {network.channel} is in {options.out}.",
+    )
+
+
+async def _join(options: argparse.Namespace) -> None:
+    network, utility = _asked(options)
+    block = parse(common_pb2.Block, _read(options.block), str(options.block))
+    async with PeerAdmin(network, utility) as admin:
+        joined = await admin.join(block)
+    answer(
+        options,
+        {"utility": utility.name, "channel": joined},
+        f"{utility.name}'s peer has joined {joined} and catches up now.",
+    )
+
+
+async def _list(options: argparse.Namespace) -> None:
+    network, utility = _asked(options)
+    async with PeerAdmin(network, utility) as admin:
+        found = await admin.channels()
+    answer(
+        options,
+        {"utility": utility.name, "channels": found},
+        table([(channel_id,) for channel_id in found], ("CHANNEL",)),
+    )
 
 
 # ------------------------------------------------------------------ change
@@ -286,18 +362,7 @@ def _signed(
         return pending.signed_by(
             *(network.utility(name).signer("admin") for name in options.sign_as)
         )
-    signers = [utility.signer("admin") for utility in network.utilities if _has_admin(utility)]
-    needed = signers
-    if not pending.signed_by(*signers).lacking(config):
-        for signer in reversed(signers):
-            fewer = [one for one in needed if one is not signer]
-            if not pending.signed_by(*fewer).lacking(config):
-                needed = fewer
-    return pending.signed_by(*needed)
-
-
-def _has_admin(utility: Utility) -> bool:
-    return (utility.directory / "admin" / "sign.key.pem").exists()
+    return signed_by_enough(network, pending, config)
 
 
 def _require(lacking: Sequence[Lacking]) -> None:

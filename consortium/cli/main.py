@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from consortium.chaincode.packages import PackageError
 from consortium.chaincode.serve import ChaincodeServer
 from consortium.contracts import chaincodes
 from consortium.contracts.package import package_id
@@ -24,6 +25,9 @@ from consortium.ledger.state import LedgerError
 from consortium.ledger.verify import Report, verify_ledger
 from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
+from consortium.node.lifecycle import submit_init
+from consortium.node.limits import allow_open_files
+from consortium.node.logs import leave_out_hang_ups
 from consortium.node.network import (
     DEFAULT_BASE_PORT,
     DEFAULT_CHANNEL,
@@ -32,7 +36,7 @@ from consortium.node.network import (
     NetworkError,
     create_network,
 )
-from consortium.node.nodes import KINDS, EmbeddedNetwork, make_node, run_node
+from consortium.node.nodes import KINDS, EmbeddedNetwork, make_node, run_node, until_failure
 from consortium.node.processes import ProcessNetwork
 from consortium.storage.environment import StorageError
 from consortium.storage.segments import SegmentError
@@ -49,8 +53,10 @@ from gridledger_client import (
 )
 from gridledger_client.enrolment import same_fingerprint
 
-from . import channel
+from . import backup, channel, membership, orderer, snapshot
+from . import contract as contract_commands
 from .blocks import describe_block
+from .output import Patience
 from .output import answer as _print
 from .output import table as _table
 
@@ -70,6 +76,7 @@ REFUSALS = (
     SegmentError,
     StorageError,
     WireError,
+    PackageError,
     OSError,
 )
 """What ends a command with a sentence; anything else is a defect and shows where it happened."""
@@ -83,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    leave_out_hang_ups()
+    allow_open_files()
     try:
         result: int | None = _run(options.run(options))
     except REFUSALS as error:
@@ -147,10 +156,19 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--utilities", default=",".join(DEFAULT_UTILITIES), help="names, by comma")
     init.add_argument("--interval", type=int, default=900, help="metering interval in seconds")
     init.add_argument("--base-port", type=int, default=DEFAULT_BASE_PORT)
+    init.add_argument(
+        "--peers", default="", help="utilities with several peers, by comma, as Aurora=2"
+    )
+    init.add_argument(
+        "--no-channel",
+        action="store_true",
+        help="without a first block: for a channel that `network adopt` brings",
+    )
     init.set_defaults(run=_network_init)
     up = network.add_parser("up", parents=[common], help="run it until Ctrl-C")
     up.add_argument("--processes", action="store_true", help="each node in its own process")
     up.set_defaults(run=_network_up)
+    membership.add_commands(network, common)
     status = network.add_parser("status", parents=[common], help="height and state of every node")
     status.set_defaults(run=_network_status)
 
@@ -159,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = node.add_parser("run", parents=[common], help="run one node until Ctrl-C")
     run.add_argument("utility")
-    run.add_argument("kind", choices=KINDS)
+    run.add_argument("kind", help=f"{', '.join(KINDS)}, or peer1 and so on of one with several")
     run.set_defaults(run=_node_run)
 
     identity = rooms.add_parser("identity", help="enrol").add_subparsers(
@@ -180,9 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     enrol.add_argument("--out", type=Path, required=True, help="folder for key and certificate")
     enrol.set_defaults(run=_identity_enroll)
 
-    contract = rooms.add_parser("contract", help="call contracts").add_subparsers(
-        required=True, metavar="VERB"
-    )
+    contract = rooms.add_parser(
+        "contract", help="agree on contracts, and call them"
+    ).add_subparsers(required=True, metavar="VERB")
     for verb, text in (("query", "ask one peer"), ("invoke", "submit a transaction")):
         call = contract.add_parser(verb, parents=[common, acting], help=text)
         call.add_argument("chaincode", help="metering or energy")
@@ -191,7 +209,12 @@ def _parser() -> argparse.ArgumentParser:
         call.add_argument(
             "--endorse", action="append", default=[], metavar="MSP_ID", help="who has to endorse"
         )
+        if verb == "invoke":
+            call.add_argument(
+                "--init", action="store_true", help="have the contract initialize itself"
+            )
         call.set_defaults(run=_contract, submit=verb == "invoke")
+    contract_commands.add_commands(contract, common)
     serve = contract.add_parser(
         "serve", help="run a contract as a service, for peers of ours or of Fabric, until Ctrl-C"
     )
@@ -213,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_block_show)
 
     channel.add_commands(rooms, common)
+    orderer.add_commands(rooms, common)
+    snapshot.add_commands(rooms, common)
+    backup.add_commands(rooms, common)
 
     verify = rooms.add_parser(
         "verify",
@@ -220,6 +246,12 @@ def _parser() -> argparse.ArgumentParser:
         help="walk the chain: hashes, signatures, and state rebuilt from blocks",
     )
     verify.add_argument("--utility", help="whose ledger (default: every one in the folder)")
+    verify.add_argument(
+        "--snapshot",
+        type=Path,
+        help="a snapshot that you trust, to begin from instead of block 0; a ledger that began "
+        "with a snapshot needs one",
+    )
     verify.set_defaults(run=_verify)
     return parser
 
@@ -243,6 +275,8 @@ async def _network_init(options: argparse.Namespace) -> None:
         utilities=tuple(options.utilities.split(",")),
         interval_s=options.interval,
         base_port=options.base_port,
+        peers=_peer_counts(options.peers),
+        first_block=not options.no_channel,
         progress=_progress,
     )
     mark = fingerprint(network.tls_bundle_pem)
@@ -259,6 +293,16 @@ async def _network_init(options: argparse.Namespace) -> None:
     )
 
 
+def _peer_counts(text: str) -> dict[str, int]:
+    counts = {}
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        if not count.isdecimal():
+            raise UsageError(f"--peers has {part!r}; write a utility and a number, as Aurora=2")
+        counts[name] = int(count)
+    return counts
+
+
 async def _network_up(options: argparse.Namespace) -> None:
     network = Network.load(options.data_dir)
     running: EmbeddedNetwork | ProcessNetwork = (
@@ -273,7 +317,8 @@ async def _network_up(options: argparse.Namespace) -> None:
             + ". Ctrl-C stops it.",
             flush=True,
         )
-        await _until_stopped()
+        nodes = running.nodes.values() if isinstance(running, EmbeddedNetwork) else ()
+        await until_failure(nodes, _until_stopped)
     finally:
         await running.stop()
 
@@ -287,9 +332,9 @@ async def _node_run(options: argparse.Namespace) -> None:
 async def _network_status(options: argparse.Namespace) -> int:
     network = Network.load(options.data_dir)
     rows: list[dict[str, Any]] = []
-    for utility in network.utilities:
-        row: dict[str, Any] = {"utility": utility.name, "gateway": utility.gateway_address}
-        async with utility_client(network, utility, "operator") as gateway:
+    for utility, kind in [(one, kind) for one in network.utilities for kind in one.peers]:
+        row: dict[str, Any] = {"utility": utility.name, "gateway": utility.address_of(kind)}
+        async with utility_client(network, utility, "operator", kind) as gateway:
             try:
                 info = common_pb2.BlockchainInfo.FromString(
                     await gateway.evaluate("qscc", "GetChainInfo", [network.channel.encode()])
@@ -446,8 +491,13 @@ async def _contract(options: argparse.Namespace) -> None:
             )
             print(json.dumps(answer, indent=2))
             return
-        committed = await gateway.submit(
-            options.chaincode, options.function, argument, endorsing_organizations=options.endorse
+        submit = submit_init if options.init else GatewayClient.submit
+        committed = await submit(
+            gateway,
+            options.chaincode,
+            options.function,
+            argument,
+            endorsing_organizations=options.endorse,
         )
     _print(
         options,
@@ -507,15 +557,24 @@ async def _verify(options: argparse.Namespace) -> int:
     utilities = [network.utility(options.utility)] if options.utility else network.utilities
     reports = []
     for utility in utilities:
-        path = utility.directory / "peer" / "ledger" / network.channel
-        report = await asyncio.to_thread(verify_ledger, path, _verify_progress(utility.name))
-        reports.append((utility, report))
+        for kind in utility.peers:
+            path = utility.directory / kind / "ledger" / network.channel
+            if not (path / "index" / "data.mdb").is_file():
+                raise LedgerError(f"there is no ledger in {path}: {utility.name} never ran here")
+            name = utility.name if len(utility.peers) == 1 else f"{utility.name} {kind}"
+            report = await asyncio.to_thread(
+                verify_ledger, path, _verify_progress(name), snapshot=options.snapshot
+            )
+            reports.append((utility.name, kind, name, report))
     _print(
         options,
-        [{"utility": utility.name, **asdict(report)} for utility, report in reports],
-        "\n".join(f"{utility.name}: {_verdict(report)}" for utility, report in reports),
+        [
+            {"utility": utility, "peer": kind, **asdict(report)}
+            for utility, kind, _, report in reports
+        ],
+        "\n".join(f"{name}: {_verdict(report)}" for _, _, name, report in reports),
     )
-    return 0 if all(report.problem is None for _, report in reports) else 1
+    return 0 if all(report.problem is None for *_, report in reports) else 1
 
 
 def _verdict(report: Report) -> str:
@@ -528,11 +587,8 @@ def _verdict(report: Report) -> str:
 
 
 def _verify_progress(name: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        if done % 1000 == 0 and done:
-            _progress(f"{name}: block {done} of {total}")
-
-    return show
+    patience = Patience(name)
+    return lambda done, total: patience(f"of {total} blocks verified", done)
 
 
 if __name__ == "__main__":

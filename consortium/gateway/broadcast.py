@@ -30,6 +30,18 @@ Shorter than what clients wait for Submit, so that the next orderer is asked in 
 """
 MAX_ORDERER_FAULTS = 3
 """How many orderers may fail over one envelope before it is given back to its sender."""
+FABRICS_UNKNOWN_CHANNEL = "channel does not exist"
+
+
+def another_may_take_it(answer: orderer_pb2.BroadcastResponse) -> bool:
+    """Whether a refusal is about the orderer and not about the envelope.
+
+    It has no leader or is too busy, or it has left the channel or is about to join, which Fabric's
+    orderers call a bad request.
+    """
+    return answer.status in (common_pb2.SERVICE_UNAVAILABLE, common_pb2.NOT_FOUND) or (
+        answer.status == common_pb2.BAD_REQUEST and answer.info == FABRICS_UNKNOWN_CHANNEL
+    )
 
 
 class BroadcastRefused(Exception):
@@ -214,8 +226,8 @@ class Broadcaster:
                 pending.answered.set_result(None)
             self._work.set()
             return True
-        if answer.status == common_pb2.SERVICE_UNAVAILABLE:
-            return False  # no leader, or too busy: the next orderer gets it
+        if another_may_take_it(answer):
+            return False
         pending = self._in_flight.popleft()
         refused = common_pb2.BAD_REQUEST <= answer.status < common_pb2.INTERNAL_SERVER_ERROR
         if not refused:

@@ -9,16 +9,23 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NoReturn
 
 import grpc
 from google.protobuf.message import Message
 
 from consortium.identity.msp import Identity, IdentityError, check_not_expired
-from consortium.identity.policies import Policy, PolicyNotFoundError
+from consortium.identity.policies import (
+    Policy,
+    PolicyError,
+    PolicyNotFoundError,
+    SignaturePolicy,
+)
+from consortium.ledger.ledger import BeforeSnapshotError
 from consortium.ledger.lifecycle import Policies, member_organizations
 from consortium.peer.channel import ChannelPeer, ChannelStopped
+from consortium.peer.contracts import Contracts
 from consortium.peer.endorser import (
     ERROR,
     ERROR_THRESHOLD,
@@ -27,9 +34,10 @@ from consortium.peer.endorser import (
     ProposalRefused,
     open_proposal,
 )
+from consortium.peer.system_call import READERS
 from consortium.peer.system_chaincodes import SYSTEM_CHAINCODES
 from consortium.wire import any_pb2, common_pb2, gateway_pb2, peer_pb2, rpc_pb2, services
-from consortium.wire.envelopes import WireError, open_envelope, parse
+from consortium.wire.envelopes import WireError, open_envelope, parse, shortened
 
 from .broadcast import Broadcaster, BroadcastRefused, TooManyWaiting
 
@@ -48,6 +56,17 @@ MAX_CALLS = 2_500
 MAX_EVENT_STREAMS = 1_000
 type Context = grpc.aio.ServicerContext[bytes, bytes]
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+MISMATCH = "ProposalResponsePayloads do not match"
+"""Fabric's words for a peer whose result is another one than that of those asked before."""
+MESSAGE_CHARACTERS = 3_000
+"""Of another node's sentence that is passed on; gRPC's trailers have to hold it."""
+_ENDORSER_OPTIONS: services.ChannelOptions = tuple(
+    (
+        dict(services.NODE_CHANNEL_OPTIONS)
+        # Twice the largest envelope: an answer is part of one, and the result stands in it twice.
+        | {"grpc.max_receive_message_length": 2 * services.CLIENT_MESSAGE_LIMIT_BYTES}
+    ).items()
+)
 DETAIL_TYPE = "type.googleapis.com/gateway.ErrorDetail"
 
 
@@ -88,7 +107,7 @@ class EndorsingPeer:
 
 
 class PeerDirectory:
-    """Who endorses on a channel: this peer itself, and the others' anchor peers."""
+    """Who endorses on a channel: this peer itself, and all other anchor peers."""
 
     def __init__(
         self,
@@ -96,7 +115,10 @@ class PeerDirectory:
         msp_id: str,
         address: str,
         credentials: Callable[[bytes], grpc.ChannelCredentials],
+        node_address: str = "",
     ) -> None:
+        """`node_address` is this peer's own listener for nodes, as the channel names it."""
+        self._node_address = node_address
         self._local = EndorsingPeer(msp_id, address, endorser.process)
         self._credentials = credentials
         self._connections: dict[tuple[str, bytes], grpc.aio.Channel] = {}
@@ -115,27 +137,36 @@ class PeerDirectory:
     def of(self, channel: ChannelPeer) -> dict[str, list[EndorsingPeer]]:
         """Endorsing peers by organisation, in the order in which to ask them.
 
-        This gateway's own comes first, then those that follow it in the configuration, so that
-        gateways of different organisations choose different ones; whom we could not reach of late
-        comes last.
+        This gateway's own comes first (its peer, then that organisation's others), then those that
+        follow it in the configuration, so that gateways of different organisations choose different
+        ones; whom we could not reach of late comes last.
         """
         config = channel.ledger.config
         names = list(config.anchor_peers)
         if self._local.msp_id in names:
             own = names.index(self._local.msp_id)
-            names = names[own + 1 :] + names[:own]
+            names = names[own:] + names[:own]
         others: dict[str, list[EndorsingPeer]] = {}
         for msp_id in names:
             roots = config.msps.tls_roots_pem(msp_id)
-            addresses = [f"{host}:{port}" for host, port in config.anchor_peers[msp_id]]
+            addresses = [
+                address
+                for host, port in config.anchor_peers[msp_id]
+                if (address := f"{host}:{port}") != self._node_address
+            ]
             addresses.sort(key=self._avoided)
             if addresses:
                 others[msp_id] = [
                     EndorsingPeer(msp_id, address, self._remote(address, roots))
                     for address in addresses
                 ]
+        # Without its own address this peer would ask itself over the network.
+        own_others = others.pop(self._local.msp_id, []) if self._node_address else []
+        others.pop(self._local.msp_id, None)
         order = sorted(others, key=lambda msp_id: self._avoided(others[msp_id][0].address))
-        return {self._local.msp_id: [self._local]} | {msp_id: others[msp_id] for msp_id in order}
+        return {self._local.msp_id: [self._local, *own_others]} | {
+            msp_id: others[msp_id] for msp_id in order
+        }
 
     def _avoided(self, address: str) -> bool:
         failed_at = self._failed_at.get(address)
@@ -147,23 +178,21 @@ class PeerDirectory:
         connection = self._connections.get((address, roots))
         if connection is None:
             connection = self._connections[address, roots] = grpc.aio.secure_channel(
-                address, self._credentials(roots), options=services.NODE_CHANNEL_OPTIONS
+                address, self._credentials(roots), options=_ENDORSER_OPTIONS
             )
-        process = connection.unary_unary(
-            services.PROCESS_PROPOSAL,
-            request_serializer=peer_pb2.SignedProposal.SerializeToString,
-            response_deserializer=peer_pb2.ProposalResponse.FromString,
+        process: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary(
+            services.PROCESS_PROPOSAL
         )
 
         async def ask(proposal: peer_pb2.SignedProposal) -> peer_pb2.ProposalResponse:
             try:
-                response = await process(proposal, timeout=REMOTE_ENDORSE_TIMEOUT_S)
+                raw = await process(proposal.SerializeToString(), timeout=REMOTE_ENDORSE_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _UNREACHABLE:
                     self._failed_at[address] = time.monotonic()
                 raise
             self._failed_at.pop(address, None)
-            return response
+            return parse(peer_pb2.ProposalResponse, raw, "the peer's answer")
 
         return ask
 
@@ -176,12 +205,16 @@ class Gateway:
         channels: dict[str, ChannelPeer],
         directory: PeerDirectory,
         clock: Callable[[], float] = time.time,
+        contracts: Contracts | None = None,
     ) -> None:
+        """`contracts` tells what this gateway's own peer runs; without it that is everything."""
         self._channels = channels
         self._directory = directory
         self._clock = clock
+        self._contracts = contracts
         self._broadcasters: dict[str, Broadcaster] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._runnable: dict[tuple[str, str], tuple[int, int, bool]] = {}
         self._calls = 0
         self._streams = 0
 
@@ -212,6 +245,8 @@ class Gateway:
                     await _abort(context, error)
                 except ChannelStopped as stopped:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
+                except BeforeSnapshotError as error:
+                    await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
 
             return grpc.unary_unary_rpc_method_handler(serve)
 
@@ -229,6 +264,8 @@ class Gateway:
                 await _abort(context, error)
             except ChannelStopped as stopped:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
+            except BeforeSnapshotError as error:
+                await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
 
         return grpc.method_handlers_generic_handler(
             "gateway.Gateway",
@@ -256,14 +293,14 @@ class Gateway:
         if opened.payload.TransientMap and not targets:
             # Transient data is confidential: without being told, it goes no further than here.
             targets = [self._directory.local.msp_id]
-        by_organization = self._directory.of(channel)
+        name = opened.planned_chaincode
+        by_organization = self._able(channel, name)
         candidates = [
             peer
             for msp_id, peers in by_organization.items()
             if not targets or msp_id in targets
             for peer in peers
         ]
-        name = opened.planned_chaincode
         if not candidates or not _is_defined(channel, name):
             raise GatewayError(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -285,7 +322,12 @@ class Gateway:
                 continue
             result = peer_pb2.Response()
             result.CopyFrom(response.response)
-            result.payload = _result(response.payload)
+            try:
+                result.payload = _result(response.payload)
+            except WireError as error:
+                details.append(peer.detail(str(error)))
+                code = grpc.StatusCode.UNAVAILABLE
+                continue
             return gateway_pb2.EvaluateResponse(result=result)
         raise GatewayError(
             code, "failed to evaluate transaction, see attached details for more info", details
@@ -302,7 +344,8 @@ class Gateway:
                 "no combination of peers can be derived which satisfy the endorsement policy: "
                 f"no metadata was found for chaincode {name} in channel {channel_id}",
             )
-        peers = self._directory.of(channel)
+        peers = self._able(channel, name)
+        check = partial(self._check_endorsement, channel, opened)
         if wanted := list(dict.fromkeys(request.endorsing_organizations)):
             missing = [msp_id for msp_id in wanted if not peers.get(msp_id)]
             if missing:
@@ -314,21 +357,54 @@ class Gateway:
             plan = Plan(tuple(wanted), lambda _organizations: True, fixed=True)
             collected: dict[str, peer_pb2.ProposalResponse] = {}
         else:
-            local = self._directory.local
-            try:
-                first = await _process(local, request.proposed_transaction)
-            except EndorserFailed as failed:
+            if not any(peers.values()):
                 raise GatewayError(
-                    grpc.StatusCode.ABORTED,
-                    "failed to endorse transaction, see attached details for more info",
-                    [local.detail(failed.message)],
-                ) from None
-            collected = {local.msp_id: first}
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"no peers available to endorse chaincode {name} in channel {channel_id}",
+                )
+            # This gateway's own comes first; any other that runs the contract will do.
+            own = self._directory.local.msp_id
+            asked = peers.get(own) or [peer for found in peers.values() for peer in found]
+            if opened.payload.TransientMap and not peers.get(own):
+                raise GatewayError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "no endorsers found in the gateway's organization; retry specifying endorsing "
+                    "organization(s) to protect transient data",
+                )
+            msp_id, first = await _first(asked, request.proposed_transaction, check)
+            collected = {msp_id: first}
             plan = self._plan(
                 channel, name, first.interest, tuple(peers), bool(opened.payload.TransientMap)
             )
-        endorsements = await _collect(plan, peers, collected, request.proposed_transaction)
+        endorsements = await _collect(plan, peers, collected, request.proposed_transaction, check)
         return gateway_pb2.EndorseResponse(prepared_transaction=_prepare(opened, endorsements))
+
+    def _able(self, channel: ChannelPeer, chaincode: str) -> dict[str, list[EndorsingPeer]]:
+        """Endorsing peers by organisation, this peer only if it runs the contract."""
+        peers = self._directory.of(channel)
+        if (
+            self._contracts is not None
+            and chaincode not in SYSTEM_CHAINCODES
+            and not self._runs(channel, chaincode)
+        ):
+            own = self._directory.local
+            found = {msp_id: others for msp_id, others in peers.items() if msp_id != own.msp_id}
+            rest = [peer for peer in peers.get(own.msp_id, ()) if peer is not own]
+            return found | ({own.msp_id: rest} if rest else {})
+        return peers
+
+    def _runs(self, channel: ChannelPeer, chaincode: str) -> bool:
+        """Whether this peer runs a contract; looked up once for each height."""
+        assert self._contracts is not None
+        key = (channel.channel_id, chaincode)
+        packages = len(self._contracts.packages.ids())
+        found = self._runnable.get(key)
+        if found is None or found[:2] != (channel.ledger.height, packages):
+            if len(self._runnable) >= PLANS_KEPT:
+                self._runnable.clear()
+            runs = self._contracts.runs(channel.ledger, chaincode)
+            found = self._runnable[key] = (channel.ledger.height, packages, runs)
+        return found[2]
 
     def _plan(
         self,
@@ -413,7 +489,7 @@ class Gateway:
             raise GatewayError(
                 grpc.StatusCode.INVALID_ARGUMENT, "transaction ID should not be empty"
             )
-        channel = self._reader(query.channel_id, query.identity, request.signature, request.request)
+        channel = self._reader("CommitStatus", query, request)
         record = await channel.wait_for_transaction(query.transaction_id)
         return gateway_pb2.CommitStatusResponse(
             result=peer_pb2.TxValidationCode.Name(record.code), block_number=record.block
@@ -428,7 +504,7 @@ class Gateway:
                 grpc.StatusCode.INVALID_ARGUMENT, "a chaincode events request is required"
             )
         query = _request(gateway_pb2.ChaincodeEventsRequest, request.request)
-        channel = self._reader(query.channel_id, query.identity, request.signature, request.request)
+        channel = self._reader("ChaincodeEvents", query, request)
         config = channel.ledger.config
         number, after = _events_start(channel, query)
         while True:
@@ -436,7 +512,7 @@ class Gateway:
             block = await channel.committed(number)
             if channel.ledger.config is not config:
                 config = channel.ledger.config
-                self._reader(query.channel_id, query.identity, request.signature, request.request)
+                self._reader("ChaincodeEvents", query, request)
             matching = [
                 event
                 for index, event in block.events
@@ -447,19 +523,54 @@ class Gateway:
                 yield gateway_pb2.ChaincodeEventsResponse(events=matching, block_number=number)
             number += 1
 
+    def _check_endorsement(
+        self,
+        channel: ChannelPeer,
+        opened: OpenedProposal,
+        peer: EndorsingPeer,
+        response: peer_pb2.ProposalResponse,
+    ) -> None:
+        """Raises EndorserFailed unless another peer's answer is its own, and to this proposal.
+
+        A peer that signs wrongly would cost the client its transaction, which commits as invalid.
+        """
+        if peer is self._directory.local or peer.address == self._directory.local.address:
+            return
+        endorsement = response.endorsement
+        try:
+            payload = parse(peer_pb2.ProposalResponsePayload, response.payload, "its result")
+            if payload.proposal_hash != opened.proposal_hash:
+                raise IdentityError("its result is that of another proposal")
+            identity = channel.ledger.config.msps.identity(endorsement.endorser)
+            if identity.msp_id != peer.msp_id:
+                raise IdentityError(f"it is signed by a member of {identity.msp_id}")
+            if not identity.verify(endorsement.signature, response.payload + endorsement.endorser):
+                raise IdentityError("its signature does not hold")
+        except (WireError, IdentityError) as error:
+            _LOGGER.warning("peer %s of %s: bad endorsement: %s", peer.address, peer.msp_id, error)
+            raise EndorserFailed(
+                grpc.StatusCode.UNAVAILABLE, f"this peer's endorsement is not valid: {error}", True
+            ) from None
+
     def _reader(
-        self, channel_id: str, creator: bytes, signature: bytes, signed: bytes
+        self,
+        function: str,
+        query: gateway_pb2.CommitStatusRequest | gateway_pb2.ChaincodeEventsRequest,
+        signed: (gateway_pb2.SignedCommitStatusRequest | gateway_pb2.SignedChaincodeEventsRequest),
     ) -> ChannelPeer:
-        """The channel, if the caller may read it; raises GatewayError(PERMISSION_DENIED)."""
+        """The channel, if its access list lets the caller ask this (its readers, if unnamed).
+
+        Raises GatewayError(PERMISSION_DENIED).
+        """
+        channel_id = query.channel_id
         channel = self._channels.get(channel_id)
         try:
             if channel is None:
                 raise IdentityError(f"channel {channel_id!r} is unknown to this peer")
             config = channel.ledger.config
-            identity = config.msps.identity(creator)
-            self._check_member(
-                identity, config.policy("/Channel/Application/Readers"), signature, signed
-            )
+            identity = config.msps.identity(query.identity)
+            policy = config.policy(config.acls.get(f"gateway/{function}", READERS))
+            self._check_member(identity, policy, signed.signature, signed.request)
         except (IdentityError, PolicyNotFoundError) as error:
             raise GatewayError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -548,6 +659,9 @@ async def _abort(context: Context, error: GatewayError) -> NoReturn:
     await context.abort(error.code, str(error), trailing_metadata=metadata)
 
 
+type EndorsementCheck = Callable[[EndorsingPeer, peer_pb2.ProposalResponse], None]
+
+
 async def _process(
     peer: EndorsingPeer, proposal: peer_pb2.SignedProposal
 ) -> peer_pb2.ProposalResponse:
@@ -562,17 +676,45 @@ async def _process(
         raise EndorserFailed(grpc.StatusCode.UNAVAILABLE, message, True) from None
     except grpc.aio.AioRpcError as error:
         raise EndorserFailed(
-            grpc.StatusCode.UNAVAILABLE, error.details() or error.code().name, True
+            grpc.StatusCode.UNAVAILABLE, shortened(error.details() or error.code().name), True
         ) from None
+    except WireError as error:
+        raise EndorserFailed(grpc.StatusCode.UNAVAILABLE, str(error), True) from None
     status = response.response.status
     if 200 <= status < ERROR_THRESHOLD:
         return response
     if status == ERROR and not response.payload:
-        raise EndorserFailed(grpc.StatusCode.ABORTED, response.response.message, True)
+        raise EndorserFailed(
+            grpc.StatusCode.ABORTED, shortened(response.response.message, MESSAGE_CHARACTERS), True
+        )
     raise EndorserFailed(
         grpc.StatusCode.UNKNOWN,
-        f"chaincode response {status}, {response.response.message}",
+        shortened(f"chaincode response {status}, {response.response.message}", MESSAGE_CHARACTERS),
         False,
+    )
+
+
+async def _first(
+    peers: Sequence[EndorsingPeer], proposal: peer_pb2.SignedProposal, check: EndorsementCheck
+) -> tuple[str, peer_pb2.ProposalResponse]:
+    """The first of these peers that endorses, by its organisation, and its answer.
+
+    Raises GatewayError.
+    """
+    details = []
+    for peer in peers:
+        try:
+            response = await _process(peer, proposal)
+            check(peer, response)
+            return peer.msp_id, response
+        except EndorserFailed as failed:
+            details.append(peer.detail(failed.message))
+            if not failed.retry:
+                break
+    raise GatewayError(
+        grpc.StatusCode.ABORTED,
+        "failed to endorse transaction, see attached details for more info",
+        details,
     )
 
 
@@ -610,22 +752,28 @@ async def _collect(
     peers: dict[str, list[EndorsingPeer]],
     collected: dict[str, peer_pb2.ProposalResponse],
     proposal: peer_pb2.SignedProposal,
+    check: EndorsementCheck,
 ) -> list[peer_pb2.ProposalResponse]:
-    """Equal answers of organisations that are enough; who fails is replaced if that is possible."""
+    """Equal answers of organisations that are enough; who fails is replaced if that is possible.
+
+    Who answers differently is named, and so is whose answer the others' were compared with: a
+    gateway cannot tell which of them is right.
+    """
     details: list[gateway_pb2.ErrorDetail] = []
     failed: set[str] = set()
+    differs: list[EndorsingPeer] = []
 
     async def ask(msp_id: str) -> None:
         for peer in peers[msp_id]:
             try:
                 response = await _process(peer, proposal)
+                check(peer, response)
             except EndorserFailed as error:
                 details.append(peer.detail(error.message))
                 continue
             if any(response.payload != other.payload for other in collected.values()):
-                details.append(
-                    peer.detail("ProposalResponsePayloads do not match: this peer's result differs")
-                )
+                details.append(peer.detail(MISMATCH))
+                differs.append(peer)
                 continue
             collected[msp_id] = response
             return
@@ -639,6 +787,11 @@ async def _collect(
         await asyncio.gather(*(ask(msp_id) for msp_id in missing))
         if all(msp_id in collected for msp_id in layout):
             return [collected[msp_id] for msp_id in layout]
+    if differs:
+        details += [
+            peers[msp_id][0].detail(f"{MISMATCH}: this is the result that the others' differ from")
+            for msp_id in collected
+        ]
     raise GatewayError(
         grpc.StatusCode.ABORTED,
         "failed to collect enough transaction endorsements, see attached details for more info",
@@ -665,10 +818,13 @@ def _make_plan(
     calls = list(interest.chaincodes) or [peer_pb2.ChaincodeCall(name=chaincode)]
     config = channel.ledger.config
     allowed, protected, required = set(organizations), set[str](), set[bytes | None]()
+    key_policies = set[bytes]()
     with channel.ledger.view() as view:
         lookup = Policies(view, config)
         for call in calls:
-            if not call.collection_names or not call.disregard_namespace_policy:
+            key_policies.update(one.SerializeToString() for one in call.key_policies)
+            wants_none = not call.collection_names and not call.key_policies
+            if wants_none or not call.disregard_namespace_policy:
                 required.add(lookup.namespace(call.name))
             for collection in call.collection_names:
                 required.add(lookup.collection(call.name, collection))
@@ -678,8 +834,19 @@ def _make_plan(
                     allowed &= members
                 elif has_transient:
                     protected |= set(organizations) - members
-    policies = [config.application_policy(policy) for policy in required if policy is not None]
-    complete = len(policies) == len(required)
+    try:
+        own = [SignaturePolicy.from_bytes(policy) for policy in key_policies]
+    except PolicyError as error:
+        raise GatewayError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"no combination of peers can be derived which satisfy the endorsement policy of a "
+            f"key that chaincode {chaincode} writes: {error}",
+        ) from None
+    policies: list[Policy] = [
+        *(config.application_policy(policy) for policy in required if policy is not None),
+        *own,
+    ]
+    complete = None not in required
 
     @cache
     def enough(chosen: tuple[str, ...]) -> bool:
@@ -715,8 +882,10 @@ def _check_limit(present: int, limit: int, what: str) -> None:
 
 
 def _result(payload: bytes) -> bytes:
-    response = peer_pb2.ProposalResponsePayload.FromString(payload)
-    return peer_pb2.ChaincodeAction.FromString(response.extension).response.payload
+    """A query's result; raises WireError where a peer sent something else."""
+    response = parse(peer_pb2.ProposalResponsePayload, payload, "the peer's result")
+    action = parse(peer_pb2.ChaincodeAction, response.extension, "the peer's result")
+    return action.response.payload
 
 
 def _prepare(

@@ -7,6 +7,7 @@ organizational unit `client`, `peer`, `orderer` or `admin`; attributes stand as 
 
 import base64
 import binascii
+import bisect
 import contextlib
 import datetime as dt
 import ipaddress
@@ -35,7 +36,8 @@ COMMON_NAME_LIMIT = 64
 # A certificate issued now must hold on a machine whose clock is a little behind.
 _BACKDATE = dt.timedelta(minutes=5)
 
-_PEM_BEGIN = re.compile(rb"(?:^|\n)-----BEGIN ([^\n]*?)-----[ \t\r]*\n")
+_PEM_BEGIN = re.compile(rb"(?:^|\n)-----BEGIN ([^\n]*?)-----[ \t\r]*(?=\n)")
+_PEM_END = re.compile(rb"(?:^|\n)-----END ([^\n]*?)-----[ \t\r]*(?=\n|$)")
 
 
 CERTIFICATE_FAULTS: tuple[type[Exception], ...] = (
@@ -117,20 +119,29 @@ def pem_to_der(data: bytes) -> bytes:
     """The DER inside the first PEM block of `data`; raises CertificateError when there is none.
 
     Reads what Go's `encoding/pem` reads (text before and after the block, any label, headers),
-    since that decides in Fabric which identities can be read at all.
+    since that decides in Fabric which identities can be read at all. Anyone may send one, so no
+    byte is looked at more than a few times, however the marks are arranged.
     """
+    ends: dict[bytes, list[int]] = {}
+    for end in _PEM_END.finditer(data):
+        ends.setdefault(end.group(1), []).append(end.start())
     for begin in _PEM_BEGIN.finditer(data):
-        label, body_start = begin.group(1), begin.end()
-        end = re.compile(rb"(?:^|\n)-----END " + re.escape(label) + rb"-----[ \t\r]*(?:\n|$)")
-        stop = end.search(data, body_start - 1)
-        if stop is None:
+        start = begin.end() + 1
+        found = ends.get(begin.group(1), [])
+        place = bisect.bisect_left(found, start - 1)
+        if place == len(found):
             continue
-        body = data[body_start : max(body_start, stop.start())]
-        while (colon := body.partition(b"\n")[0]).find(b":") >= 0:
-            body = body[len(colon) + 1 :]
-        compact = body.translate(None, b" \t\r\n")
+        stop = max(start, found[place])
+        while start < stop:  # header lines
+            line_end = data.find(b"\n", start, stop)
+            line_end = stop if line_end < 0 else line_end
+            if data.startswith(b"-----", start) or data.find(b":", start, line_end) < 0:
+                break
+            start = line_end + 1
+        if data.find(b"-", start, stop) >= 0:
+            continue  # another block begins in it
         with contextlib.suppress(binascii.Error):
-            return base64.b64decode(compact, validate=True)
+            return base64.b64decode(data[start:stop].translate(None, b" \t\r\n"), validate=True)
     raise CertificateError("there is no PEM block in it")
 
 
@@ -168,7 +179,7 @@ def certificate_attributes(certificate: x509.Certificate) -> dict[str, str]:
         decoded = json.loads(extension.value)
         attributes = decoded["attrs"]
         return {str(name): value for name, value in attributes.items() if isinstance(value, str)}
-    except ValueError, LookupError, TypeError, AttributeError:
+    except ValueError, LookupError, TypeError, AttributeError, RecursionError:
         return {}
 
 

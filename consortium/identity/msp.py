@@ -38,10 +38,13 @@ from consortium.identity.chains import (
 )
 from consortium.identity.signing import verify_signature
 from consortium.wire import common_pb2, msp_pb2
+from consortium.wire.envelopes import brief, shortened
 
 FABRIC_MSP = 0
 """`MSPConfig.type` of an MSP of X.509 certificates, the only kind supported here."""
 IDENTITY_CACHE_ENTRIES = 8192
+CACHED_IDENTITY_BYTES = 8 * 1024
+"""Longer serialized identities are read anew each time; one with a certificate has about 1 kB."""
 """Identities kept per channel configuration, about 6 kB each."""
 COMBINED_PRINCIPAL_DEPTH = 16
 
@@ -54,11 +57,18 @@ ORDERER = common_pb2.MSPRole.ORDERER
 _OU_ROLES = {"client": CLIENT, "peer": PEER, "admin": ADMIN, "orderer": ORDERER}
 
 
-class IdentityError(ValueError):
+class _ShortError(ValueError):
+    """Its message may name what others chose, at any length."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
+
+
+class IdentityError(_ShortError):
     """An identity that is not a member's, or no longer; the message says why."""
 
 
-class MspError(ValueError):
+class MspError(_ShortError):
     """A definition of an organization that no channel may have; the message says why."""
 
 
@@ -452,7 +462,7 @@ class Msp:
         except DecodeError as error:
             raise IdentityError(f"an identity cannot be read: {error}") from None
         if parsed.mspid != self.id:
-            raise IdentityError(f"an identity of {parsed.mspid!r} was given to {self.id}")
+            raise IdentityError(f"an identity of {brief(parsed.mspid)} was given to {self.id}")
         return self._identity(parsed.id_bytes, serialized)
 
     def identity_of(self, certificate: x509.Certificate) -> Identity:
@@ -489,10 +499,16 @@ class MspManager:
         self, msps: Mapping[str, Msp], *, cache_entries: int = IDENTITY_CACHE_ENTRIES
     ) -> None:
         self.msps: Mapping[str, Msp] = dict(msps)
-        self.deserialize: Callable[[bytes], Identity] = lru_cache(maxsize=cache_entries)(
+        self._cached: Callable[[bytes], Identity] = lru_cache(maxsize=cache_entries)(
             self._deserialize
         )
+
+    def deserialize(self, serialized: bytes) -> Identity:
         """The identity in serialized bytes, valid or not; raises IdentityError if unreadable."""
+        # Anyone may send one: a few thousand of a message's size must not stay in memory.
+        if len(serialized) > CACHED_IDENTITY_BYTES:
+            return self._deserialize(serialized)
+        return self._cached(serialized)
 
     def _deserialize(self, serialized: bytes) -> Identity:
         try:
@@ -501,7 +517,7 @@ class MspManager:
             raise IdentityError(f"an identity cannot be read: {error}") from None
         msp = self.msps.get(msp_id)
         if msp is None:
-            raise IdentityError(f"the organization {msp_id!r} is not a member of the channel")
+            raise IdentityError(f"the organization {brief(msp_id)} is not a member of the channel")
         return msp.deserialize(serialized)
 
     def identity(self, serialized: bytes) -> Identity:

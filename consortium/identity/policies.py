@@ -29,6 +29,7 @@ from consortium.identity.msp import (
     parse_principal,
 )
 from consortium.wire import common_pb2
+from consortium.wire.envelopes import brief
 
 PRINCIPAL_LIMIT = 1024
 """Principals of one signature policy."""
@@ -334,7 +335,8 @@ class _PolicyParser:
 
     def fail(self, message: str) -> PolicyError:
         return PolicyError(
-            f"the policy {self._text!r} cannot be read at character {self._position}: {message}"
+            f"the policy {brief(self._text, 500)} cannot be read at character {self._position}: "
+            f"{message}"
         )
 
     def _next(self) -> tuple[str, str]:
@@ -368,12 +370,12 @@ class _PolicyParser:
             return self._signed_by(text)
         gate = text.lower()
         if kind != "word" or gate not in ("and", "or", "outof"):
-            raise self.fail(f"AND, OR, OutOf or a quoted principal expected, not {text!r}")
+            raise self.fail(f"AND, OR, OutOf or a quoted principal expected, not {brief(text)}")
         self._expect("(")
         count = 1
         if gate == "outof":
             kind, number = self._next()
-            if not number.isdigit():
+            if not number.isdecimal() or len(number) > 9:
                 raise self.fail("OutOf starts with a number")
             count = int(number)
             self._expect(",")
@@ -396,7 +398,7 @@ class _PolicyParser:
     def _signed_by(self, text: str) -> common_pb2.SignaturePolicy:
         match = _PRINCIPAL.fullmatch(text)
         if match is None:
-            raise self.fail(f"{text!r} is not 'Organization.role' with a known role")
+            raise self.fail(f"{brief(text)} is not 'Organization.role' with a known role")
         if len(self.principals) >= PRINCIPAL_LIMIT:
             raise self.fail(f"more than {PRINCIPAL_LIMIT} principals")
         self.principals.append(role_principal(match[1], match[2]))

@@ -1,13 +1,14 @@
 """A running channel's configuration: fetching it from a peer, and having it changed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from consortium.ca.registry import Registry
+from consortium.gateway.broadcast import another_may_take_it
 from consortium.identity.certificates import CertificateAuthority
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import (
@@ -16,7 +17,8 @@ from consortium.ledger.channel_config import (
     application_organization_group,
     config_of_block,
 )
-from consortium.ledger.config_changes import PendingUpdate
+from consortium.ledger.config_changes import PendingUpdate, copied
+from consortium.ledger.config_update import compute_update
 from consortium.wire import common_pb2, orderer_pb2, services
 from consortium.wire.blocks import LAST_CONFIG
 from consortium.wire.envelopes import parse
@@ -92,6 +94,53 @@ def revocation_list(utility: Utility) -> bytes:
     return CertificateAuthority.load(folder).revocation_list(revoked)
 
 
+def signed_by_enough(
+    network: Network, pending: PendingUpdate, config: ChannelConfig
+) -> PendingUpdate:
+    """With the signatures of as many of the folder's admins as are needed, or else of all."""
+    signers = [
+        utility.signer("admin")
+        for utility in network.utilities
+        if (utility.directory / "admin" / "sign.key.pem").exists()
+    ]
+    needed = signers
+    if not pending.signed_by(*signers).lacking(config):
+        for signer in reversed(signers):
+            fewer = [one for one in needed if one is not signer]
+            if not pending.signed_by(*fewer).lacking(config):
+                needed = fewer
+    return pending.signed_by(*needed)
+
+
+async def change_channel(
+    network: Network,
+    gateway: GatewayClient,
+    utility: Utility,
+    change: Callable[[common_pb2.Config], object],
+) -> Current:
+    """Have the folder's admins change the configuration; returns it once it is in force.
+
+    `change` works on a copy. Raises as `submit_update`, and UpdateRefused where more signatures
+    are needed than the folder has.
+    """
+    now = await current(gateway, utility.msp_id)
+    wanted = copied(now.config.config)
+    change(wanted)
+    update = compute_update(network.channel, now.config.config, wanted)
+    pending = signed_by_enough(
+        network,
+        PendingUpdate(network.channel, update.SerializeToString(deterministic=True)),
+        now.config,
+    )
+    if lacking := pending.lacking(now.config):
+        raise UpdateRefused(
+            "the update is not agreed to yet: "
+            + "; ".join(str(one) for one in lacking)
+            + ". Make it with `gridledger channel update --out FILE` and let the others sign it"
+        )
+    return await submit_update(gateway, utility.msp_id, pending, now, utility.signer("admin"))
+
+
 async def submit_update(
     gateway: GatewayClient, msp_id: str, pending: PendingUpdate, before: Current, submitter: Signer
 ) -> Current:
@@ -146,7 +195,7 @@ async def _broadcast(config: ChannelConfig, envelope: bytes) -> Sequence[str]:
             if answer.status == common_pb2.SUCCESS:
                 return ()
             problem = f"the orderer at {address} refuses the update: {answer.info}"
-            if answer.status != common_pb2.SERVICE_UNAVAILABLE and not problems:
+            if not another_may_take_it(answer) and not problems:
                 raise UpdateRefused(problem)
             problems.append(problem)
     return problems or [f"the channel {config.channel_id} has no orderer"]

@@ -5,13 +5,16 @@
 <data-dir>/tls-bundle.pem           the roots of all utilities, what a home trusts
 <data-dir>/<utility>/ca/            the enrolment authority: root certificate, key, registry
 <data-dir>/<utility>/{peer,orderer}/  a node's identity, its TLS certificate, its ledger or log
+<data-dir>/<utility>/peer1/ …       more peers of a utility that has several
 <data-dir>/<utility>/{admin,operator}/  the identities of the utility's own people
 """
 
 import json
+import shutil
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,10 +24,12 @@ from consortium.identity.certificates import (
     certificate_pem,
     generate_key,
     key_pem,
+    load_key,
     write_private,
 )
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import (
+    ChannelConfig,
     ChannelSpec,
     Consenter,
     OrganizationSpec,
@@ -32,13 +37,21 @@ from consortium.ledger.channel_config import (
 )
 from consortium.ledger.channel_config import genesis_block as make_genesis_block
 from consortium.wire import common_pb2
+from consortium.wire.envelopes import parse
 
 FORMAT = 1
 DEFAULT_CHANNEL = "neighbourhood"
 DEFAULT_UTILITIES = ("Aurora", "Boreal", "Cielo")
 DEFAULT_BASE_PORT = 17050
 HOST = "127.0.0.1"
+NEXT_AUTHORITY = "next"
+PREVIOUS_AUTHORITY = "previous"
+"""Folders of an authority that is being changed for another, in `ca/`."""
 MAX_UTILITIES = 32
+PORTS = 6
+"""Of a utility: what `Ports` names."""
+MAX_PEERS = 8
+"""Peers of one utility."""
 RAFT_TICK_S = 0.05
 """An election starts after 10 to 20 ticks without a leader, so within a second."""
 
@@ -58,6 +71,16 @@ class Ports:
     peer_node: int
     orderer: int
     cluster: int
+    admin: int = 0
+    """The orderer's channel participation, for its own admins; 0 turns it off."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPorts:
+    """Where one more peer of a utility listens, on loopback."""
+
+    client: int
+    node: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +102,19 @@ class Utility:
     name: str
     ports: Ports
     directory: Path
+    more_peers: tuple[PeerPorts, ...] = ()
+
+    @property
+    def peers(self) -> dict[str, PeerPorts]:
+        """Its peers by kind: `peer`, then `peer1` and so on; the kind is also the folder's name."""
+        first = PeerPorts(self.ports.peer, self.ports.peer_node)
+        return {"peer": first} | {f"peer{at}": one for at, one in enumerate(self.more_peers, 1)}
+
+    @property
+    def all_ports(self) -> frozenset[int]:
+        """Every port that its nodes listen on."""
+        more = [port for one in self.more_peers for port in (one.client, one.node)]
+        return frozenset([*asdict(self.ports).values(), *more])
 
     @property
     def msp_id(self) -> str:
@@ -98,7 +134,13 @@ class Utility:
     @property
     def gateway_address(self) -> str:
         """Where homes and tools reach its peer."""
-        return f"{HOST}:{self.ports.peer}"
+        return self.address_of("peer")
+
+    def address_of(self, kind: str) -> str:
+        """Where homes and tools reach one of its peers; raises NetworkError if it has none such."""
+        if kind not in self.peers:
+            raise NetworkError(f"{self.name} has no {kind!r}; it has {', '.join(self.peers)}")
+        return f"{HOST}:{self.peers[kind].client}"
 
     @property
     def root_pem(self) -> bytes:
@@ -120,6 +162,8 @@ class Network:
     interval_s: int
     replay: Replay | None
     utilities: tuple[Utility, ...]
+    beside_fabric: bool = False
+    """Some orderers are Hyperledger Fabric's: consenters are added and removed as Fabric does."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -148,15 +192,21 @@ class Network:
                     name=utility["name"],
                     ports=Ports(**utility["ports"]),
                     directory=directory / utility["name"].lower(),
+                    more_peers=tuple(PeerPorts(**more) for more in utility.get("peers", ())),
                 )
                 for utility in stored["utilities"]
             ),
+            beside_fabric=stored.get("beside_fabric", False),
         )
 
     @property
-    def genesis_block(self) -> common_pb2.Block:
-        """The channel's first block."""
-        return common_pb2.Block.FromString((self.directory / "genesis.block").read_bytes())
+    def genesis_block(self) -> common_pb2.Block | None:
+        """The first block of the channel that nodes join when they start, None for no such one."""
+        try:
+            raw = (self.directory / "genesis.block").read_bytes()
+        except FileNotFoundError:
+            return None
+        return parse(common_pb2.Block, raw, f"{self.directory / 'genesis.block'}")
 
     @property
     def tls_bundle_pem(self) -> bytes:
@@ -187,33 +237,43 @@ def create_network(
     interval_s: int = 900,
     replay: Replay | None = None,
     base_port: int = DEFAULT_BASE_PORT,
+    peers: Mapping[str, int] | None = None,
     max_message_count: int = 500,
     batch_timeout: str = "100ms",
+    first_block: bool = True,
     progress: Progress = lambda _message: None,
 ) -> Network:
     """Make authorities, identities and the channel's first block in `directory`.
 
-    Ports are the first free ones from `base_port` on. Raises NetworkError where a network is there
-    already or a name or interval can't be used.
+    Ports are the first free ones from `base_port` on. `peers` names utilities that have more than
+    one peer; every peer stands in the channel's configuration as an anchor peer, which is how peers
+    find one another. Without `first_block` the nodes belong to no channel until `adopt_channel`.
+    Raises NetworkError where a network is there already or a name or interval can't be used.
     """
     if (directory / "network.json").exists():
         raise NetworkError(f"{directory} holds a network already; start it, or choose another")
     if not 1 <= len(utilities) <= MAX_UTILITIES:
         raise NetworkError(f"{len(utilities)} utilities; 1 to {MAX_UTILITIES} are possible")
     for name in utilities:
-        if not (name.isascii() and name.isalnum() and name[0].isupper()):
-            raise NetworkError(f"the utility's name {name!r} must be letters and digits, as Aurora")
+        _check_name(name)
     if len({name.lower() for name in utilities}) < len(utilities):
         raise NetworkError("two utilities have the same name")
     if interval_s < 1 or 3600 % interval_s:
         raise NetworkError(f"an interval of {interval_s} s does not divide an hour")
+    more = {name: count - 1 for name, count in (peers or {}).items()}
+    for name, count in more.items():
+        if name not in utilities:
+            raise NetworkError(f"peers are asked for {name}, which is none of the utilities")
+        if not 0 <= count < MAX_PEERS:
+            raise NetworkError(f"{count + 1} peers of {name}; 1 to {MAX_PEERS} are possible")
     directory.mkdir(parents=True, exist_ok=True)
-    ports = iter(_free_ports(base_port, 5 * len(utilities)))
+    ports = iter(_free_ports(base_port, PORTS * len(utilities) + 2 * sum(more.values())))
     members = tuple(
         Utility(
             name,
-            Ports(*(next(ports) for _ in range(5))),
+            Ports(*(next(ports) for _ in range(PORTS))),
             directory / name.lower(),
+            tuple(PeerPorts(next(ports), next(ports)) for _ in range(more.get(name, 0))),
         )
         for name in utilities
     )
@@ -222,25 +282,43 @@ def create_network(
         progress(f"{utility.name}: certificate authority, orderer, peer")
         roots.append(_create_utility(utility))
     (directory / "tls-bundle.pem").write_bytes(b"".join(roots))
-    progress(f"channel {channel}: first block")
-    block = make_genesis_block(
-        ChannelSpec(
-            channel_id=channel,
-            organizations=tuple(_organization(utility) for utility in members),
-            consenters=tuple(_consenter(utility) for utility in members),
-            max_message_count=max_message_count,
-            batch_timeout=batch_timeout,
-            raft=RaftOptions(tick_interval_s=RAFT_TICK_S),
+    if first_block:
+        progress(f"channel {channel}: first block")
+        block = make_genesis_block(
+            ChannelSpec(
+                channel_id=channel,
+                organizations=tuple(organization(utility) for utility in members),
+                consenters=tuple(_consenter(utility) for utility in members),
+                max_message_count=max_message_count,
+                batch_timeout=batch_timeout,
+                raft=RaftOptions(tick_interval_s=RAFT_TICK_S),
+            )
         )
-    )
-    (directory / "genesis.block").write_bytes(block.SerializeToString())
+        (directory / "genesis.block").write_bytes(block.SerializeToString())
+    return _saved(Network(directory, channel, interval_s, replay, members))
+
+
+def _check_name(name: str) -> None:
+    if not (name.isascii() and name.isalnum() and name[0].isupper()):
+        raise NetworkError(f"the utility's name {name!r} must be letters and digits, as Aurora")
+
+
+def _saved(network: Network) -> Network:
+    """Write `network.json` and read it again."""
+    directory = network.directory
     description = {
         "format": FORMAT,
-        "channel": channel,
-        "interval_s": interval_s,
-        "replay": asdict(replay) if replay else None,
+        "channel": network.channel,
+        "interval_s": network.interval_s,
+        "replay": asdict(network.replay) if network.replay else None,
+        "beside_fabric": network.beside_fabric,
         "utilities": [
-            {"name": utility.name, "ports": asdict(utility.ports)} for utility in members
+            {
+                "name": utility.name,
+                "ports": asdict(utility.ports),
+                "peers": [asdict(one) for one in utility.more_peers],
+            }
+            for utility in network.utilities
         ],
     }
     # Written last, and at once: a folder without it is no network, and may be made again.
@@ -248,6 +326,123 @@ def create_network(
     temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     temporary.replace(directory / "network.json")
     return Network.load(directory)
+
+
+def adopt_channel(network: Network, block: common_pb2.Block) -> Network:
+    """Let a network's nodes begin with this first block, from wherever it comes.
+
+    A block that `configtxgen` made, or that of a consortium which these utilities join. The roots
+    of its members are trusted from now on. Raises NetworkError where the nodes have begun with
+    another, ConfigError for a block that begins no channel.
+    """
+    config = ChannelConfig.from_block(block)
+    if block.header.number != 0:
+        raise NetworkError(
+            f"block {block.header.number} of {config.channel_id} is not its first: get that one "
+            "with `gridledger channel fetch 0`"
+        )
+    present = network.genesis_block
+    if present is not None and present != block:
+        raise NetworkError(
+            f"{network.directory} has begun with a first block of {network.channel} already"
+        )
+    (network.directory / "genesis.block").write_bytes(block.SerializeToString())
+    _trust(network, *(config.msps.tls_roots_pem(msp_id) for msp_id in config.msps.msps))
+    return _saved(replace(network, channel=config.channel_id))
+
+
+def add_utility(
+    network: Network, name: str, *, base_port: int = DEFAULT_BASE_PORT, peers: int = 1
+) -> Network:
+    """Make one more utility's authority, nodes and people in a network's folder.
+
+    The channel knows nothing of it yet. Raises NetworkError for a name that can't be used.
+    """
+    _check_name(name)
+    if any(name.lower() == utility.name.lower() for utility in network.utilities):
+        raise NetworkError(f"there is a utility {name} in {network.directory} already")
+    if len(network.utilities) >= MAX_UTILITIES:
+        raise NetworkError(f"{MAX_UTILITIES} utilities are in {network.directory}, the limit")
+    if not 1 <= peers <= MAX_PEERS:
+        raise NetworkError(f"{peers} peers of {name}; 1 to {MAX_PEERS} are possible")
+    directory = network.directory / name.lower()
+    if directory.exists():
+        raise NetworkError(
+            f"{directory} is there already, of a utility that left perhaps; move it away first"
+        )
+    taken = {port for utility in network.utilities for port in utility.all_ports}
+    ports = iter(_free_ports(base_port, PORTS + 2 * (peers - 1), taken))
+    utility = Utility(
+        name,
+        Ports(*(next(ports) for _ in range(PORTS))),
+        directory,
+        tuple(PeerPorts(next(ports), next(ports)) for _ in range(peers - 1)),
+    )
+    _trust(network, _create_utility(utility))
+    return _saved(replace(network, utilities=(*network.utilities, utility)))
+
+
+def forget_utility(network: Network, utility: Utility) -> Network:
+    """Leave a utility out of a network's description; its folder stays. Raises NetworkError."""
+    rest = tuple(one for one in network.utilities if one.name != utility.name)
+    if not rest:
+        raise NetworkError(f"{utility.name} is the only utility in {network.directory}")
+    return _saved(replace(network, utilities=rest))
+
+
+def renew_certificates(network: Network, utility: Utility, *, new_keys: bool = False) -> None:
+    """Certify a utility's nodes and people anew, for their present keys or for new ones.
+
+    Nodes show a renewed TLS certificate from the next handshake on, and sign with a renewed
+    identity from their next start on. An orderer's keys stay in any case: the channel's
+    configuration names them.
+    """
+    del network
+    authority = CertificateAuthority.load(utility.directory / "ca")
+    _issue_all(authority, utility, renew=True, new_keys=new_keys)
+
+
+def rotate_authority(network: Network, utility: Utility) -> bytes:
+    """Make a utility's next root, for the channel to trust beside the present one; its PEM.
+
+    It certifies nobody before `use_next_authority`. Made once: asked again, it is the same.
+    """
+    folder = utility.directory / "ca" / NEXT_AUTHORITY
+    if not (folder / CertificateAuthority.CERTIFICATE_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        CertificateAuthority.create(utility.name, utility.domain).save(folder)
+    root = CertificateAuthority.load(folder).certificate_pem
+    _trust(network, root)
+    return root
+
+
+def use_next_authority(utility: Utility) -> bytes:
+    """Certify everyone by the next root from now on; returns the one before, PEM.
+
+    The channel has to trust the next one by now. Raises NetworkError where there is none.
+    """
+    folder = utility.directory / "ca"
+    following = folder / NEXT_AUTHORITY
+    if not (following / CertificateAuthority.CERTIFICATE_FILE).exists():
+        raise NetworkError(f"{utility.name} has no next root; make one with rotate-ca first")
+    before, after = CertificateAuthority.load(folder), CertificateAuthority.load(following)
+    previous = folder / PREVIOUS_AUTHORITY
+    previous.mkdir(exist_ok=True)
+    before.save(previous)
+    after.save(folder)
+    _issue_all(after, utility, renew=True, new_keys=False)
+    shutil.rmtree(following)
+    return before.certificate_pem
+
+
+def _trust(network: Network, *roots_pem: bytes) -> None:
+    """Add roots to the bundle that homes and tools trust, unless they are in it."""
+    path = network.directory / "tls-bundle.pem"
+    bundle = path.read_bytes() if path.exists() else b""
+    for root in roots_pem:
+        if root and root.strip() not in bundle:
+            bundle += root if root.endswith(b"\n") else root + b"\n"
+    path.write_bytes(bundle)
 
 
 def _create_utility(utility: Utility) -> bytes:
@@ -258,27 +453,47 @@ def _create_utility(utility: Utility) -> bytes:
     folder = utility.directory / "ca"
     folder.mkdir(parents=True, exist_ok=True)
     authority.save(folder)
-    _issue(authority, folder, "tls", "client", f"ca.{utility.domain}", hosts=True)
-    for node in ("peer", "orderer"):
-        _issue(authority, utility.directory / node, "sign", node, f"{node}0.{utility.domain}")
-        _issue(
-            authority,
-            utility.directory / node,
-            "tls",
-            node,
-            f"{node}0.{utility.domain}",
-            hosts=True,
-        )
-    _issue(authority, utility.directory / "admin", "sign", "admin", f"admin@{utility.domain}")
-    _issue(
-        authority,
+    _issue_all(authority, utility, renew=False, new_keys=True)
+    _write_msp(utility)
+    return authority.certificate_pem
+
+
+def _write_msp(utility: Utility) -> None:
+    """The utility as a folder in Fabric's form, for `configtxgen` (MSPDir)."""
+    folder = utility.directory / "msp"
+    for name in ("cacerts", "tlscacerts"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "ca.pem").write_bytes(utility.root_pem)
+    roles = "".join(
+        f"  {role.capitalize()}OUIdentifier:\n    Certificate: cacerts/ca.pem\n"
+        f"    OrganizationalUnitIdentifier: {role}\n"
+        for role in ("client", "peer", "admin", "orderer")
+    )
+    (folder / "config.yaml").write_text(f"NodeOUs:\n  Enable: true\n{roles}", encoding="utf-8")
+
+
+def _issue_all(
+    authority: CertificateAuthority, utility: Utility, *, renew: bool, new_keys: bool
+) -> None:
+    folder = utility.directory / "ca"
+    issue = partial(_issue, authority, keep_key=renew and not new_keys)
+    issue(folder, "tls", "client", f"ca.{utility.domain}", hosts=True)
+    for node in (*utility.peers, "orderer"):
+        role = "orderer" if node == "orderer" else "peer"
+        name = f"{node}{'0' if node == role else ''}.{utility.domain}"
+        if role == "orderer":
+            issue = partial(_issue, authority, keep_key=renew)
+        issue(utility.directory / node, "sign", role, name)
+        issue(utility.directory / node, "tls", role, name, hosts=True)
+    issue = partial(_issue, authority, keep_key=renew and not new_keys)
+    issue(utility.directory / "admin", "sign", "admin", f"admin@{utility.domain}")
+    issue(
         utility.directory / "operator",
         "sign",
         "client",
         f"operator@{utility.domain}",
         attributes={"gridledger.role": "operator"},
     )
-    return authority.certificate_pem
 
 
 def _issue(
@@ -290,9 +505,11 @@ def _issue(
     *,
     hosts: bool = False,
     attributes: dict[str, str] | None = None,
+    keep_key: bool = False,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    key = generate_key()
+    path = folder / f"{purpose}.key.pem"
+    key = load_key(path.read_bytes()) if keep_key and path.exists() else generate_key()
     certificate = authority.issue(
         common_name,
         role,
@@ -300,15 +517,16 @@ def _issue(
         hosts=(common_name, "localhost", HOST) if hosts else (),
         attributes=attributes,
     )
-    write_private(folder / f"{purpose}.key.pem", key_pem(key))
+    write_private(path, key_pem(key))
     (folder / f"{purpose}.cert.pem").write_bytes(certificate_pem(certificate))
 
 
-def _organization(utility: Utility) -> OrganizationSpec:
+def organization(utility: Utility) -> OrganizationSpec:
+    """A utility as a channel's configuration names it."""
     return OrganizationSpec(
         msp_id=utility.msp_id,
         root_pem=utility.root_pem,
-        anchor_peers=((HOST, utility.ports.peer_node),),
+        anchor_peers=tuple((HOST, one.node) for one in utility.peers.values()),
         orderer_endpoints=(f"{HOST}:{utility.ports.orderer}",),
     )
 
@@ -323,11 +541,13 @@ def _consenter(utility: Utility) -> Consenter:
     )
 
 
-def _free_ports(base: int, count: int) -> list[int]:
+def _free_ports(base: int, count: int, taken: Collection[int] = ()) -> list[int]:
     if base < 1024:
         raise NetworkError(f"the first port, {base}, must be 1024 or higher")
     free: list[int] = []
     for port in range(base, 65_536):
+        if port in taken:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .network import HOST, Network, NetworkError, Utility
-from .nodes import KINDS
+from .nodes import KINDS, kinds_of
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -40,8 +40,8 @@ class ProcessNetwork:
         try:
             # Where one fails the others' starts are given up, so that none comes up after `stop`.
             async with asyncio.TaskGroup() as starts:
-                for kind in KINDS:
-                    for utility in self.network.utilities:
+                for utility in self.network.utilities:
+                    for kind in kinds_of(utility):
                         starts.create_task(self.start_node(utility, kind, progress))
         except BaseException as error:
             await self.stop()
@@ -60,11 +60,9 @@ class ProcessNetwork:
     ) -> None:
         """Start one node and wait until it listens; raises NodeFailed."""
         name = f"{kind} of {utility.name}"
-        port = {
-            "ca": utility.ports.ca,
-            "peer": utility.ports.peer,
-            "orderer": utility.ports.orderer,
-        }[kind]
+        ports = {"ca": utility.ports.ca, "orderer": utility.ports.orderer}
+        ports |= {name: one.client for name, one in utility.peers.items()}
+        port = ports[kind]
         if await _accepts(port):
             raise NodeFailed(
                 f"the {name} cannot start: something listens on its port {port} already"
@@ -111,7 +109,8 @@ class ProcessNetwork:
     async def stop(self) -> None:
         """SIGTERM to all, peers first; SIGKILL to those that do not end in time."""
         for kind in reversed(KINDS):
-            stopping = [self.processes.pop(key) for key in list(self.processes) if key[1] == kind]
+            of_kind = [key for key in self.processes if key[1].startswith(kind)]
+            stopping = [self.processes.pop(key) for key in of_kind]
             await asyncio.gather(*(_stop(process) for process in stopping))
 
 

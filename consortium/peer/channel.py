@@ -5,17 +5,22 @@ import contextlib
 import logging
 import random
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
 
 import grpc
 
 from consortium.identity.signing import Signer
-from consortium.ledger.ledger import CommittedBlock, Ledger, TransactionRecord
+from consortium.ledger.ledger import CommittedBlock, Ledger, TransactionRecord, ValidatedBlock
+from consortium.ledger.lifecycle import NAMESPACE as LIFECYCLE
 from consortium.ledger.lifecycle import ChaincodeDefinition, definition
-from consortium.ledger.private_data import PrivatePlace
-from consortium.ledger.validator import BlockError
+from consortium.ledger.private_data import PrivatePlace, WantedSet
+from consortium.ledger.validator import BlockError, verify_block_signature
+from consortium.storage.environment import DiskError
 from consortium.wire import common_pb2, orderer_pb2, services
-from consortium.wire.envelopes import WireError, channel_header, parse, signed_envelope
+from consortium.wire.envelopes import WireError, channel_header, parse, shortened, signed_envelope
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,6 +30,12 @@ RECENT_BLOCKS = 16
 RECENT_BYTES = 64 * 1024 * 1024
 STALLED_S = 10.0
 """Without a block for so long while someone waits for a transaction, another orderer is asked."""
+COMPARE_S = 30.0
+"""How often another orderer is asked for its newest block, to see whether ours holds some back."""
+COMPARE_GRACE_S = 5.0
+"""Time for what another orderer has to come from ours as well."""
+AROUND_BYTES = 1024 * 1024
+"""Header, signatures and other metadata of a block."""
 TRANSIENT_BLOCKS = 1_000
 """Private data of transactions that never commit are kept for so many blocks (as in Fabric)."""
 MAX_DEFINITIONS = 1_000
@@ -40,6 +51,15 @@ class ChannelStopped(Exception):
         )
 
 
+class PrivateDataSource(Protocol):
+    """Where private data comes from that a block needs and this peer was never sent."""
+
+    async def fetch(
+        self, channel: ChannelPeer, wanted: Sequence[WantedSet]
+    ) -> dict[PrivatePlace, bytes]:
+        """What can be had within a bounded time."""
+
+
 class ChannelPeer:
     """Follows one channel.
 
@@ -53,6 +73,10 @@ class ChannelPeer:
         self.ledger = ledger
         self.signer = signer
         self.orderer_connected = False
+        self.private_data: PrivateDataSource | None = None
+        self.data_missing = asyncio.Event()
+        """Set when private data may have to be reconciled that was not missing before."""
+        self._definitions_changed = False
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._reads = ThreadPoolExecutor(2, thread_name_prefix="read-blocks")
         self._stopping = False
@@ -168,10 +192,26 @@ class ChannelPeer:
         """Check an orderer's block and commit it; raises BlockError and leaves nothing behind."""
         loop = asyncio.get_running_loop()
         before = self.ledger.height
-        committed = await loop.run_in_executor(self._commits, self.ledger.commit, block)
+        committed = await loop.run_in_executor(self._commits, self._commit_or_ask, block)
+        if isinstance(committed, ValidatedBlock):
+            assert self.private_data is not None
+            wanted = committed.wanted
+            try:
+                fetched = await self.private_data.fetch(self, wanted)
+            except Exception:
+                # A block that has been ordered is committed, whoever can be reached.
+                _LOGGER.exception("fetching private data of block %d", block.header.number)
+                fetched = {}
+            committed = await loop.run_in_executor(
+                self._commits, self.ledger.commit_validated, committed, fetched
+            )
+            if len(fetched) < len(wanted):
+                self.data_missing.set()
         if committed.number < before:
             return committed  # had it already
         self._remember(committed)
+        if self._definitions_changed:
+            self.data_missing.set()  # it may belong to more collections than before
         for index, transaction_id in enumerate(committed.transaction_ids):
             waiting = self._transactions.get(transaction_id)
             if not waiting:
@@ -191,6 +231,23 @@ class ChannelPeer:
             )
         return committed
 
+    def _commit_or_ask(self, block: common_pb2.Block) -> CommittedBlock | ValidatedBlock:
+        """Commit a block, unless private data has to be asked for first."""
+        validated = self.ledger.validate(block)
+        if isinstance(validated, CommittedBlock):
+            return validated
+        self._definitions_changed = LIFECYCLE in validated.outcome.updates.public
+        if validated.wanted and self.private_data is not None:
+            return validated
+        return self.ledger.commit_validated(validated, {})
+
+    async def in_commit_thread[**P, R](
+        self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs
+    ) -> R:
+        """Do what writes to the ledger between two blocks."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._commits, partial(work, *arguments, **options))
+
     async def _follow(self) -> None:
         delay = RETRY_FIRST_S
         while True:
@@ -207,9 +264,13 @@ class ChannelPeer:
                 try:
                     await self._follow_orderer(msp_id, address)
                 except grpc.aio.AioRpcError as error:
-                    _LOGGER.info("orderer %s: %s", address, error.details())
+                    _LOGGER.info("orderer %s: %s", address, shortened(error.details() or ""))
                 except (BlockError, WireError) as error:
                     _LOGGER.warning("orderer %s sent what cannot be committed: %s", address, error)
+                except DiskError as error:
+                    # The node stops; a commit that was refused must not be tried on and on.
+                    _LOGGER.error("channel %s stands still: %s", self.channel_id, error)
+                    return
                 except Exception:
                     # A full disk may have room again, another orderer may send better: a peer
                     # that gave up following would look alive and never commit again.
@@ -231,26 +292,116 @@ class ChannelPeer:
             )
             seek = self._seek(self.ledger.height).SerializeToString()
             call = deliver(iter([seek]))
-            while (raw := await self._next(call, address)) is not None:
-                response = parse(orderer_pb2.DeliverResponse, raw, "the orderer's answer")
-                if response.WhichOneof("Type") != "block":
-                    status = common_pb2.Status.Name(response.status)
-                    _LOGGER.info("orderer %s ended the stream: %s", address, status)
-                    return
-                self.orderer_connected = True
-                await self.commit(response.block)
+            watch = asyncio.create_task(self._held_back(address), name=f"watch {address}")
+            try:
+                while (raw := await self._next(call, address, watch)) is not None:
+                    response = parse(orderer_pb2.DeliverResponse, raw, "the orderer's answer")
+                    if response.WhichOneof("Type") != "block":
+                        status = response.status
+                        known = status in common_pb2.Status.values()
+                        name = common_pb2.Status.Name(status) if known else str(status)
+                        _LOGGER.info("orderer %s ended the stream: %s", address, name)
+                        return
+                    self._check_delivered(response.block)
+                    self.orderer_connected = True
+                    await self.commit(response.block)
+            finally:
+                watch.cancel()
+
+    def _check_delivered(self, block: common_pb2.Block) -> None:
+        """Raises BlockError for what no honest orderer sends, before any work is put into it."""
+        number, due = block.header.number, self.ledger.height
+        if number != due:
+            raise BlockError(f"block {number} came where block {due} is next")
+        # Nobody signs all of this, so that an orderer could make it as large as it likes.
+        around = block.ByteSize() - sum(map(len, block.data.data))
+        if around > AROUND_BYTES + 16 * len(block.data.data):
+            raise BlockError(
+                f"block {number} has {around} bytes beside its transactions; {AROUND_BYTES} are "
+                "more than any signatures need"
+            )
+
+    async def _held_back(self, address: str) -> str:
+        """Return, with a sentence, once an orderer turns out to keep blocks to itself.
+
+        It may be cut off from the others, or wish us not to know. Other orderers are asked for
+        their newest block now and then: its signature shows that it exists.
+        """
+        while True:
+            before = self.ledger.height
+            await asyncio.sleep(COMPARE_S)
+            elsewhere = await self._height_elsewhere(address)
+            await asyncio.sleep(COMPARE_GRACE_S)
+            after = self.ledger.height
+            # Somebody far behind gets on by more than a twentieth of the way each time.
+            if after < elsewhere and (after - before) * 20 < elsewhere - before:
+                return (
+                    f"it has sent {after - before} blocks in {COMPARE_S:g} s, to height {after}, "
+                    f"while another orderer had {elsewhere}"
+                )
+
+    async def _height_elsewhere(self, address: str) -> int:
+        """How high the channel is at the first other orderer that proves it; 0 if none does."""
+        config = self.ledger.config
+        newest = orderer_pb2.SeekPosition(newest=orderer_pb2.SeekNewest())
+        seek = orderer_pb2.SeekInfo(
+            start=newest,
+            stop=newest,
+            behavior=orderer_pb2.SeekInfo.FAIL_IF_NOT_READY,
+            content_type=orderer_pb2.SeekInfo.HEADER_WITH_SIG,
+        )
+        others = [
+            (msp_id, other)
+            for msp_id, addresses in config.orderer.endpoints.items()
+            for other in addresses
+            if other != address
+        ]
+        random.shuffle(others)
+        for msp_id, other in others:
+            credentials = grpc.ssl_channel_credentials(config.msps.tls_roots_pem(msp_id))
+            try:
+                async with (
+                    asyncio.timeout(COMPARE_GRACE_S),
+                    grpc.aio.secure_channel(
+                        other, credentials, options=services.NODE_CHANNEL_OPTIONS
+                    ) as channel,
+                ):
+                    deliver: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = (
+                        channel.stream_stream(services.ORDERER_DELIVER)
+                    )
+                    raw = await deliver(iter([self._request(seek).SerializeToString()])).read()
+                if not isinstance(raw, bytes):
+                    continue
+                block = parse(orderer_pb2.DeliverResponse, raw, "the orderer's answer").block
+                verify_block_signature(block, config)
+            except (grpc.aio.AioRpcError, TimeoutError, WireError, BlockError) as error:
+                _LOGGER.debug("orderer %s does not say how high it is: %s", other, error)
+                continue
+            return int(block.header.number) + 1
+        return 0
 
     async def _next(
-        self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str
+        self,
+        call: grpc.aio.StreamStreamCall[bytes, bytes],
+        address: str,
+        watch: asyncio.Task[str],
     ) -> bytes | None:
         """The stream's next message; None at its end, or where another orderer should be asked.
 
-        An orderer may be there and stuck, which looks as if nothing were ordered. Unless someone
-        waits for a transaction there is no telling, and no hurry.
+        An orderer may be there and stuck, which looks as if nothing were ordered. While someone
+        waits for a transaction another one is tried soon, else once `watch` has found it out.
         """
         reading = asyncio.ensure_future(call.read())
         try:
-            while not (await asyncio.wait({reading}, timeout=STALLED_S))[0]:
+            while True:
+                await asyncio.wait(
+                    {reading, watch}, timeout=STALLED_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if watch.done():
+                    _LOGGER.warning("orderer %s is left for another: %s", address, watch.result())
+                    return None
+                if reading.done():
+                    break
                 if self._transactions:
                     _LOGGER.info(
                         "orderer %s sent no block for %g s while one is waited for",
@@ -265,11 +416,14 @@ class ChannelPeer:
                 reading.cancel()
                 await asyncio.wait({reading})
 
+    def _request(self, seek: orderer_pb2.SeekInfo) -> common_pb2.Envelope:
+        header = channel_header(common_pb2.DELIVER_SEEK_INFO, self.channel_id)
+        return signed_envelope(self.signer, header, seek.SerializeToString())
+
     def _seek(self, start: int) -> common_pb2.Envelope:
         seek = orderer_pb2.SeekInfo(
             start=orderer_pb2.SeekPosition(specified=orderer_pb2.SeekSpecified(number=start)),
             stop=orderer_pb2.SeekPosition(specified=orderer_pb2.SeekSpecified(number=MAX_SEEK)),
             behavior=orderer_pb2.SeekInfo.BLOCK_UNTIL_READY,
         )
-        header = channel_header(common_pb2.DELIVER_SEEK_INFO, self.channel_id)
-        return signed_envelope(self.signer, header, seek.SerializeToString())
+        return self._request(seek)

@@ -113,6 +113,12 @@ class DeliverService:
         seek = parse(orderer_pb2.SeekInfo, opened.payload.data, "the seek information")
         identity = self._authenticate(opened, channel, resource)
         number, stop = seek_range(seek, channel.ledger.height)
+        if number < channel.ledger.first_block:
+            if seek.start.WhichOneof("Type") != "oldest" or stop < channel.ledger.first_block:
+                raise DeliverRefused(
+                    common_pb2.NOT_FOUND, f"the first block here is {channel.ledger.first_block}"
+                )
+            number = channel.ledger.first_block
         config = channel.ledger.config
         while number <= stop:
             if (

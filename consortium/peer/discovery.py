@@ -1,9 +1,10 @@
 """Fabric's `discovery.Discovery`: who is on a channel, who can endorse what, how it is configured.
 
-Peers here do not gossip. What is said of another organisation's peer is what that peer says of
-itself, in Fabric's own signed messages (AliveMessage and StateInfo): its anchor peers are asked at
-their listener for nodes, and the answer is believed for `MEMBERS_S`. A peer that does not answer
-is not listed.
+Peers here do not gossip: whoever is to be found is among its organisation's anchor peers in the
+channel's configuration, the second peer of an organisation too. What is said of another peer is
+what that peer says of itself, in Fabric's own signed messages (AliveMessage and StateInfo): the
+anchor peers are asked at their listener for nodes, and the answer is believed for `MEMBERS_S`. A
+peer that does not answer is not listed.
 (Rules: Fabric discovery/service.go, discovery/endorsement, discovery/support.)
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import grpc
@@ -40,11 +41,14 @@ from consortium.wire import (
 from consortium.wire.envelopes import WireError, parse
 
 from .channel import ChannelPeer
+from .contracts import Contracts
 
 _LOGGER = logging.getLogger(__name__)
 
 MEMBERS_S = 2.0
 """For how long another peer's answer about itself is believed."""
+KNOWN_S = 30.0
+"""For how long it is good enough for those who cannot wait for a new one."""
 ASK_TIMEOUT_S = 2.0
 MAX_QUERIES = 50
 """Queries in a request, interests in a query, and chaincodes in an interest."""
@@ -72,24 +76,47 @@ class Member:
     msp_id: str
     peer: discovery_pb2.Peer
     chaincodes: frozenset[str]
+    address: str = ""
+    """Its listener for nodes, empty for this peer itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection to another peer, and the TLS certificate (PEM) that it shows there."""
+
+    channel: grpc.aio.Channel
+    certificate: bytes
 
 
 class OtherPeers:
-    """The other organisations' peers of a channel, asked for what they say of themselves."""
+    """The other peers of a channel, asked for what they say of themselves."""
 
-    def __init__(self, signer: Signer, credentials: Credentials) -> None:
-        """`credentials` are for a node's TLS, given the roots to trust."""
+    def __init__(
+        self,
+        signer: Signer,
+        credentials: Credentials,
+        address: str = "",
+        certificate: Callable[[], bytes] = bytes,
+    ) -> None:
+        """`credentials` are for a node's TLS, given the roots to trust.
+
+        `address` is this peer's own listener for nodes, as the channel's configuration names it;
+        `certificate` gives the TLS certificate (PEM) that new connections show.
+        """
+        self._certificate = certificate
         self._signer = signer
         self._credentials = credentials
-        self._connections: dict[tuple[str, bytes], grpc.aio.Channel] = {}
+        self._address = address
+        self._connections: dict[tuple[str, bytes], Connection] = {}
         self._known: dict[str, tuple[float, asyncio.Task[list[Member]]]] = {}
+        self._answered: dict[str, dict[str, tuple[float, Member]]] = {}
 
     async def close(self) -> None:
         """Close the connections."""
         for _, task in self._known.values():
             task.cancel()
         for connection in self._connections.values():
-            await connection.close()
+            await connection.channel.close()
 
     async def of(self, channel: ChannelPeer) -> list[Member]:
         """Those who answer; who asks while others wait for the same waits with them."""
@@ -100,24 +127,60 @@ class OtherPeers:
             self._known[channel.channel_id] = (now, task)
         return await asyncio.shield(task)
 
+    async def known(self, channel: ChannelPeer) -> list[Member]:
+        """Those who answered within `KNOWN_S`, without waiting for those who may answer now.
+
+        Who is called at one of these addresses must reckon with nobody being there.
+        """
+        now = time.monotonic()
+        asked_at, task = self._known.get(channel.channel_id, (-KNOWN_S, None))
+        if now - asked_at > KNOWN_S or channel.channel_id not in self._answered:
+            await self.of(channel)
+        elif now - asked_at > MEMBERS_S and (task is None or task.done()):
+            task = asyncio.create_task(self._ask_all(channel))
+            self._known[channel.channel_id] = (now, task)
+        answered = self._answered.get(channel.channel_id, {})
+        return [member for at, member in answered.values() if now - at <= KNOWN_S]
+
+    def connection(self, channel: ChannelPeer, member: Member) -> Connection:
+        """The connection to a peer's listener for nodes."""
+        return self._connect(
+            member.address, channel.ledger.config.msps.tls_roots_pem(member.msp_id)
+        )
+
     async def _ask_all(self, channel: ChannelPeer) -> list[Member]:
         config = channel.ledger.config
         asked = [
             self._ask(channel, msp_id, f"{host}:{port}", config.msps.tls_roots_pem(msp_id))
             for msp_id, anchors in config.anchor_peers.items()
-            if msp_id != self._signer.msp_id
             for host, port in anchors
+            if f"{host}:{port}" != self._address
         ]
-        return [member for member in await asyncio.gather(*asked) if member is not None]
+        answers = await asyncio.gather(*asked)
+        found = [
+            member
+            for member in answers
+            if member is not None and member.peer.identity != self._signer.serialized
+        ]
+        answered = self._answered.setdefault(channel.channel_id, {})
+        answered |= {member.address: (time.monotonic(), member) for member in found}
+        return found
+
+    def _connect(self, address: str, roots: bytes) -> Connection:
+        connection = self._connections.get((address, roots))
+        if connection is None:
+            channel = grpc.aio.secure_channel(
+                address, self._credentials(roots), options=services.NODE_CHANNEL_OPTIONS
+            )
+            connection = self._connections[address, roots] = Connection(
+                channel, self._certificate()
+            )
+        return connection
 
     async def _ask(
         self, channel: ChannelPeer, msp_id: str, address: str, roots: bytes
     ) -> Member | None:
-        connection = self._connections.get((address, roots))
-        if connection is None:
-            connection = self._connections[address, roots] = grpc.aio.secure_channel(
-                address, self._credentials(roots), options=services.NODE_CHANNEL_OPTIONS
-            )
+        connection = self._connect(address, roots).channel
         payload = discovery_pb2.Request(
             authentication=discovery_pb2.AuthInfo(client_identity=self._signer.serialized),
             queries=[
@@ -134,7 +197,9 @@ class OtherPeers:
             raw = await discover(request.SerializeToString(), timeout=ASK_TIMEOUT_S)
             response = parse(discovery_pb2.Response, raw, f"the answer of {address}")
             peers = response.results[0].members.peers_by_org[msp_id].peers
-            return member_of(peers[0], msp_id, channel) if peers else None
+            if not peers:
+                return None
+            return replace(member_of(peers[0], msp_id, channel), address=address)
         except grpc.aio.AioRpcError as error:
             _LOGGER.info("peer %s does not say how it is: %s", address, error.details())
         except (WireError, IdentityError, IndexError) as error:
@@ -187,7 +252,9 @@ class Discovery:
         address: str,
         others: OtherPeers | None = None,
         clock: Callable[[], float] = time.time,
+        contracts: Contracts | None = None,
     ) -> None:
+        """Without `contracts` this peer says that it runs all that are defined."""
         self._channels = channels
         self._signer = signer
         self._address = address
@@ -195,6 +262,7 @@ class Discovery:
         # Peers are among a channel's readers, and most often not among its writers.
         self._policy = f"/Channel/Application/{'Readers' if others is None else 'Writers'}"
         self._clock = clock
+        self._contracts = contracts
         self._started = time.time_ns()
         self._said = 0
 
@@ -324,11 +392,12 @@ class Discovery:
         self._said += 1
         now = gossip_pb2.PeerTime(inc_num=self._started, seq_num=self._said)
         pki_id = _pki_id(self._signer.serialized)
-        with channel.ledger.view() as view:
-            chaincodes = [
-                gossip_pb2.Chaincode(name=found.name, version=found.version)
-                for found in definitions(view)
-            ]
+        if self._contracts is not None:
+            listed = [one.definition for one in self._contracts.runnable(channel.ledger)]
+        else:
+            with channel.ledger.view() as view:
+                listed = list(definitions(view))
+        chaincodes = [gossip_pb2.Chaincode(name=one.name, version=one.version) for one in listed]
         alive = gossip_pb2.GossipMessage(
             tag=gossip_pb2.GossipMessage.EMPTY,
             alive_msg=gossip_pb2.AliveMessage(

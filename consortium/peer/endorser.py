@@ -4,31 +4,46 @@ Order of checks and their messages are Fabric's (`core/endorser/`, facts only).
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict
 
 import grpc
 
 from consortium.chaincode.api import Creator
 from consortium.chaincode.executor import ExecutionError, Executor, Invocation
-from consortium.chaincode.simulator import SimulationError, TransactionSimulator
-from consortium.identity.msp import Identity, IdentityError, check_not_expired
-from consortium.identity.policies import PolicyNotFoundError
+from consortium.chaincode.packages import Package
+from consortium.chaincode.simulator import (
+    Access,
+    SimulationError,
+    SimulationResults,
+    TransactionSimulator,
+)
+from consortium.identity.msp import Identity, IdentityError, MspManager, check_not_expired
+from consortium.identity.policies import PolicyError, PolicyNotFoundError, SignaturePolicy
 from consortium.identity.signing import Signer
-from consortium.ledger.channel_config import ChannelConfig
-from consortium.ledger.state import LedgerError
+from consortium.ledger.ledger import Ledger
+from consortium.ledger.lifecycle import Policies
+from consortium.ledger.mvcc import Space
+from consortium.ledger.state import LedgerError, StateView
 from consortium.storage.environment import StorageError
-from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
+from consortium.wire import common_pb2, msp_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import WireError, parse, transaction_id
 
 from . import system_chaincodes
 from .channel import ChannelPeer
-from .system_chaincodes import CSCC, SYSTEM_CHAINCODES, SystemCall
+from .contracts import Contracts, UndefinedError
+from .lifecycle import collection_names
+from .private_exchange import DistributionError, PrivateExchange, part_of, spaces
+from .snapshots import SnapshotJoins
+from .system_call import PeerCall, SystemCall, SystemChaincodeError
+from .system_chaincodes import PEERS_OWN, SYSTEM_CHAINCODES
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +58,18 @@ SYSTEM_DEADLINE_S = 30.0
 OK = 200
 ERROR_THRESHOLD = 400
 ERROR = 500
+
+
+type Join = Callable[[common_pb2.Block], Coroutine[object, object, None]]
+
+
+class _OwnAffairs(TypedDict):
+    """What every call of a system contract gets to see of this peer."""
+
+    ledgers: Mapping[str, Ledger]
+    check_package: Callable[[Package], None]
+    join: Callable[[common_pb2.Block], None]
+    snapshots: SnapshotJoins | None
 
 
 class ProposalRefused(Exception):
@@ -63,6 +90,8 @@ class OpenedProposal:
     planned_chaincode: str
     """The chaincode named in the invocation; a gateway plans its endorsements from it."""
     arguments: tuple[bytes, ...]
+    is_init: bool
+    """Whether the chaincode is asked to initialize itself."""
     proposal_hash: bytes
 
 
@@ -98,6 +127,7 @@ def open_proposal(signed: peer_pb2.SignedProposal) -> OpenedProposal:
         chaincode=extension.chaincode_id.name,
         planned_chaincode=invocation.chaincode_spec.chaincode_id.name,
         arguments=tuple(invocation.chaincode_spec.input.args),
+        is_init=invocation.chaincode_spec.input.is_init,
         proposal_hash=digest.digest(),
     )
 
@@ -114,11 +144,30 @@ class Endorser:
         channels: dict[str, ChannelPeer],
         signer: Signer,
         executor: Executor,
+        contracts: Contracts,
+        *,
+        own_msp: MspManager | None = None,
+        check_package: Callable[[Package], None] = lambda _package: None,
+        join: Join | None = None,
+        snapshots: SnapshotJoins | None = None,
+        private_data: PrivateExchange | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`contracts` says what this peer runs; without `private_data` none goes to other peers.
+
+        `own_msp` knows this peer's organisation before any channel does; `check_package` refuses
+        what can't be installed (PackageError), `join` has the peer join a channel, `snapshots` by
+        a snapshot.
+        """
         self._channels = channels
         self._signer = signer
+        self._private_data = private_data
         self._executor = executor
+        self._contracts = contracts
+        self._own_msp = own_msp
+        self._check_package = check_package
+        self._join = join
+        self._snapshots = snapshots
         self._clock = clock
         self._running = asyncio.Semaphore(MAX_SIMULATIONS)
         self._proposals = 0
@@ -140,7 +189,7 @@ class Endorser:
             opened = open_proposal(signed)
         except WireError as error:
             raise ProposalRefused(f"error validating proposal: {error}") from None
-        if not opened.channel_header.channel_id and opened.chaincode == CSCC and self._channels:
+        if not opened.channel_header.channel_id and opened.chaincode in PEERS_OWN:
             return await self._about_this_peer(opened)
         channel = self._channels.get(opened.channel_header.channel_id)
         if channel is None:
@@ -162,28 +211,46 @@ class Endorser:
 
         Members of this peer's organisation may ask; the channels that it has joined know them.
         """
-        ledgers = {name: channel.ledger for name, channel in self._channels.items()}
-        creator = self._creator(opened, next(iter(ledgers.values())).config)
+        known = [channel.ledger.config.msps for channel in self._channels.values()]
+        if self._own_msp is not None:
+            known.append(self._own_msp)
+        if not known:
+            return _failure("this peer has joined no channel")
+        creator = self._creator(opened, known[0])
         if self._proposals >= MAX_WAITING:
             return _busy()
         self._proposals += 1
         try:
             response = await asyncio.get_running_loop().run_in_executor(
                 self._system,
-                system_chaincodes.invoke_cscc,
-                ledgers,
-                creator,
-                self._signer.msp_id,
+                system_chaincodes.invoke_own,
+                opened.chaincode,
+                PeerCall(creator, self._contracts, **self._own_affairs()),
                 opened.arguments,
             )
         finally:
             self._proposals -= 1
         return peer_pb2.ProposalResponse(response=response)
 
+    def _own_affairs(self) -> _OwnAffairs:
+        loop = asyncio.get_running_loop()
+
+        def join(block: common_pb2.Block) -> None:
+            if self._join is None:
+                raise SystemChaincodeError("this peer joins channels when it starts")
+            asyncio.run_coroutine_threadsafe(self._join(block), loop).result()
+
+        return {
+            "ledgers": {name: channel.ledger for name, channel in self._channels.items()},
+            "check_package": self._check_package,
+            "join": join,
+            "snapshots": self._snapshots,
+        }
+
     def _check(self, opened: OpenedProposal, channel: ChannelPeer) -> Identity:
         config = channel.ledger.config
-        creator = self._creator(opened, config)
-        if channel.ledger.transaction(opened.channel_header.tx_id) is not None:
+        creator = self._creator(opened, config.msps)
+        if channel.ledger.knows_transaction(opened.channel_header.tx_id):
             raise ProposalRefused(f"duplicate transaction found [{opened.channel_header.tx_id}]")
         policy = config.acls.get("peer/Propose", "/Channel/Application/Writers")
         try:
@@ -198,7 +265,7 @@ class Endorser:
             )
         return creator
 
-    def _creator(self, opened: OpenedProposal, config: ChannelConfig) -> Identity:
+    def _creator(self, opened: OpenedProposal, msps: MspManager) -> Identity:
         """Who made a proposal; raises ProposalRefused unless it is theirs, whole and fresh."""
         header, signature = opened.channel_header, opened.signature_header
         prefix = "error validating proposal: "
@@ -218,11 +285,11 @@ class Endorser:
             )
         channel_id = header.channel_id
         try:
-            creator = config.msps.identity(signature.creator)
+            creator = msps.identity(signature.creator)
         except IdentityError as error:
             _LOGGER.info("proposal %s: %s", header.tx_id, error)
             msp_id = _claimed_msp(signature.creator)
-            known = f"creator org [{msp_id}]" if msp_id in config.msps else "creator org unknown"
+            known = f"creator org [{msp_id}]" if msp_id in msps else "creator org unknown"
             raise ProposalRefused(
                 f"{prefix}access denied: channel [{channel_id}] {known}, {error}"
             ) from None
@@ -246,32 +313,29 @@ class Endorser:
     ) -> peer_pb2.ProposalResponse:
         header = opened.channel_header
         with channel.ledger.view() as view:
-            version = "syscc"
-            simulator = TransactionSimulator(
-                view,
-                channel.channel_id,
-                collections=partial(
-                    system_chaincodes.collection_names,
-                    channel.ledger.config.application_orgs,
-                ),
-                history=channel.ledger.history,
-            )
+            version, package_id = "syscc", ""
+            simulator = _simulator(view, channel, creator)
             if opened.chaincode not in SYSTEM_CHAINCODES:
-                found = channel.definition(opened.chaincode)
-                if found is None:
+                try:
+                    found = self._contracts.prepare(opened.chaincode, opened.is_init, simulator)
+                except UndefinedError as error:
                     return _failure(
                         f"make sure the chaincode {opened.chaincode} has been successfully defined "
-                        f"on channel {channel.channel_id} and try again: "
-                        f"chaincode {opened.chaincode} not found"
+                        f"on channel {channel.channel_id} and try again: {error}"
                     )
-                version = found.version
-                # Ties the endorsement to this definition: an upgrade in between is a conflict.
-                simulator.get_state("_lifecycle", f"namespaces/fields/{found.name}/Sequence")
-            response, event = await self._execute(opened, channel, creator, simulator)
+                version, package_id = found.definition.version, found.package_id
+            response, event = await self._execute(opened, channel, creator, simulator, package_id)
             if ERROR_THRESHOLD <= response.status < ERROR:
                 return peer_pb2.ProposalResponse(response=response)
             results = simulator.results()
-            interest = _interest(results.rwset)
+            interest = _interest(results)
+            private = results.private
+            configs = {}
+            if private is not None and self._private_data is not None:
+                try:
+                    configs = self._private_data.collection_configs(view, channel, spaces(private))
+                except DistributionError as error:
+                    return _failure(f"error in simulation: {error}")
         payload = peer_pb2.ProposalResponsePayload(
             proposal_hash=opened.proposal_hash,
             extension=peer_pb2.ChaincodeAction(
@@ -283,13 +347,18 @@ class Endorser:
         ).SerializeToString()
         if response.status >= ERROR:
             return peer_pb2.ProposalResponse(response=response, payload=payload, interest=interest)
-        if results.private is not None:
-            await asyncio.to_thread(
-                channel.ledger.store_transient,
-                header.tx_id,
-                results.private.SerializeToString(),
-                channel.ledger.height,
-            )
+        if private is not None:
+            height = channel.ledger.height
+            try:
+                await self._keep(channel, header.tx_id, private, configs, height)
+                if self._private_data is not None:
+                    # What nobody else keeps would be lost with this peer, so this comes before
+                    # the answer.
+                    await self._private_data.distribute(
+                        channel, header.tx_id, private, configs, height
+                    )
+            except DistributionError as error:
+                return _failure(f"error in simulation: {error}")
         endorser = self._signer.serialized
         return peer_pb2.ProposalResponse(
             version=1,
@@ -301,21 +370,70 @@ class Endorser:
             interest=interest,
         )
 
+    async def _keep(
+        self,
+        channel: ChannelPeer,
+        transaction_id: str,
+        private: rwset_pb2.TxPvtReadWriteSet,
+        configs: Mapping[Space, peer_pb2.StaticCollectionConfig],
+        height: int,
+    ) -> None:
+        """Keep what a transaction writes until it commits: what this organisation is to have.
+
+        Fabric's endorser keeps all of it.
+        """
+        if self._private_data is not None:
+            ours = {space for space, config in configs.items() if self._private_data.keeps(config)}
+            private = part_of(private, ours)
+        if private.ns_pvt_rwset:
+            data = private.SerializeToString()
+            await asyncio.to_thread(channel.ledger.store_transient, transaction_id, data, height)
+
+    @contextlib.contextmanager
+    def _elsewhere(self, opened: OpenedProposal, channel_id: str) -> Iterator[TransactionSimulator]:
+        """Another channel's state, for a contract that calls one there; nothing of it is kept.
+
+        The creator needs to be allowed to call there (Fabric's ACL peer/ChaincodeToChaincode).
+        Raises ExecutionError.
+        """
+        channel = self._channels.get(channel_id)
+        if channel is None:
+            raise ExecutionError(f"failed to find ledger for channel: {channel_id}")
+        config = channel.ledger.config
+        policy = config.acls.get("peer/ChaincodeToChaincode", "/Channel/Application/Writers")
+        denied = ExecutionError(
+            f"access denied for [peer/ChaincodeToChaincode] [{channel_id}]: the proposal's creator "
+            f"does not satisfy {policy} there"
+        )
+        try:
+            creator = config.msps.identity(opened.signature_header.creator)
+            if not config.policy(policy).satisfied_by([creator]):
+                raise denied
+        except IdentityError, PolicyNotFoundError:
+            raise denied from None
+        with channel.ledger.view() as view:
+            simulator = _simulator(view, channel, creator)
+            try:
+                yield simulator
+            finally:
+                simulator.close()
+
     async def _execute(
         self,
         opened: OpenedProposal,
         channel: ChannelPeer,
         creator: Identity,
         simulator: TransactionSimulator,
+        package_id: str,
     ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
         if opened.chaincode in SYSTEM_CHAINCODES:
             call = SystemCall(
-                channel.ledger,
-                channel.ledger.config,
-                simulator,
                 creator,
-                self._signer.msp_id,
-                {name: one.ledger for name, one in self._channels.items()},
+                self._contracts,
+                **self._own_affairs(),
+                ledger=channel.ledger,
+                config=channel.ledger.config,
+                simulator=simulator,
             )
             work = asyncio.get_running_loop().run_in_executor(
                 self._system, system_chaincodes.invoke, opened.chaincode, call, opened.arguments
@@ -341,6 +459,9 @@ class Endorser:
                 args=list(opened.arguments),
                 transient=dict(opened.payload.TransientMap),
                 signed_proposal=opened.signed,
+                package_id=package_id,
+                is_init=opened.is_init,
+                other_channels=partial(self._elsewhere, opened),
             ),
             simulator,
         )
@@ -376,6 +497,34 @@ def endorser_handler(
     )
 
 
+def _simulator(view: StateView, channel: ChannelPeer, creator: Identity) -> TransactionSimulator:
+    """A transaction on a channel's state, held to what its creator may do there."""
+    config = channel.ledger.config
+    return TransactionSimulator(
+        view,
+        channel.channel_id,
+        collections=partial(collection_names, config.application_orgs),
+        access=partial(_access, Policies(view, config), creator),
+        purging="V2_5" in config.application_capabilities,
+        history=channel.ledger.history,
+    )
+
+
+def _access(policies: Policies, creator: Identity, namespace: str, collection: str) -> Access:
+    """`memberOnlyRead` and `memberOnlyWrite` of a collection.
+
+    (Rules: Fabric core/common/privdata/store.go, RetrieveReadWritePermission.)
+    """
+    config = policies.collection_config(namespace, collection)
+    if config is None or not (config.member_only_read or config.member_only_write):
+        return Access(True, True)
+    try:
+        member = SignaturePolicy(config.member_orgs_policy.signature_policy).satisfied_by([creator])
+    except PolicyError:
+        member = False
+    return Access(member or not config.member_only_read, member or not config.member_only_write)
+
+
 def _failure(message: str) -> peer_pb2.ProposalResponse:
     """Fabric's way of saying that the peer, not the contract, could not go on."""
     return peer_pb2.ProposalResponse(response=peer_pb2.Response(status=ERROR, message=message))
@@ -395,28 +544,45 @@ def _claimed_msp(creator: bytes) -> str:
         return ""
 
 
-def _interest(rwset: bytes) -> peer_pb2.ChaincodeInterest:
+def _interest(results: SimulationResults) -> peer_pb2.ChaincodeInterest:
     """What the transaction touched, so that a gateway can tell whose policies it must satisfy.
 
-    A namespace whose public keys are not written, but whose collections are, needs the
-    collections' policies alone; one that writes nothing needs its chaincode's.
+    Keys with a policy of their own need that one alone. A namespace whose public keys are not
+    written, but whose collections are, needs the collections' policies alone; one that writes
+    nothing needs its chaincode's. (Rules: Fabric core/endorser/endorser.go,
+    buildChaincodeInterest.)
     """
+    required: dict[str, dict[str, bool]] = {}
+    own: dict[str, dict[bytes, None]] = {}
+    for (name, collection), policies in results.written_policies.items():
+        needs = required.setdefault(name, {})
+        for policy in policies:
+            if policy:
+                own.setdefault(name, {})[policy] = None
+            else:
+                needs[collection] = True
+    for namespace in rwset_pb2.TxReadWriteSet.FromString(results.rwset).ns_rwset:
+        required.setdefault(namespace.namespace, {"": True})
+    for name, collection in results.private_reads:
+        required.setdefault(name, {})[collection] = True
     interest = peer_pb2.ChaincodeInterest()
-    for namespace in rwset_pb2.TxReadWriteSet.FromString(rwset).ns_rwset:
-        if namespace.namespace in SYSTEM_CHAINCODES:
+    for name, needs in required.items():
+        if name in SYSTEM_CHAINCODES:
             continue
-        public = kvrwset_pb2.KVRWSet.FromString(namespace.rwset)
-        writes_public = bool(public.writes or public.metadata_writes)
-        writes_private = False
-        for collection in namespace.collection_hashed_rwset:
-            hashed = kvrwset_pb2.HashedRWSet.FromString(collection.hashed_rwset)
-            writes_private |= bool(hashed.hashed_writes or hashed.metadata_writes)
+        for collection in sorted(needs.keys() - {""}):
             interest.chaincodes.add(
-                name=namespace.namespace,
-                collection_names=[collection.collection_name],
-                no_private_reads=not hashed.hashed_reads,
-                disregard_namespace_policy=not writes_public,
+                name=name,
+                collection_names=[collection],
+                no_private_reads=(name, collection) not in results.private_reads,
+                disregard_namespace_policy=True,
             )
-        if writes_public or not writes_private:
-            interest.chaincodes.add(name=namespace.namespace)
+        key_policies = own.get(name, {})
+        if "" in needs or key_policies:
+            interest.chaincodes.add(
+                name=name,
+                key_policies=[
+                    common_pb2.SignaturePolicyEnvelope.FromString(policy) for policy in key_policies
+                ],
+                disregard_namespace_policy="" not in needs,
+            )
     return interest

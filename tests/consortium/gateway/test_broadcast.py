@@ -239,3 +239,21 @@ async def test_a_peer_leaves_an_orderer_that_sends_no_blocks(
             record = await channel.wait_for_transaction(signed.transaction_id)
         assert record.code == 0
         assert any(b"neighbourhood" in raw and raw != signed.envelope for raw in taken)
+
+
+@pytest.mark.parametrize(
+    ("status", "info", "elsewhere"),
+    [
+        (common_pb2.SERVICE_UNAVAILABLE, "no leader", True),
+        (common_pb2.NOT_FOUND, "channel 'x' is not served by this orderer", True),
+        # What Fabric's orderers say where they have not joined the channel, or have left it.
+        (common_pb2.BAD_REQUEST, "channel does not exist", True),
+        (common_pb2.BAD_REQUEST, "the envelope has no payload", False),
+        (common_pb2.FORBIDDEN, "implicit policy evaluation failed", False),
+    ],
+)
+async def test_what_another_orderer_may_take(
+    status: common_pb2.Status, info: str, elsewhere: bool
+) -> None:
+    answer = orderer_pb2.BroadcastResponse(status=status, info=info)
+    assert broadcast.another_may_take_it(answer) is elsewhere

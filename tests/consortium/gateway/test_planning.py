@@ -1,14 +1,19 @@
 """Whose endorsement is asked for, and who never gets to see a proposal."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import grpc
 import pytest
 
+from consortium.chaincode.simulator import TransactionSimulator
 from consortium.gateway.service import GatewayError, Plan, _make_plan
+from consortium.identity.policies import parse_policy
+from consortium.ledger.state import Version, VersionedValue, key_hash
 from consortium.node.nodes import EmbeddedNetwork, PeerNode
 from consortium.peer.channel import ChannelPeer
-from consortium.wire import peer_pb2
+from consortium.peer.endorser import _interest
+from consortium.wire import kvrwset_pb2, peer_pb2
+from tests.consortium.chaincode.memory_state import MemoryState
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -131,3 +136,103 @@ async def test_who_cannot_read_a_collection_is_not_asked(channel: ChannelPeer) -
 async def test_a_collection_that_is_not_there(channel: ChannelPeer) -> None:
     with pytest.raises(GatewayError, match="no combination of peers"):
         _planned(channel, _collection("nothing", reads=False), transient=False)
+
+
+# -- keys with a policy of their own -------------------------------------------------------------
+
+
+class _Keys(MemoryState):
+    """A state in which some keys have policies."""
+
+    def __init__(self, public: Mapping[str, str], private: Mapping[str, str]) -> None:
+        super().__init__()
+        for key, policy in public.items():
+            self.public["metering", key] = _stored(policy)
+        for key, policy in private.items():
+            self.hashes["metering", "readings-AuroraMSP", key_hash(key)] = _stored(policy)
+
+
+def _stored(policy: str) -> VersionedValue:
+    entry = kvrwset_pb2.KVMetadataEntry(
+        name="VALIDATION_PARAMETER", value=parse_policy(policy).SerializeToString()
+    )
+    metadata = kvrwset_pb2.KVMetadataWrite(entries=[entry]).SerializeToString()
+    return VersionedValue(b"value", metadata, Version(1, 0))
+
+
+def _interest_of(
+    simulator: TransactionSimulator,
+) -> list[tuple[tuple[str, ...], int, bool, bool]]:
+    interest = _interest(simulator.results())
+    return [
+        (
+            tuple(call.collection_names),
+            len(call.key_policies),
+            call.no_private_reads,
+            call.disregard_namespace_policy,
+        )
+        for call in interest.chaincodes
+    ]
+
+
+def _simulated(public: Mapping[str, str], private: Mapping[str, str]) -> TransactionSimulator:
+    return TransactionSimulator(_Keys(public, private))
+
+
+CIELO = "OR('CieloMSP.peer')"
+BOTH_OTHERS = "AND('BorealMSP.peer', 'CieloMSP.peer')"
+
+
+async def test_what_a_transactions_keys_ask_for() -> None:
+    """Keys with a policy ask for it alone; any other key for its collection's or its contract's."""
+    simulator = _simulated({"k": CIELO, "l": BOTH_OTHERS}, {})
+    simulator.put_state("metering", "k", b"1")
+    assert _interest_of(simulator) == [((), 1, False, True)]
+
+    simulator = _simulated({"k": CIELO, "l": BOTH_OTHERS}, {})
+    simulator.del_state("metering", "k")
+    simulator.put_metadata("metering", "l", {})
+    simulator.put_state("metering", "plain", b"1")
+    assert _interest_of(simulator) == [((), 2, False, False)]
+
+    simulator = _simulated({}, {"p": CIELO})
+    simulator.put_private("metering", "readings-AuroraMSP", "p", b"1")
+    assert _interest_of(simulator) == [((), 1, False, True)]
+
+    simulator = _simulated({}, {"p": CIELO})
+    simulator.get_private("metering", "readings-AuroraMSP", "q")
+    simulator.put_private("metering", "readings-AuroraMSP", "p", b"1")
+    simulator.put_private("metering", "readings-AuroraMSP", "q", b"1")
+    assert _interest_of(simulator) == [
+        (("readings-AuroraMSP",), 0, False, True),
+        ((), 1, False, True),
+    ]
+
+    simulator = _simulated({"k": CIELO}, {})
+    simulator.get_state("metering", "k")
+    simulator.get_private_hash("metering", "readings-AuroraMSP", "p")
+    assert _interest_of(simulator) == [((), 0, False, False)]
+
+
+async def test_private_data_that_are_only_queried() -> None:
+    simulator = _simulated({}, {})
+    assert list(simulator.range_private("metering", "readings-AuroraMSP", "a", "b")) == []
+    assert _interest_of(simulator) == [(("readings-AuroraMSP",), 0, False, True)]
+
+
+async def test_a_plan_for_keys_with_policies(channel: ChannelPeer) -> None:
+    """Cielo alone, as its key says; with another key the contract's policy besides."""
+
+    def plan(public: Mapping[str, str], *written: str) -> tuple[str, ...]:
+        simulator = _simulated(public, {})
+        for key in written:
+            simulator.put_state("metering", key, b"1")
+        interest = _interest(simulator.results())
+        return _make_plan(channel, "metering", interest, ALL, False).layout(())
+
+    assert plan({"k": CIELO}, "k") == ("CieloMSP",)
+    assert plan({"k": CIELO}, "k", "plain") == ("AuroraMSP", "CieloMSP")
+    assert plan({"k": CIELO, "l": BOTH_OTHERS}, "k", "l") == ("BorealMSP", "CieloMSP")
+    with pytest.raises(GatewayError, match="no combination of peers") as error:
+        plan({"k": "OR('NobodyMSP.peer')"}, "k")
+    assert error.value.code is grpc.StatusCode.FAILED_PRECONDITION

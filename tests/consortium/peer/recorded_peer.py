@@ -8,10 +8,12 @@ from pathlib import Path
 import grpc
 
 from consortium.chaincode.executor import InProcessExecutor
+from consortium.chaincode.packages import PackageStore
 from consortium.gateway.service import Gateway, PeerDirectory
 from consortium.identity.signing import Signer
 from consortium.ledger.ledger import Ledger
 from consortium.peer.channel import ChannelPeer
+from consortium.peer.contracts import Contracts
 from consortium.peer.deliver import DeliverService
 from consortium.peer.endorser import Endorser
 from consortium.wire import common_pb2, orderer_pb2, peer_pb2, services
@@ -88,7 +90,8 @@ async def recorded_peer(folder: Path, height: int) -> AsyncIterator[RecordedPeer
     ledger = Ledger.open(folder, msp_id="Org1MSP", genesis=ordered_block(0), durable=False)
     channel = ChannelPeer(ledger, member("org1-peer0"))
     channels = {CHANNEL: channel}
-    endorser = Endorser(channels, channel.signer, InProcessExecutor({}))
+    contracts = Contracts("Org1MSP", PackageStore(folder / "packages"))
+    endorser = Endorser(channels, channel.signer, InProcessExecutor({}), contracts)
     directory = PeerDirectory(
         endorser, "Org1MSP", "127.0.0.1:0", lambda _roots: grpc.ssl_channel_credentials()
     )

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from consortium.chaincode.executor import InProcessExecutor
+from consortium.chaincode.packages import PackageStore
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import ChannelConfig
+from consortium.peer.contracts import Contracts
 from consortium.peer.endorser import Endorser, ProposalRefused
 from consortium.wire import common_pb2, peer_pb2
 from consortium.wire.blocks import header_hash
@@ -27,8 +29,11 @@ async def peer(tmp_path: Path) -> AsyncIterator[RecordedPeer]:
 
 
 @pytest.fixture
-async def endorser(peer: RecordedPeer) -> AsyncIterator[Endorser]:
-    endorser = Endorser({CHANNEL: peer.channel}, member("org1-peer0"), InProcessExecutor({}))
+async def endorser(peer: RecordedPeer, tmp_path: Path) -> AsyncIterator[Endorser]:
+    contracts = Contracts("Org1MSP", PackageStore(tmp_path / "packages"))
+    endorser = Endorser(
+        {CHANNEL: peer.channel}, member("org1-peer0"), InProcessExecutor({}), contracts
+    )
     yield endorser
     await endorser.close()
 
@@ -104,6 +109,14 @@ async def test_the_chain(endorser: Endorser) -> None:
     assert processed.transactionEnvelope.SerializeToString() == block.data.data[0]
 
 
+async def test_the_chain_without_a_channel(endorser: Endorser) -> None:
+    """`peer channel getinfo` names the channel in qscc's argument alone."""
+    answer = await _call(endorser, "qscc", "GetChainInfo", CHANNEL, channel="")
+    assert common_pb2.BlockchainInfo.FromString(answer.response.payload).height == HEIGHT
+    answer = await _call(endorser, "qscc", "GetChainInfo", "another", channel="")
+    assert "Invalid chain ID, another" in answer.response.message
+
+
 async def test_what_qscc_does_not_have(endorser: Endorser) -> None:
     for arguments, message in (
         (("GetChainInfo",), "takes a function's name and a channel's"),
@@ -175,8 +188,11 @@ async def test_what_cscc_refuses(endorser: Endorser) -> None:
         await _call(
             endorser, "cscc", "GetChannels", channel="", signer=member("org3-user1", "Org3MSP")
         )
-    answer = await _call(endorser, "qscc", "GetChainInfo", CHANNEL, channel="")
+    answer = await _call(endorser, "basic", "GetChainInfo", CHANNEL, channel="")
     assert answer.response.status == 500
+    other = member("org3-user1", "Org3MSP")
+    with pytest.raises(ProposalRefused, match="access denied"):
+        await _call(endorser, "qscc", "GetChainInfo", CHANNEL, channel="", signer=other)
 
 
 async def test_a_channels_own_access_rules(
