@@ -1,0 +1,76 @@
+"""What a transaction costs on Fabric's nodes and on ours: same client, same contract, by turns.
+
+Not a test of anything but that both do the work; run it with `-s` on a quiet machine and read what
+it prints.
+"""
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from benchmarks.transactions import Result, _measure
+from consortium.node.contracts import ensure_contracts
+from consortium.node.network import create_network
+from consortium.node.processes import ProcessNetwork
+
+from .fabric import fabric_bin
+from .networks import fabric_network
+
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROUNDS = 5
+TRANSACTIONS = 400
+IN_FLIGHT = 64
+
+
+async def test_side_by_side(tmp_path: Path) -> None:
+    """Three utilities each, all nodes processes of their own, batches of 100 ms."""
+    ours = create_network(tmp_path / "ours", interval_s=60, base_port=29_000)
+    nodes = ProcessNetwork(ours)
+    results: dict[tuple[str, str], list[Result]] = {}
+    async with fabric_network(fabric_bin(), tmp_path / "theirs", base_port=29_500) as theirs:
+        await nodes.start()
+        try:
+            await ensure_contracts(ours)
+            pids = {
+                "Fabric": {
+                    f"{kind} {name}": program.process.pid
+                    for kind, programs in (
+                        ("peer", {key: one.program for key, one in theirs.peers.items()}),
+                        ("orderer", {key: one.program for key, one in theirs.orderers.items()}),
+                        ("contract", theirs.contracts),
+                    )
+                    for name, program in programs.items()
+                    if program is not None and program.process is not None
+                },
+                "GridLedger": {
+                    f"{kind} {name}": process.pid
+                    for (name, kind), process in nodes.processes.items()
+                    if kind != "ca"
+                },
+            }
+            for turn in range(ROUNDS + 1):
+                for which in ("own", "node"):
+                    for kind, network in (("Fabric", theirs.network), ("GridLedger", ours)):
+                        result = await _measure(
+                            network, pids[kind], kind, which, TRANSACTIONS, IN_FLIGHT
+                        )
+                        if turn:  # the first round warms up
+                            results.setdefault((kind, which), []).append(result)
+        finally:
+            await nodes.stop()
+    for (kind, which), found in results.items():
+        server = [
+            sum(v for name, v in one.cpu_ms_per_transaction.items() if name != "client")
+            for one in found
+        ]
+        print(
+            f"\n{kind:10} {which:5} client: tx/s "
+            f"{statistics.median(one.committed_per_s for one in found):.0f} "
+            f"({', '.join(f'{one.committed_per_s:.0f}' for one in found)}), p50 "
+            f"{statistics.median(one.p50_ms for one in found):.0f} ms, server CPU "
+            f"{statistics.median(server):.1f} ms/tx "
+            f"({', '.join(f'{each:.1f}' for each in server)}), memory "
+            f"{sum(found[-1].memory_mb.values()):.0f} MB"
+        )
