@@ -549,6 +549,7 @@ async def test_an_envelope_over_the_channels_limit(world: World) -> None:
     assert refusal.code is ABORTED
     assert "the channel allows 10485760" in refusal.message
     await client.submit_signed(signed)
+    await client.leave_gateway()  # which serves nothing else
     assert (await client.commit_status(signed.transaction_id)).valid
 
 
@@ -698,6 +699,7 @@ async def test_mutated_requests(world: World) -> None:
     prepared = client.prepare("energy", "wallet:Deposit", deposit("MUTATED"))
     signed = await client.endorse(client.prepare("energy", "wallet:Deposit", deposit("SAME")))
     await client.submit_signed(signed)
+    await client.leave_gateway()  # which serves nothing else
     assert (await client.commit_status(signed.transaction_id)).valid
     status = gateway_pb2.CommitStatusRequest(
         transaction_id=signed.transaction_id,
@@ -837,6 +839,7 @@ async def test_a_gateway_without_orderers_gives_no_refusal(world: World) -> None
     # Another gateway is asked next, with the same bytes.
     client.addresses = (f"127.0.0.1:{port}", world.gateway)
     await client.submit_signed(signed)
+    await client.leave_gateway()  # which serves nothing else
     assert (await client.commit_status(signed.transaction_id)).valid
     await client.close()
     await server.stop(None)

@@ -120,7 +120,7 @@ def test_init_of_other_members(tmp_path: Path) -> None:
         (("--utilities", ""), "must be letters and digits"),
         (("--interval", "7"), "does not divide an hour"),
         (("--channel", "Bad Name"), "'Bad Name' is no channel id"),
-        (("--base-port", "65530"), "fewer than 15 free ports"),
+        (("--base-port", "65530"), "fewer than 18 free ports"),
         (("--base-port", "-5"), "must be 1024 or higher"),
     ],
 )
