@@ -12,8 +12,19 @@ from .delegations import Delegations
 from .market import Market
 from .registry import Registry
 from .response import Responses
+from .tariff_book import TariffBook
 from .wallet import Wallet
 
 CHAINCODE = Chaincode(
-    "energy", (Registry(), Wallet(), Market(), Books(), Certificates(), Delegations(), Responses())
+    "energy",
+    (
+        Registry(),
+        Wallet(),
+        Market(),
+        Books(),
+        TariffBook(),
+        Certificates(),
+        Delegations(),
+        Responses(),
+    ),
 )

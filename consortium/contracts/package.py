@@ -43,6 +43,7 @@ _SOURCES = {
         "response.py",
         "settle.py",
         "sharing.py",
+        "tariff_book.py",
         "tariffs.py",
         "wallet.py",
     ),
