@@ -563,7 +563,8 @@ class Chain:
             self.counters.dropped_messages += 1
             return
         self._heard[sender] = time.monotonic()
-        if self._acquaintance(sender).witness.hear(message):
+        log_term = self._node.acknowledged_log_term(message)
+        if self._acquaintance(sender).witness.hear(message, log_term):
             self._log.remember(sender)
         try:
             self._node.step(message)
@@ -976,6 +977,7 @@ class Chain:
             term=witness.term,
             acknowledged_term=witness.acknowledged_term,
             acknowledged_index=witness.acknowledged_index,
+            acknowledged_log_term=witness.acknowledged_log_term,
             vote_term=witness.vote_term,
             sent_term=witness.sent_term,
             sent_index=witness.sent_index,
@@ -1011,6 +1013,7 @@ class Chain:
                 memory.term,
                 memory.acknowledged_term,
                 memory.acknowledged_index,
+                memory.acknowledged_log_term,
                 memory.vote_term,
                 memory.sent_term,
                 memory.sent_index,
@@ -1019,6 +1022,7 @@ class Chain:
                 consenter_id,
                 state,
                 self._log.last_index(),
+                self._log.term_or_zero,
                 copy=record.place != self._place,
             )
         if problem is None:

@@ -26,7 +26,7 @@ NODE_CACHED_ENTRY_BYTES = 32 * 1024 * 1024
 
 _INDEX = struct.Struct(">Q")
 _POSITION = struct.Struct(">QQQ")
-_WITNESS = struct.Struct(">QQQQQQQQ16s16s")
+_WITNESS = struct.Struct(">QQQQQQQQQ16s16s")
 _RECORD_FORMAT = 1
 
 
@@ -209,6 +209,10 @@ class ChannelLog:
             raise Unavailable(f"entry {index} is past the end of the log at {self.last_index()}")
         return self._terms[index - self._offset - 1]
 
+    def term_or_zero(self, index: int) -> int:
+        """Return an entry's term, 0 where the log doesn't have it (any more)."""
+        return self.term(index) if self._offset <= index <= self.last_index() else 0
+
     def entries(self, lo: int, hi: int, max_bytes: int) -> list[raftpb.Entry]:
         """Return entries in [lo, hi) within `max_bytes`, at least one."""
         if lo <= self._offset:
@@ -312,6 +316,7 @@ class ChannelLog:
                 witness.term,
                 witness.acknowledged_term,
                 witness.acknowledged_index,
+                witness.acknowledged_log_term,
                 witness.vote_term,
                 witness.sent_term,
                 witness.sent_index,

@@ -22,6 +22,7 @@ from consortium.raft.log import InvariantBroken
 from consortium.raft.messages import new_message, sender_of
 from consortium.raft.storage import entry_size
 from consortium.raft.tracker import Configuration, Progress
+from consortium.raft.witness import acknowledged_log_term
 from consortium.wire import raftpb_pb2 as raftpb
 
 _LOCAL_MESSAGES = frozenset(
@@ -301,6 +302,10 @@ class RawNode:
         steps, self._on_advance = self._on_advance or [], None
         for step in steps:
             step()
+
+    def acknowledged_log_term(self, message: raftpb.Message) -> int:
+        """See `witness.acknowledged_log_term`."""
+        return acknowledged_log_term(self._raft, message)
 
     def status(self) -> Status:
         """Return what this node knows; `progress` is shared and must not be changed."""

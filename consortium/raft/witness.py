@@ -9,11 +9,14 @@ disk behind any of this must not take part any more (`contradiction`).
 
 This is exact for each member asked: of one term there is one leader, so in a term the log that was
 acknowledged only grows, and whoever is in a later term has been through all that it promised in
-earlier ones.
+earlier ones. A log that is long enough is not enough: entries of an earlier term that the leader
+overwrote may stand there, so the leader remembers the term of the entry that was acknowledged.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from consortium.raft.core import Raft, StateRole
 from consortium.wire import raftpb_pb2 as raftpb
 
 # Of a term that may never be.
@@ -29,14 +32,21 @@ class Witness:
     acknowledged_term: int = 0
     acknowledged_index: int = 0
     """The newest entry that it acknowledged in the newest term that it acknowledged any in."""
+    acknowledged_log_term: int = 0
+    """The term of that entry, 0 where the one who remembers could not tell."""
     vote_term: int = 0
     """The newest term in which it voted for the one who remembers."""
     sent_term: int = 0
     sent_index: int = 0
     """The newest entry that it sent as leader, in the newest term in which it sent any."""
 
-    def hear(self, message: raftpb.Message) -> bool:
-        """Note what a message of that member says; True if any of it is new."""
+    def hear(self, message: raftpb.Message, log_term: int = 0) -> bool:
+        """Note what a message of that member says; True if any of it is new.
+
+        Args:
+            message: As received, before the node takes it.
+            log_term: See `acknowledged_log_term`.
+        """
         kind = message.type
         if kind in _NOT_A_TERM:
             return False
@@ -46,11 +56,11 @@ class Witness:
             self.term = term
             news = True
         if kind == raftpb.MsgAppResp and not message.reject:
-            news |= self._acknowledged(term, message.index)
+            news |= self._acknowledged(term, message.index, log_term)
         elif kind == raftpb.MsgApp or kind == raftpb.MsgHeartbeat:
             # A leader acknowledges its own entries to itself; what it says to be committed is on
             # its disk, as an entry is sent before it can be, and the next Ready follows a write.
-            news |= self._acknowledged(term, message.commit)
+            news |= self._acknowledged(term, message.commit, 0)
             if message.entries:
                 last = message.entries[-1].Index
                 if (term, last) > (self.sent_term, self.sent_index):
@@ -61,21 +71,29 @@ class Witness:
             news = True
         return news
 
-    def _acknowledged(self, term: int, index: int) -> bool:
+    def _acknowledged(self, term: int, index: int, log_term: int) -> bool:
         if (term, index) <= (self.acknowledged_term, self.acknowledged_index):
             return False
         self.acknowledged_term, self.acknowledged_index = term, index
+        self.acknowledged_log_term = log_term
         return True
 
     def contradiction(
-        self, remembered_by: int, state: raftpb.HardState, last_index: int, *, copy: bool = False
+        self,
+        remembered_by: int,
+        state: raftpb.HardState,
+        last_index: int,
+        term_at: Callable[[int], int],
+        *,
+        copy: bool = False,
     ) -> str | None:
         """Say what of this the disk (`state`, and a log up to `last_index`) no longer knows.
 
-        To be asked by the member that it is about; None if all is there. `copy`: the files are
-        known to be a copy. Then what it sent as leader counts too: it may have been on its disk,
-        and counted towards a commit that nobody was told of. (After a mere crash it may as well
-        not have been, since a leader sends before it has written.)
+        To be asked by the member that it is about; None if all is there. `term_at` gives the term
+        of an entry of its log, 0 for one that is compacted, which is committed. `copy`: the files
+        are known to be a copy. Then what it sent as leader counts too: it may have been on its
+        disk, and counted towards a commit that nobody was told of. (After a mere crash it may as
+        well not have been, since a leader sends before it has written.)
         """
         if state.term < self.term:
             return (
@@ -92,9 +110,32 @@ class Witness:
                 f"it acknowledged entry {self.acknowledged_index} to orderer {remembered_by} in"
                 f" term {self.acknowledged_term}, and the log on disk ends at {last_index}"
             )
+        if self.acknowledged_term == state.term and self.acknowledged_log_term:
+            there = term_at(self.acknowledged_index)
+            if there not in (0, self.acknowledged_log_term):
+                return (
+                    f"it acknowledged entry {self.acknowledged_index} of term"
+                    f" {self.acknowledged_log_term} to orderer {remembered_by}, and the log on disk"
+                    f" holds one of term {there} there"
+                )
         if copy and self.sent_term == state.term and last_index < self.sent_index:
             return (
                 f"as leader of term {self.sent_term} it sent entry {self.sent_index} to orderer"
                 f" {remembered_by}, and the log on this copy of its disk ends at {last_index}"
             )
         return None
+
+
+def acknowledged_log_term(raft: Raft, message: raftpb.Message) -> int:
+    """Return the term of the entry that a message acknowledges to this node as its leader.
+
+    0 where it acknowledges nothing, or not to the leader of its term: then nobody counts on it.
+    """
+    if (
+        message.type == raftpb.MsgAppResp
+        and not message.reject
+        and raft.role is StateRole.LEADER
+        and message.term == raft.term
+    ):
+        return raft.log.term_or_zero(message.index)
+    return 0

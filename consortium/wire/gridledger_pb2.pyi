@@ -66,7 +66,7 @@ class RecallResponse(_message.Message):
     def __init__(self, memories: _Optional[_Iterable[_Union[RecallMemory, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class RecallMemory(_message.Message):
-    __slots__ = ("channel", "member", "incarnation", "start", "process", "term", "acknowledged_term", "acknowledged_index", "vote_term", "raft_id", "sent_term", "sent_index")
+    __slots__ = ("channel", "member", "incarnation", "start", "process", "term", "acknowledged_term", "acknowledged_index", "vote_term", "raft_id", "sent_term", "sent_index", "acknowledged_log_term")
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class RecallMemory(_message.Message):
     RAFT_ID_FIELD_NUMBER: _ClassVar[int]
     SENT_TERM_FIELD_NUMBER: _ClassVar[int]
     SENT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_LOG_TERM_FIELD_NUMBER: _ClassVar[int]
     channel: str
     member: bool
     incarnation: bytes
@@ -91,7 +92,8 @@ class RecallMemory(_message.Message):
     raft_id: int
     sent_term: int
     sent_index: int
-    def __init__(self, channel: _Optional[str] = ..., member: bool = ..., incarnation: _Optional[bytes] = ..., start: _Optional[int] = ..., process: _Optional[bytes] = ..., term: _Optional[int] = ..., acknowledged_term: _Optional[int] = ..., acknowledged_index: _Optional[int] = ..., vote_term: _Optional[int] = ..., raft_id: _Optional[int] = ..., sent_term: _Optional[int] = ..., sent_index: _Optional[int] = ...) -> None: ...
+    acknowledged_log_term: int
+    def __init__(self, channel: _Optional[str] = ..., member: bool = ..., incarnation: _Optional[bytes] = ..., start: _Optional[int] = ..., process: _Optional[bytes] = ..., term: _Optional[int] = ..., acknowledged_term: _Optional[int] = ..., acknowledged_index: _Optional[int] = ..., vote_term: _Optional[int] = ..., raft_id: _Optional[int] = ..., sent_term: _Optional[int] = ..., sent_index: _Optional[int] = ..., acknowledged_log_term: _Optional[int] = ...) -> None: ...
 
 class OrdererAct(_message.Message):
     __slots__ = ("organization", "status", "transfer", "join", "remove")

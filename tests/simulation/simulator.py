@@ -41,7 +41,7 @@ from consortium.raft import (
 )
 from consortium.raft.core import Raft
 from consortium.raft.messages import sender_of
-from consortium.raft.witness import Witness
+from consortium.raft.witness import Witness, acknowledged_log_term
 from consortium.wire import raftpb_pb2 as raftpb
 from tests.simulation.disk import AppState, Disk, DiskFailed
 
@@ -580,7 +580,8 @@ class Simulation:
         if self.now < node.paused_until:
             self._at(node.paused_until, self._deliver, message)
             return
-        node.witnesses.setdefault(sender_of(message), Witness()).hear(message)
+        log_term = acknowledged_log_term(node.raft, message)
+        node.witnesses.setdefault(sender_of(message), Witness()).hear(message, log_term)
         try:
             node.raw.step(message)
         except ProposalDropped, MessageRefused:
@@ -799,9 +800,14 @@ class Simulation:
                 if other is node:
                     continue
                 witness = other.witnesses.get(node.id, Witness())
-                last = copy.offset + len(copy.entries)
                 if other.raw is None or witness.contradiction(
-                    voter, copy.hard_state, last, copy=True
+                    voter,
+                    copy.hard_state,
+                    copy.offset + len(copy.entries),
+                    lambda index, copy=copy: (  # type: ignore[misc]
+                        copy.entries[index - copy.offset - 1].Term if index > copy.offset else 0
+                    ),
+                    copy=True,
                 ):
                     return False
         self.say(f"{node.id} gets an older copy of its disk")

@@ -63,6 +63,11 @@ def test_a_leaders_own_promise_counts_on_a_copy() -> None:
     assert not simulate(1269, Options(nodes=3)).violation
 
 
+def test_a_copy_whose_log_is_long_enough_but_not_what_was_acknowledged() -> None:
+    """It held an overwritten entry of an earlier term where the acknowledged one had stood."""
+    assert not simulate(26582, Options(nodes=7)).violation
+
+
 def test_enough_mistakes_are_found() -> None:
     assert sum(mutation.found_at is not None for mutation in MUTATIONS) >= 25
 
