@@ -23,6 +23,7 @@ from .conftest import RunningNetwork
 
 pytestmark = [pytest.mark.network]
 
+ROOT = Path(__file__).parents[2]
 SEED = 20261121
 MUTATIONS, INVENTIONS = 24, 8
 NOT_OURS = {
@@ -85,3 +86,8 @@ async def test_every_service_has_a_target(
     covered = {one.path for one in known.values()} | set(NOT_OURS)
     assert served - covered == set(), "these have no target in tests/fuzz/targets.py"
     assert len(served) > 20
+    for path, test in NOT_OURS.items():
+        service, method = path.strip("/").split("/")
+        source = (ROOT / test).read_text()
+        assert service in source, test
+        assert f'"{method}"' in source, test

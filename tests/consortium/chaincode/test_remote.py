@@ -1,7 +1,8 @@
 """Chaincode servers that do not keep to the protocol cost their own transactions, no more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import grpc
@@ -13,6 +14,7 @@ from consortium.chaincode.executor import ExecutionError, Invocation
 from consortium.chaincode.remote import ChaincodeUnavailableError, Connection, RemoteChaincode
 from consortium.chaincode.requests import ChaincodeMessage
 from consortium.chaincode.simulator import TransactionSimulator
+from consortium.ledger.state import VersionedValue
 from consortium.wire import peer_pb2
 from tests.consortium.chaincode.memory_state import MemoryState
 
@@ -49,11 +51,19 @@ async def serving(script: Script, opening: bytes | None = None) -> AsyncIterator
 
 
 async def invoke(
-    dialled: RemoteChaincode, tx_id: str = "tx"
+    dialled: RemoteChaincode, tx_id: str = "tx", state: MemoryState | None = None
 ) -> tuple[peer_pb2.Response, peer_pb2.ChaincodeEvent | None]:
     creator = Creator("AuroraMSP", b"", "ann", "client", {})
     call = Invocation("cc", "ch", tx_id, 0, creator, [b"f"], {})
-    return await dialled.invoke(call, TransactionSimulator(MemoryState(), "ch"))
+    return await dialled.invoke(call, TransactionSimulator(state or MemoryState(), "ch"))
+
+
+class SlowState(MemoryState):
+    """Takes its time over a range."""
+
+    def range(self, namespace: str, start: str, end: str) -> Iterator[tuple[str, VersionedValue]]:
+        time.sleep(0.5)
+        return super().range(namespace, start, end)
 
 
 def reply(
@@ -128,7 +138,7 @@ async def test_two_requests_at_once_end_the_transaction() -> None:
 
     async with serving(script) as dialled:
         with pytest.raises(ExecutionError, match="asked again before it had been answered"):
-            await invoke(dialled)
+            await invoke(dialled, state=SlowState())
         await asyncio.sleep(0.1)
     assert told[-1] == ChaincodeMessage.ERROR  # so that it does not wait for ever
 
