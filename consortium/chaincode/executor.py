@@ -184,6 +184,8 @@ def read_outcome(
         response = parse(peer_pb2.Response, message.payload, "the chaincode's response")
     except WireError as error:
         raise ExecutionError(f"{name}: {error}") from None
+    # What nobody knows would be signed and stored without a limit.
+    response.DiscardUnknownFields()
     response.message = response.message[:MAX_MESSAGE_CHARACTERS]
     if response.status < OK:
         raise ExecutionError(
@@ -199,6 +201,7 @@ def read_outcome(
     except LimitError as error:
         return failure(ERROR, str(error)), None
     # A chaincode says what happened, not in whose name.
+    event.DiscardUnknownFields()
     event.chaincode_id = name
     event.tx_id = invocation.transaction_id
     return response, event

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from consortium.wire import peer_pb2, services
-from consortium.wire.envelopes import WireError, parse
+from consortium.wire.envelopes import WireError, brief, parse, shortened
 
 from .executor import (
     ERROR,
@@ -26,7 +26,7 @@ from .executor import (
     failure,
     read_outcome,
 )
-from .requests import ChaincodeMessage, Requests, offer
+from .requests import MAX_NAME_CHARACTERS, ChaincodeMessage, Requests, offer
 from .simulator import TransactionSimulator
 
 _LOGGER = logging.getLogger(__name__)
@@ -140,6 +140,8 @@ class _Stream:
 
     def send_over(self, channel_id: str, transaction_id: str) -> None:
         """Answer a request of a transaction that is over: the chaincode would wait on."""
+        if len(channel_id) + len(transaction_id) > MAX_NAME_CHARACTERS:
+            return  # no transaction's; a thousand answers as long would fill the memory
         message = ChaincodeMessage(
             type=ChaincodeMessage.ERROR,
             txid=transaction_id,
@@ -260,7 +262,7 @@ class RemoteChaincode:
                     await self._converse(channel)
                 self._problem = "it closed the connection"
             except grpc.aio.AioRpcError as error:
-                self._problem = error.details() or error.code().name
+                self._problem = shortened(error.details() or error.code().name)
             except TimeoutError:
                 self._problem = f"it did not register within {REGISTER_TIMEOUT_S:g} s"
             except (WireError, ExecutionError, OSError) as error:
@@ -298,6 +300,8 @@ class RemoteChaincode:
             finally:
                 for task in tasks:
                     task.cancel()
+                # Both may have failed; asyncio logs a failure that nobody has looked at.
+                await asyncio.gather(*tasks, return_exceptions=True)
             for task in done:
                 # A write to a stream that has just ended says nothing of why it did.
                 with contextlib.suppress(asyncio.InvalidStateError):
@@ -325,7 +329,7 @@ class RemoteChaincode:
             ChaincodeMessage(type=ChaincodeMessage.READY, payload=offer().SerializeToString()),
         ):
             await call.write(answer.SerializeToString())
-        _LOGGER.info("chaincode %s at %s registered", package_id, self.connection.address)
+        _LOGGER.info("chaincode %s at %s registered", brief(package_id), self.connection.address)
 
     def _hang_up(self) -> None:
         stream, self._stream = self._stream, None

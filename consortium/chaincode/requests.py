@@ -12,14 +12,16 @@ from google.protobuf.message import Message
 from consortium.ledger.history import KeyModification
 from consortium.ledger.state import LedgerError
 from consortium.wire import peer_pb2, queryresult_pb2
-from consortium.wire.envelopes import WireError, parse
+from consortium.wire.envelopes import WireError, brief, parse, shortened
 
 from .batches import Batches
-from .executor import ExecutionError, Invocation, call_chaincode
+from .executor import MAX_MESSAGE_CHARACTERS, ExecutionError, Invocation, call_chaincode
 from .simulator import SimulationError, TransactionSimulator
 
 MAX_MESSAGE_BYTES = 100 * 1024 * 1024
 """Fabric's limit of a message to or from a chaincode."""
+MAX_NAME_CHARACTERS = 1024
+"""Of a channel's and a transaction's name together; Fabric's have 249 and 64 at most."""
 MAX_OPEN_QUERIES = 100
 MAX_KEYS_AT_ONCE = 1000
 """Keys of one GET_STATE_MULTIPLE and writes of one WRITE_BATCH_STATE, Fabric's offer too."""
@@ -78,7 +80,8 @@ class Requests:
                     f"the answer has more than {MAX_MESSAGE_BYTES} bytes; ask for less at once"
                 )
         except (RequestError, SimulationError, LedgerError, ExecutionError, WireError) as error:
-            text = f"{name} failed: transaction ID: {self._invocation.transaction_id}: {error}"
+            problem = shortened(str(error), 2 * MAX_MESSAGE_CHARACTERS)
+            text = f"{name} failed: transaction ID: {self._invocation.transaction_id}: {problem}"
             return self._message(ChaincodeMessage.ERROR, text.encode(errors="backslashreplace"))
         return message
 
@@ -102,9 +105,18 @@ class Requests:
     async def _get_state_multiple(self, payload: bytes) -> bytes:
         asked = parse(peer_pb2.GetStateMultiple, payload, "the request")
         _check_count(len(asked.keys), "keys")
-        return peer_pb2.GetStateMultipleResult(
-            values=[self._value(asked.collection, key) for key in asked.keys]
-        ).SerializeToString()
+        found = peer_pb2.GetStateMultipleResult()
+        found_bytes = 0
+        for key in asked.keys:
+            value = self._value(asked.collection, key)
+            # A thousand times the largest value would fill the memory before it is too long.
+            found_bytes += len(value)
+            if found_bytes > MAX_MESSAGE_BYTES:
+                raise RequestError(
+                    f"the values have more than {MAX_MESSAGE_BYTES} bytes; ask for fewer at once"
+                )
+            found.values.append(value)
+        return found.SerializeToString()
 
     def _value(self, collection: str, key: str) -> bytes:
         if collection:
@@ -178,7 +190,7 @@ class Requests:
         query_id = parse(peer_pb2.QueryStateNext, payload, "the request").id
         query = self._queries.get(query_id)
         if query is None:
-            raise RequestError(f"there is no open query {query_id!r}; it ended or was closed")
+            raise RequestError(f"there is no open query {brief(query_id)}; it ended or was closed")
         return await self._next_batch(query_id, query)
 
     async def _query_state_close(self, payload: bytes) -> bytes:

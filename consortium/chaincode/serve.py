@@ -10,15 +10,16 @@ import logging
 import queue
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import grpc
 
 from consortium.wire import peer_pb2, services
-from consortium.wire.envelopes import WireError, parse
+from consortium.wire.envelopes import WireError, brief, parse
 
 from .api import Chaincode
 from .executor import ERROR, EXECUTION_DEADLINE_S, failure
-from .requests import ChaincodeMessage
+from .requests import MAX_NAME_CHARACTERS, ChaincodeMessage
 from .stub import PeerError, completed, run_transaction
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,8 +28,25 @@ THREADS = 16
 """Contracts that run at once, for all peers together."""
 MAX_WAITING = 1000
 """Transactions of one peer that run or wait for a thread."""
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+"""Of these transactions' arguments and proposals."""
+MAX_OUTGOING = 4 * MAX_WAITING
+"""Messages that wait for one peer to read; a transaction has one under way."""
+MAX_OUTGOING_BYTES = 128 * 1024 * 1024
 MAX_PEERS = 64
 STOP_GRACE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A transaction that runs or waits for a thread."""
+
+    size: int
+    answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None] = field(
+        default_factory=queue.SimpleQueue
+    )
+    asked: bool = False
+    """Whether an answer is due; none else is taken."""
 
 
 class _Peer:
@@ -36,14 +54,16 @@ class _Peer:
 
     def __init__(self, chaincode: Chaincode, threads: ThreadPoolExecutor) -> None:
         self.writes_at_once = 1
+        self._gone = False
         self._chaincode = chaincode
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        # Bounded by what runs: each transaction has one message under way.
-        self.outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        self._running: dict[
-            tuple[str, str], queue.SimpleQueue[peer_pb2.ChaincodeMessage | None]
-        ] = {}
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._outgoing_bytes = 0
+        self._running: dict[tuple[str, str], _Running] = {}
+        self._running_bytes = 0
+        self.overrun: asyncio.Future[None] = self._loop.create_future()
+        """Done once the peer has let more wait than it may."""
 
     async def read(self, requests: AsyncIterator[bytes]) -> None:
         """Take the peer's messages until it hangs up; raises WireError for what is none."""
@@ -57,74 +77,106 @@ class _Peer:
             elif message.type in (ChaincodeMessage.TRANSACTION, ChaincodeMessage.INIT):
                 self._start(message)
             elif message.type in (ChaincodeMessage.RESPONSE, ChaincodeMessage.ERROR):
-                answers = self._running.get((message.channel_id, message.txid))
-                if answers is not None:
-                    answers.put(message)
+                running = self._running.get((message.channel_id, message.txid))
+                if running is not None and running.asked:
+                    running.asked = False
+                    running.answers.put(message)
+
+    async def write(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        """Send what is queued until the peer is gone."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                raw = await self._outgoing.get()
+                await context.write(raw)
+                self._outgoing_bytes -= len(raw)
 
     def hang_up(self) -> None:
-        """The peer is gone: whoever waits for it waits no more."""
-        for answers in self._running.values():
-            answers.put(None)
+        """The peer is gone: whoever waits for it waits no more, and nothing is kept for it."""
+        self._gone = True
+        self._outgoing = asyncio.Queue()
+        for running in self._running.values():
+            running.answers.put(None)
 
     def send(self, message: peer_pb2.ChaincodeMessage) -> None:
         """Queue a message for the peer."""
-        self.outgoing.put_nowait(message.SerializeToString())
+        self._queue(message.SerializeToString())
 
     def send_from_thread(self, message: peer_pb2.ChaincodeMessage) -> None:
         """As `send`, from a contract's thread; raises PeerError once the server has stopped."""
         try:
-            self._loop.call_soon_threadsafe(self.outgoing.put_nowait, message.SerializeToString())
+            self._loop.call_soon_threadsafe(self._queue, message.SerializeToString())
         except RuntimeError:
             raise PeerError("the server has stopped") from None
 
+    def _queue(self, raw: bytes) -> None:
+        if self._gone or self.overrun.done():
+            return
+        self._outgoing_bytes += len(raw)
+        if self._outgoing.qsize() >= MAX_OUTGOING or self._outgoing_bytes > MAX_OUTGOING_BYTES:
+            self.overrun.set_result(None)
+            return
+        self._outgoing.put_nowait(raw)
+
     def _start(self, opening: peer_pb2.ChaincodeMessage) -> None:
         key = (opening.channel_id, opening.txid)
+        if sum(map(len, key)) > MAX_NAME_CHARACTERS:
+            raise WireError(
+                f"a transaction's channel and id have {sum(map(len, key))} characters, but may "
+                f"have {MAX_NAME_CHARACTERS}"
+            )
         if key in self._running:
-            _LOGGER.warning("%s was sent again while it runs; ignored", opening.txid)
+            _LOGGER.debug("%s was sent again while it runs; ignored", brief(opening.txid))
             return
-        if len(self._running) >= MAX_WAITING:
-            busy = f"{MAX_WAITING} transactions are under way, which is this server's limit"
-            self.send(completed(opening, failure(ERROR, f"{busy}; try again"), None))
+        size = opening.ByteSize()
+        if len(self._running) >= MAX_WAITING or (
+            self._running and self._running_bytes + size > MAX_WAITING_BYTES
+        ):
+            busy = (
+                f"{len(self._running)} transactions with {self._running_bytes} bytes are under "
+                "way, which is this server's limit; try again"
+            )
+            self.send(completed(opening, failure(ERROR, busy), None))
             return
-        answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None] = queue.SimpleQueue()
-        self._running[key] = answers
-        self._threads.submit(self._run, opening, answers)
+        self._running[key] = running = _Running(size)
+        self._running_bytes += size
+        self._threads.submit(self._run, opening, running)
 
-    def _run(
-        self,
-        opening: peer_pb2.ChaincodeMessage,
-        answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None],
-    ) -> None:
-        outcome = run_transaction(self._chaincode, opening, _Conversation(self, answers))
+    def _run(self, opening: peer_pb2.ChaincodeMessage, running: _Running) -> None:
+        outcome = run_transaction(self._chaincode, opening, _Conversation(self, running))
         with contextlib.suppress(RuntimeError):  # the server has stopped: nobody waits
             self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _finish(self, outcome: peer_pb2.ChaincodeMessage) -> None:
-        del self._running[outcome.channel_id, outcome.txid]
+        self._running_bytes -= self._running.pop((outcome.channel_id, outcome.txid)).size
         self.send(outcome)
 
 
 class _Conversation:
     """A contract's thread asks, the peer's stream answers."""
 
-    def __init__(
-        self, peer: _Peer, answers: queue.SimpleQueue[peer_pb2.ChaincodeMessage | None]
-    ) -> None:
+    def __init__(self, peer: _Peer, running: _Running) -> None:
         self._peer = peer
-        self._answers = answers
+        self._running = running
+        self._over = ""
 
     @property
     def writes_at_once(self) -> int:
         return self._peer.writes_at_once
 
     def ask(self, request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
+        if self._over:
+            raise PeerError(self._over)
+        self._running.asked = True
         self._peer.send_from_thread(request)
         try:
-            answer = self._answers.get(timeout=EXECUTION_DEADLINE_S)
+            answer = self._running.answers.get(timeout=EXECUTION_DEADLINE_S)
         except queue.Empty:
-            raise PeerError(f"the peer did not answer within {EXECUTION_DEADLINE_S:g} s") from None
+            # A late answer must not be taken for the next one.
+            self._over = f"the peer did not answer within {EXECUTION_DEADLINE_S:g} s"
+            raise PeerError(self._over) from None
         if answer is None:
-            raise PeerError("the peer has gone away")
+            self._over = "the peer has gone away"
+            raise PeerError(self._over)
         return answer
 
 
@@ -185,20 +237,28 @@ class ChaincodeServer:
         peer = _Peer(self._chaincode, self._threads)
         package_id = peer_pb2.ChaincodeID(name=self._package_id).SerializeToString()
         peer.send(ChaincodeMessage(type=ChaincodeMessage.REGISTER, payload=package_id))
-        writing = asyncio.create_task(_write(context, peer.outgoing))
+        reading = asyncio.create_task(peer.read(requests))
+        writing = asyncio.create_task(peer.write(context))
         try:
-            await peer.read(requests)
+            try:
+                await asyncio.wait(
+                    (reading, writing, peer.overrun), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                peer.hang_up()
+                ended = reading.done()
+                reading.cancel()
+                writing.cancel()
+                await asyncio.gather(reading, writing, return_exceptions=True)
+            if peer.overrun.done():
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"more than {MAX_OUTGOING} messages or {MAX_OUTGOING_BYTES} bytes wait for "
+                    "this peer to read them",
+                )
+            if ended:
+                reading.result()
         except WireError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._peers -= 1
-            writing.cancel()
-            peer.hang_up()
-
-
-async def _write(
-    context: grpc.aio.ServicerContext[bytes, bytes], outgoing: asyncio.Queue[bytes]
-) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        while True:
-            await context.write(await outgoing.get())

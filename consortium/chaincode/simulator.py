@@ -34,7 +34,9 @@ MAX_HISTORY = 10_000
 """Modifications of one key that a transaction can look back on."""
 _FIRST_HISTORY = 101  # what a chaincode gets to see before it asks for more
 MAX_READS = 100_000
-"""Single keys read by one transaction."""
+"""Single keys and ranges read by one transaction."""
+MAX_READ_BYTES = 64 * 1024 * 1024
+"""Their names together."""
 MAX_RESULTS = 500_000
 """Results of all range reads of one transaction."""
 MAX_RWSET_BYTES = 10 * 1024 * 1024
@@ -177,6 +179,7 @@ class TransactionSimulator:
         self._max_results = max_results
         self._max_rwset_bytes = max_rwset_bytes
         self._read_count = 0
+        self._read_bytes = 0
         self._result_count = 0
         self._namespaces: dict[str, _Namespace] = {}
         self._ranges: list[_Range] = []
@@ -211,6 +214,7 @@ class TransactionSimulator:
         Recorded as far as the caller has iterated: whoever stops early depends on those keys alone.
         """
         self._check_open()
+        self._count_read(start, end)
         self._namespace(namespace)
         recorded = _Range(namespace, kvrwset_pb2.RangeQueryInfo(start_key=start))
         self._ranges.append(recorded)
@@ -265,7 +269,7 @@ class TransactionSimulator:
 
     def put_metadata(self, namespace: str, key: str, metadata: Mapping[str, bytes]) -> None:
         """Record a key's whole metadata anew; nothing in it takes the metadata away."""
-        self._before_write(key)
+        self._before_write(key, *metadata.values())
         self._namespace(namespace).metadata[key] = dict(metadata)
 
     # private state
@@ -278,7 +282,7 @@ class TransactionSimulator:
         """
         recorded = self._collection(namespace, collection)
         self._check_read(namespace, collection)
-        self._count_read()
+        self._count_read(key)
         with self._lock:
             self._check_open()
             found = self._view.get_private(namespace, collection, key)
@@ -347,7 +351,7 @@ class TransactionSimulator:
         """Record a private key's whole metadata anew."""
         recorded = self._collection(namespace, collection)
         self._check_write(namespace, collection)
-        self._before_write(key)
+        self._before_write(key, *metadata.values())
         recorded.metadata[key] = dict(metadata)
 
     # the end
@@ -502,7 +506,7 @@ class TransactionSimulator:
         return self._namespace(namespace).collections.setdefault(collection, _Collection())
 
     def _read(self, namespace: str, key: str) -> VersionedValue | None:
-        self._count_read()
+        self._count_read(key)
         with self._lock:
             self._check_open()
             found = self._view.get(namespace, key)
@@ -511,27 +515,33 @@ class TransactionSimulator:
 
     def _read_hash(self, namespace: str, collection: str, key: str) -> VersionedValue | None:
         recorded = self._collection(namespace, collection)
-        self._count_read()
+        self._count_read(key)
         with self._lock:
             self._check_open()
             found = self._view.get_private_hash(namespace, collection, key_hash(key))
         recorded.reads[key] = None if found is None else found.version
         return found
 
-    def _count_read(self) -> None:
+    def _count_read(self, *names: str) -> None:
         self._read_count += 1
         if self._read_count > self._max_reads:
             raise LimitError(
                 f"the transaction reads {self._read_count} keys or more, but may read "
                 f"{self._max_reads}; split it"
             )
+        self._read_bytes += sum(map(len, names))
+        if self._read_bytes > MAX_READ_BYTES:
+            raise LimitError(
+                f"the keys that the transaction reads have {self._read_bytes} characters or more, "
+                f"but may have {MAX_READ_BYTES}; split it"
+            )
 
-    def _before_write(self, key: str, value: bytes = b"") -> None:
+    def _before_write(self, key: str, *values: bytes) -> None:
         self._check_open()
         if self._read_only:
             raise SimulationError(f"this transaction {self._read_only} instead")
         self._wrote = True
-        self._written_bytes += len(key) + len(value)
+        self._written_bytes += len(key) + sum(map(len, values))
         check_write_bytes(self._written_bytes, self._max_write_bytes)
 
     def _iterate(self, recorded: _Range, end: str) -> Iterator[tuple[str, bytes]]:

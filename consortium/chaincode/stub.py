@@ -19,17 +19,19 @@ from cryptography.x509.oid import NameOID
 from google.protobuf.message import Message
 
 from consortium.identity.certificates import (
+    CERTIFICATE_FAULTS,
     certificate_attributes,
     certificate_der,
     load_certificate,
 )
+from consortium.identity.msp import CACHED_IDENTITY_BYTES
 from consortium.wire import common_pb2, msp_pb2, peer_pb2, queryresult_pb2
-from consortium.wire.envelopes import WireError, parse
+from consortium.wire.envelopes import WireError, parse, shortened
 
 from .api import Answer, Chaincode, Creator
 from .executor import EventHolder, run_contract
 from .requests import ChaincodeMessage
-from .simulator import MAX_WRITE_BYTES, SimulationError, check_write_bytes
+from .simulator import MAX_RANGE_RESULTS, MAX_WRITE_BYTES, SimulationError, check_write_bytes
 
 _ROLES = ("client", "peer", "admin", "orderer")
 
@@ -67,8 +69,14 @@ class _Proposal:
         self.transient = dict(payload.TransientMap)
 
 
-@functools.lru_cache(maxsize=1024)
 def _creator(serialized: bytes) -> Creator:
+    # As in an MSP: a thousand of a message's size must not stay in memory.
+    if len(serialized) > CACHED_IDENTITY_BYTES:
+        return _read_creator(serialized)
+    return _cached_creator(serialized)
+
+
+def _read_creator(serialized: bytes) -> Creator:
     identity = parse(msp_pb2.SerializedIdentity, serialized, "the proposal's creator")
     certificate = load_certificate(identity.id_bytes, "the creator's certificate")
     subject = certificate.subject
@@ -81,6 +89,9 @@ def _creator(serialized: bytes) -> Creator:
         role=next((role for role in _ROLES if role in units), ""),
         attributes=certificate_attributes(certificate),
     )
+
+
+_cached_creator = functools.lru_cache(maxsize=1024)(_read_creator)
 
 
 class _Context(EventHolder):
@@ -142,17 +153,21 @@ class _Context(EventHolder):
         return self._results(self._ask(ChaincodeMessage.GET_STATE_BY_RANGE, request))
 
     def _results(self, first: bytes) -> Iterator[tuple[str, bytes]]:
-        response = parse(peer_pb2.QueryResponse, first, "the peer's answer")
+        response = _answer(peer_pb2.QueryResponse, first)
+        count = 0
         while True:
+            count += len(response.results)
+            if count > MAX_RANGE_RESULTS or (response.has_more and not response.results):
+                raise PeerError(f"the peer's answer to a query has no end: {count} results so far")
             for result in response.results:
-                found = parse(queryresult_pb2.KV, result.resultBytes, "the peer's answer")
+                found = _answer(queryresult_pb2.KV, result.resultBytes)
                 yield found.key, found.value
             if not response.has_more:
                 return
             following = self._ask(
                 ChaincodeMessage.QUERY_STATE_NEXT, peer_pb2.QueryStateNext(id=response.id)
             )
-            response = parse(peer_pb2.QueryResponse, following, "the peer's answer")
+            response = _answer(peer_pb2.QueryResponse, following)
 
     # writing
 
@@ -225,10 +240,10 @@ class _Context(EventHolder):
             input=peer_pb2.ChaincodeInput(args=args),
         )
         raw = self._ask(ChaincodeMessage.INVOKE_CHAINCODE, spec)
-        completed = parse(ChaincodeMessage, raw, "the peer's answer")
+        completed = _answer(ChaincodeMessage, raw)
         if completed.type != ChaincodeMessage.COMPLETED:
             raise PeerError(completed.payload.decode(errors="replace"))
-        response = parse(peer_pb2.Response, completed.payload, "the callee's response")
+        response = _answer(peer_pb2.Response, completed.payload)
         return Answer(response.status, response.message, response.payload)
 
     def _ask(self, kind: peer_pb2.ChaincodeMessage.Type, request: Message) -> bytes:
@@ -254,12 +269,14 @@ def run_transaction(
     """Run what a TRANSACTION message asks for; the message that ends it, COMPLETED or ERROR."""
     try:
         context = _Context(conversation, opening)
-    except (WireError, ValueError) as error:
+    except CERTIFICATE_FAULTS as error:
         return ChaincodeMessage(
             type=ChaincodeMessage.ERROR,
             txid=opening.txid,
             channel_id=opening.channel_id,
-            payload=f"the transaction cannot be run: {error}".encode(),
+            payload=shortened(f"the transaction cannot be run: {error}").encode(
+                errors="backslashreplace"
+            ),
         )
     response, event = run_contract(chaincode, context, context.args, finish=context.send_writes)
     return completed(opening, response, event)
@@ -278,6 +295,14 @@ def completed(
         payload=response.SerializeToString(),
         chaincode_event=event,
     )
+
+
+def _answer[M: Message](kind: type[M], raw: bytes) -> M:
+    """What a peer has answered; raises PeerError, for it is not the contract's fault."""
+    try:
+        return parse(kind, raw, "the peer's answer")
+    except WireError as error:
+        raise PeerError(str(error)) from None
 
 
 def _checked(key: str) -> str:

@@ -339,7 +339,7 @@ class WorkerExecutor:
             async with asyncio.timeout(self.settings.deadline_s):
                 requests = Requests(invocation, simulator)
                 await worker.send(requests.opening())
-                while (message := await worker.receive()).type not in _ENDS:
+                while (message := await self._next(worker, invocation)).type not in _ENDS:
                     await worker.send(await requests.answer(message))
             # What a contract keeps would be missing later.
             whole = not worker.has_grown(self.settings.memory_bytes)
@@ -356,6 +356,14 @@ class WorkerExecutor:
                 await asyncio.shield(worker.kill())
                 self.prepare()
         return read_outcome(invocation, message, self.settings.max_result_bytes)
+
+    @staticmethod
+    async def _next(worker: _Worker, invocation: Invocation) -> peer_pb2.ChaincodeMessage:
+        message = await worker.receive()
+        if (message.channel_id, message.txid) != (invocation.channel_id, invocation.transaction_id):
+            # Else what one transaction left behind could be taken for the next one's answer.
+            raise WorkerError("its worker process speaks of another transaction")
+        return message
 
     async def _take(self) -> _Worker:
         """A worker to be given a transaction; raises WorkerError."""

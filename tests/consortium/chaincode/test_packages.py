@@ -109,6 +109,7 @@ def test_tls_stands_in_the_package() -> None:
         (with_metadata(label="a", type=7), "must be a string"),
         (bytes(packages.MAX_PACKAGE_BYTES + 1), "are allowed"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # archives hold the time
 )
 def test_what_is_no_package(data: bytes, problem: str) -> None:
     with pytest.raises(PackageError, match=problem):
