@@ -568,7 +568,8 @@ class Books(Contract):
     ) -> PageSum:
         """Sum the next page of a closed book by price; again changes nothing."""
         self._require_member(context)
-        self._closed(context, product, interval_start).zone_of(zone)
+        _, terms = self._closed(context, product, interval_start)
+        terms.zone_of(zone)
         book = _zone_key(zone, product, interval_start)
         key = f"agg/{book}/{page:06d}"
         stored = context.get_state(key)
@@ -609,8 +610,7 @@ class Books(Contract):
         stored = context.get_state(key)
         if stored is not None:
             return stored_record(Result, stored)
-        terms = self._closed(context, product, interval_start)
-        version = agreements.version_at(context, "product", product, interval_start)
+        version, terms = self._closed(context, product, interval_start)
         now = settings.now(context, energy_settings(context))
         if now >= interval_start:
             result = Result(product, interval_start, version, True, (), None)
@@ -668,10 +668,12 @@ class Books(Contract):
         if context.get_state(applied) is not None:
             return {"book": book, "page": page, "orders": 0}
         summed = self._page(context, book, page)
+        terms = agreements.terms_of(context, "product", product, result.product_version, Product)
+        outcome = None if result.void else _outcome(terms, result)
         ledger = Ledger(context, settings.now(context, energy_settings(context)))
         count = 0
         for order, before_wh in self._orders_of(context, book, page, summed):
-            filled = self._filled(context, result, order, before_wh)
+            filled = _filled(terms, outcome, order, before_wh)
             if order.hold_micro:
                 hold = pending_hold(context, order.connection_id, order.hold_id)
                 if filled.hold_micro:
@@ -719,34 +721,6 @@ class Books(Contract):
             total += found[0]
         return total
 
-    def _filled(self, context: Context, result: Result, order: Order, before_wh: int) -> Order:
-        """An order with what it trades and what it still needs set aside."""
-        if result.void:
-            return replace(order, state="void", hold_micro=0)
-        terms = agreements.terms_of(
-            context, "product", order.product, result.product_version, Product
-        )
-        outcome = _outcome(terms, result)
-        side = cast("Side", order.side)
-        fill = outcome.fill(order.zone, side, order.price_micro_per_kwh, order.energy_wh, before_wh)
-        zone = terms.zone_of(order.zone)
-        local, hub = outcome.local[order.zone].price, outcome.hub.price
-        if side == "bid":
-            local_price = None if local is None else local + zone.local_fee
-            hub_price = None if hub is None else hub + zone.entry_fee
-        else:
-            local_price = local
-            hub_price = None if hub is None else hub - zone.exit_fee
-        filled = replace(
-            order,
-            state="cleared",
-            local_wh=fill.local_wh,
-            local_price=local_price if fill.local_wh else None,
-            hub_wh=fill.hub_wh,
-            hub_price=hub_price if fill.hub_wh else None,
-        )
-        return replace(filled, hold_micro=min(order.hold_micro, _still_held(terms, filled)))
-
     @staticmethod
     def _require_member(context: Context) -> None:
         utility = context.creator.msp_id
@@ -758,14 +732,15 @@ class Books(Contract):
         )
 
     @staticmethod
-    def _closed(context: Context, product: str, interval_start: int) -> Product:
+    def _closed(context: Context, product: str, interval_start: int) -> tuple[int, Product]:
+        """The version of the terms that a book was closed under, and the terms."""
         stored = context.get_state(f"{_interval_key(product, interval_start)}/state")
         if stored is None:
             raise Conflict(
                 f"the book of {product} for {utc_text(interval_start)} is open; book:Close first"
             )
         version = stored_record(BookState, stored).product_version
-        return agreements.terms_of(context, "product", product, version, Product)
+        return version, agreements.terms_of(context, "product", product, version, Product)
 
     @staticmethod
     def _page(context: Context, book: str, number: int) -> PageSum:
@@ -902,6 +877,31 @@ def _outcome(terms: Product, result: Result) -> ZonalClearing:
         },
         offsets,
     )
+
+
+def _filled(terms: Product, outcome: ZonalClearing | None, order: Order, before_wh: int) -> Order:
+    """An order with what it trades and what it still needs set aside; no outcome: void."""
+    if outcome is None:
+        return replace(order, state="void", hold_micro=0)
+    side = cast("Side", order.side)
+    fill = outcome.fill(order.zone, side, order.price_micro_per_kwh, order.energy_wh, before_wh)
+    zone = terms.zone_of(order.zone)
+    local, hub = outcome.local[order.zone].price, outcome.hub.price
+    if side == "bid":
+        local_price = None if local is None else local + zone.local_fee
+        hub_price = None if hub is None else hub + zone.entry_fee
+    else:
+        local_price = local
+        hub_price = None if hub is None else hub - zone.exit_fee
+    filled = replace(
+        order,
+        state="cleared",
+        local_wh=fill.local_wh,
+        local_price=local_price if fill.local_wh else None,
+        hub_wh=fill.hub_wh,
+        hub_price=hub_price if fill.hub_wh else None,
+    )
+    return replace(filled, hold_micro=min(order.hold_micro, _still_held(terms, filled)))
 
 
 def _still_held(terms: Product, order: Order) -> int:

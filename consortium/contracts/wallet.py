@@ -242,8 +242,7 @@ class Ledger:
         else:
             self._append(transfer.payer, -transfer.amount_micro)
         self._receive(transfer.payee, transfer.amount_micro, into_shard)
-        self._post(transfer, transfer.payer, transfer.payee, -transfer.amount_micro)
-        self._post(transfer, transfer.payee, transfer.payer, transfer.amount_micro)
+        self._post_both(transfer)
 
     def hold(self, hold: Hold, shard: str) -> None:
         """Set money of a shard aside under a new hold.
@@ -270,8 +269,7 @@ class Ledger:
         for transfer in transfers:
             assert transfer.payer == hold.account
             self._append(transfer.payee, transfer.amount_micro)
-            self._post(transfer, transfer.payer, transfer.payee, -transfer.amount_micro)
-            self._post(transfer, transfer.payee, transfer.payer, transfer.amount_micro)
+            self._post_both(transfer)
         left = hold.amount_micro - sum(transfer.amount_micro for transfer in transfers)
         self._append(hold.account, left)
 
@@ -353,6 +351,10 @@ class Ledger:
                 canonical_json(_Amount(amount)),
             )
             self._number += 1
+
+    def _post_both(self, transfer: Transfer) -> None:
+        self._post(transfer, transfer.payer, transfer.payee, -transfer.amount_micro)
+        self._post(transfer, transfer.payee, transfer.payer, transfer.amount_micro)
 
     def _post(self, transfer: Transfer, account: str, counterparty: str, amount: int) -> None:
         posting = Posting(amount, transfer.kind, transfer.reference, counterparty, self._at)

@@ -126,52 +126,35 @@ def _query_installed(
         raise SystemChaincodeError(
             f"could not find chaincode with package id '{argument.package_id}'"
         )
-    result = lifecycle_pb2.QueryInstalledChaincodeResult
-    references = call.contracts.references(call.ledgers).get(argument.package_id, {})
-    return result(
-        package_id=argument.package_id,
-        label=_label(argument.package_id),
-        references={
-            channel_id: result.References(
-                chaincodes=[
-                    result.Chaincode(name=one.definition.name, version=one.definition.version)
-                    for one in runnable
-                ]
-            )
-            for channel_id, runnable in references.items()
-        },
+    result = lifecycle_pb2.QueryInstalledChaincodeResult(
+        package_id=argument.package_id, label=_label(argument.package_id)
     )
+    references = call.contracts.references(call.ledgers)
+    _add_references(result, references.get(argument.package_id, {}))
+    return result
+
+
+def _add_references(
+    result: lifecycle_pb2.QueryInstalledChaincodeResult
+    | lifecycle_pb2.QueryInstalledChaincodesResult.InstalledChaincode,
+    by_channel: Mapping[str, list[Runnable]],
+) -> None:
+    """Say which definitions of each channel use a package."""
+    for channel_id, runnable in by_channel.items():
+        used = result.references[channel_id].chaincodes
+        for one in runnable:
+            used.add(name=one.definition.name, version=one.definition.version)
 
 
 def _query_all_installed(
     call: PeerCall, _argument: lifecycle_pb2.QueryInstalledChaincodesArgs
 ) -> Message:
-    result = lifecycle_pb2.QueryInstalledChaincodesResult
+    result = lifecycle_pb2.QueryInstalledChaincodesResult()
     references = call.contracts.references(call.ledgers)
-
-    def used(
-        by_channel: Mapping[str, list[Runnable]],
-    ) -> dict[str, lifecycle_pb2.QueryInstalledChaincodesResult.References]:
-        return {
-            channel_id: result.References(
-                chaincodes=[
-                    result.Chaincode(name=one.definition.name, version=one.definition.version)
-                    for one in runnable
-                ]
-            )
-            for channel_id, runnable in by_channel.items()
-        }
-
-    return result(
-        installed_chaincodes=[
-            result.InstalledChaincode(
-                package_id=package_id,
-                label=_label(package_id),
-                references=used(references.get(package_id, {})),
-            )
-            for package_id in call.contracts.packages.ids()
-        ]
-    )
+    for package_id in call.contracts.packages.ids():
+        installed = result.installed_chaincodes.add(package_id=package_id, label=_label(package_id))
+        _add_references(installed, references.get(package_id, {}))
+    return result
 
 
 def _get_package(

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,7 +17,6 @@ from consortium.chaincode.api import (
     Conflict,
     Context,
     Contract,
-    Creator,
     Integer,
     query,
     transaction,
@@ -28,7 +26,6 @@ from consortium.chaincode.executor import (
     Executor,
     ExecutorBusyError,
     InProcessExecutor,
-    Invocation,
 )
 from consortium.chaincode.packages import Package, PackageError, PackageStore, served_package
 from consortium.chaincode.remote import ChaincodeUnavailableError, Connection, RemoteChaincode
@@ -37,34 +34,15 @@ from consortium.chaincode.serve import ChaincodeServer
 from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
 from consortium.identity.certificates import (
-    CertificateAuthority,
-    certificate_der,
     certificate_pem,
     generate_key,
     key_pem,
 )
 from consortium.ledger.state import Version, VersionedValue
-from consortium.wire import common_pb2, kvrwset_pb2, msp_pb2, peer_pb2, rwset_pb2
-from consortium.wire.envelopes import channel_header, transaction_id
+from consortium.wire import kvrwset_pb2, peer_pb2, rwset_pb2
 from tests.consortium.chaincode.memory_state import MemoryState
+from tests.consortium.chaincode.proposals import AUTHORITY, Member, invocation
 from tests.consortium.contracts.world import CHANNEL, NOON, TestMeter, batch
-
-AUTHORITY = CertificateAuthority.create("Aurora", "aurora.example")
-
-
-class Member:
-    """Someone who signs proposals, with a certificate of Aurora's."""
-
-    def __init__(self, name: str, ou: str = "client", **attributes: str) -> None:
-        attributes = {f"gridledger.{key}": value for key, value in attributes.items()}
-        certificate = AUTHORITY.issue(
-            name, ou, generate_key().public_key(), attributes=attributes or None
-        )
-        self.serialized = msp_pb2.SerializedIdentity(
-            mspid="AuroraMSP", id_bytes=certificate_pem(certificate)
-        ).SerializeToString()
-        self.creator = Creator("AuroraMSP", certificate_der(certificate), name, ou, attributes)
-
 
 ADMIN = Member("admin", "admin")
 OPERATOR = Member("olga", role="operator")
@@ -136,42 +114,6 @@ class Demo(Contract):
         """Asks until it is stopped."""
         while True:
             context.get_state("a")
-
-
-def invocation(
-    caller: Member,
-    chaincode: str,
-    function: str,
-    argument: object = None,
-    transient: Mapping[str, bytes] | None = None,
-    now: int = NOON,
-) -> Invocation:
-    """A call with the signed proposal that it comes from (the signature is the endorser's care)."""
-    nonce = secrets.token_bytes(24)
-    tx_id = transaction_id(nonce, caller.serialized)
-    args = [function.encode(), json.dumps(argument or {}).encode()]
-    header = common_pb2.Header(
-        channel_header=channel_header(
-            common_pb2.ENDORSER_TRANSACTION, CHANNEL, tx_id, timestamp_ns=now * 10**9 + 5
-        ).SerializeToString(),
-        signature_header=common_pb2.SignatureHeader(
-            nonce=nonce, creator=caller.serialized
-        ).SerializeToString(),
-    )
-    payload = peer_pb2.ChaincodeProposalPayload(input=b"", TransientMap=dict(transient or {}))
-    proposal = peer_pb2.Proposal(
-        header=header.SerializeToString(), payload=payload.SerializeToString()
-    )
-    return Invocation(
-        chaincode,
-        CHANNEL,
-        tx_id,
-        now,
-        caller.creator,
-        args,
-        dict(transient or {}),
-        peer_pb2.SignedProposal(proposal_bytes=proposal.SerializeToString()),
-    )
 
 
 class BothWays:
