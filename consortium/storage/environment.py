@@ -15,6 +15,7 @@ after a crash. Three of its limits are lifted here:
 
 import errno
 import logging
+import mmap
 import os
 import threading
 import time
@@ -89,11 +90,23 @@ class DiskError(StorageError):
 
 def disk_error(path: Path, error: OSError) -> DiskError:
     """The sentence for a refused write."""
-    reason = _DISK_REFUSALS.get(error.errno or 0) or os.strerror(error.errno or 0)
+    number = error.errno or 0
+    if number == errno.EIO and _is_full(path):
+        number = errno.ENOSPC  # LMDB calls a write that was cut short an I/O error
+    reason = _DISK_REFUSALS.get(number) or os.strerror(number)
     return DiskError(
         f"{path} cannot be written: {reason}. What was stored before is intact: make room or "
         "repair the disk, then start the node again."
     )
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the file system has no whole page left."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < mmap.PAGESIZE
 
 
 def _refused_write(error: lmdb.Error) -> OSError | None:

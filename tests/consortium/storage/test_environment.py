@@ -1,5 +1,7 @@
 """Tables of any key length, a map that grows, bounded readers, formats."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from consortium.storage.environment import (
     StorageBusyError,
     StorageError,
     WriteTransaction,
+    disk_error,
 )
 
 
@@ -282,3 +285,15 @@ def test_closing_waits_for_readers_and_refuses_new_ones(environment: Environment
         pass
     with pytest.raises(StorageError, match="is closed"):
         environment.write(lambda t: t.put("a", b"key", b"late"))
+
+
+def test_a_write_cut_short_on_a_full_disk_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB reports it as an I/O error; only the free space tells it from a broken disk."""
+    broken = OSError(errno.EIO, "")
+    assert "the disk reports errors" in str(disk_error(tmp_path, broken))
+    room = os.statvfs(tmp_path)
+    full = os.statvfs_result((*room[:4], 0, *room[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    assert "the disk is full" in str(disk_error(tmp_path, broken))
