@@ -50,9 +50,9 @@ class Result:
 
 
 async def send(
-    cluster: OrdererCluster, addresses: list[str], orders: dict[str, Any]
-) -> tuple[dict[str, Any], asyncio.subprocess.Process]:
-    """Run a broadcaster to its end."""
+    folder: Path, msp_id: str, addresses: list[str], orders: dict[str, Any]
+) -> dict[str, Any]:
+    """Run a broadcaster to its end; `folder` holds the client's keys and the roots it trusts."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -64,8 +64,8 @@ async def send(
     assert process.stdin is not None
     assert process.stdout is not None
     whole = {
-        "folder": str(cluster.folder),
-        "msp_id": cluster.client.msp_id,
+        "folder": str(folder),
+        "msp_id": msp_id,
         "channel": CHANNEL,
         "addresses": addresses,
         "streams": STREAMS,
@@ -76,7 +76,7 @@ async def send(
     process.stdin.write(b"go\n")
     measured: dict[str, Any] = json.loads(await process.stdout.readline())
     await process.wait()
-    return measured, process
+    return measured
 
 
 async def measure(
@@ -106,11 +106,12 @@ async def measure(
             if to == "leader":
                 addresses = [addresses[leader]]
             orders = {"count": count, "size": size, "in_flight": in_flight}
+            client = (cluster.folder, cluster.client.msp_id)
             # Connections, caches and allocators as they are in the long run.
-            await send(cluster, addresses, orders | {"count": count // 10})
+            await send(*client, addresses, orders | {"count": count // 10})
             before = [await one.status() for one in cluster.orderers]
             cpu = [one.cpu_s() for one in cluster.orderers]
-            measured, _ = await send(cluster, addresses, orders)
+            measured = await send(*client, addresses, orders)
             cpu = [(one.cpu_s() - was) for one, was in zip(cluster.orderers, cpu, strict=True)]
             if measured["refusals"]:
                 raise SystemExit(f"an orderer refused: {measured['refusals'][0]}")
@@ -119,12 +120,12 @@ async def measure(
             found = None
             if profile:
                 await cluster.orderers[leader].ask("profile")
-                await send(cluster, addresses, orders)
+                await send(*client, addresses, orders)
                 found = (await cluster.orderers[leader].ask("profiled"))["profile"]
             at_half = await send(
-                cluster, addresses, orders | {"count": max(200, int(rate)), "rate": rate / 2}
+                *client, addresses, orders | {"count": max(200, int(rate)), "rate": rate / 2}
             )
-            latencies = sorted(at_half[0]["latencies"])
+            latencies = sorted(at_half["latencies"])
             last = [await one.status() for one in cluster.orderers]
     followers = [cpu[n] for n in range(orderers) if n != leader]
     fsyncs = after[leader]["log_commits"] - before[leader]["log_commits"]

@@ -566,10 +566,12 @@ async def configtxgen(
     endpoints: Mapping[str, int] | None = None,
     snapshot_interval: str = "16 MB",
     anchors_are_fabrics: bool = False,
+    orderers: int | None = None,
 ) -> Path:
     """A channel's first block, made by Fabric's tool from its own settings file.
 
     `anchors_are_fabrics`: the utilities' peers are, which talk to each other where clients call.
+    `orderers`: of so many of the utilities; else of each.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -607,7 +609,7 @@ async def configtxgen(
         "Admins": meta("MAJORITY Admins"),
     }
     consenters = []
-    for utility in network.utilities:
+    for utility in network.utilities[:orderers]:
         certificate = str(utility.directory / "orderer" / "tls.cert.pem")
         consenters.append(
             {

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.orderers import OrdererCluster, on_loopback
+from benchmarks.ordering import send
 from benchmarks.transactions import Result, _measure
+from consortium.ledger.channel_config import RaftOptions
 from consortium.node.contracts import ensure_contracts
-from consortium.node.network import create_network
+from consortium.node.network import RAFT_TICK_S, create_network
 from consortium.node.processes import ProcessNetwork
 
-from .fabric import fabric_bin
+from .fabric import HOST, FabricOrderer, configtxgen, fabric_bin, issue, running
 from .networks import fabric_network
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -73,4 +76,57 @@ async def test_side_by_side(tmp_path: Path) -> None:
             f"{statistics.median(server):.1f} ms/tx "
             f"({', '.join(f'{each:.1f}' for each in server)}), memory "
             f"{sum(found[-1].memory_mb.values()):.0f} MB"
+        )
+
+
+ENVELOPES = 10_000
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_ordering_side_by_side(tmp_path: Path, count: int) -> None:
+    """Envelopes of 4 kB a second through one leader, 1,000 in flight, blocks of up to 500.
+
+    Fabric's answer says that the envelope waits in its leader's memory, ours that it is committed.
+    """
+    programs = fabric_bin()
+    network = create_network(tmp_path / "theirs", base_port=31_000)
+    block = await configtxgen(programs, tmp_path / "configtx", network, orderers=count)
+    orderers = [
+        FabricOrderer.create(programs, tmp_path / utility.name, network, utility)
+        for utility in network.utilities[:count]
+    ]
+    client = tmp_path / "client"
+    client.mkdir()
+    issue(network.utility("Aurora"), client, "client", "client", "load.aurora.example")
+    (client / "roots.pem").write_bytes(network.tls_bundle_pem)
+    cluster = OrdererCluster(
+        tmp_path / "ours",
+        on_loopback(count),
+        max_message_count=500,
+        batch_timeout="100ms",
+        raft=RaftOptions(tick_interval_s=RAFT_TICK_S),
+    )
+    rates: dict[str, list[float]] = {}
+    async with running(*orderers), cluster:
+        for orderer in orderers:
+            await orderer.join(block)
+        ours = cluster.orderers[await cluster.leader()].client_address
+        arrangements = [("GridLedger", cluster.folder, "AuroraMSP", ours)]
+        # Fabric's followers pass envelopes on: one of these is the leader, which is the fastest.
+        arrangements += [
+            (f"Fabric {one.utility.name}", client, "AuroraMSP", f"{HOST}:{one.port}")
+            for one in orderers
+        ]
+        for turn in range(ROUNDS + 1):
+            for name, folder, msp_id, address in arrangements:
+                measured = await send(
+                    folder, msp_id, [address], {"count": ENVELOPES, "size": 4000, "in_flight": 1000}
+                )
+                assert measured["refusals"] == []
+                if turn:
+                    rates.setdefault(name, []).append(ENVELOPES / measured["seconds"])
+    for name, found in rates.items():
+        print(
+            f"\n{count} orderers, {name}: {statistics.median(found):.0f} envelopes/s "
+            f"({', '.join(f'{each:.0f}' for each in found)})"
         )
