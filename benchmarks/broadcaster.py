@@ -3,7 +3,9 @@
     python -m benchmarks.broadcaster < orders.json > answers.json
 
 Envelopes are signed before the clock starts. With `rate` envelopes are sent at that pace (latency
-counts from when each was due); without it as many as `in_flight` allows.
+counts from when each was due); without it as many as `in_flight` allows. With `batches` they go as
+a gateway of ours sends them, as many in a message as wait by then, else one by one as from any
+client of Fabric's.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,11 @@ import uvloop
 
 from consortium.identity.signing import Signer
 from consortium.orderer.streams import read
-from consortium.wire import common_pb2, orderer_pb2, services
+from consortium.wire import common_pb2, gridledger_pb2, orderer_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope, transaction_id
 
-_SUCCESS = orderer_pb2.BroadcastResponse(status=common_pb2.SUCCESS).SerializeToString()
+_SUCCESS = orderer_pb2.BroadcastResponse(status=common_pb2.SUCCESS)
+_SUCCESS_BYTES = _SUCCESS.SerializeToString()
 
 
 def envelopes(signer: Signer, channel: str, count: int, size: int) -> list[bytes]:
@@ -46,8 +50,9 @@ class _Sender:
     def __init__(
         self, channel: grpc.aio.Channel, raws: list[bytes], orders: dict[str, Any]
     ) -> None:
+        self._batches: bool = orders["batches"]
         self._call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(
-            services.BROADCAST
+            services.BROADCAST_BATCHES if self._batches else services.BROADCAST
         )()
         self._raws = raws
         self._window = max(1, orders["in_flight"] // orders["streams"])
@@ -60,31 +65,48 @@ class _Sender:
     async def run(self) -> None:
         reading = asyncio.create_task(self._read())
         started = time.perf_counter()
-        for number, raw in enumerate(self._raws):
-            if reading.done():
-                break
-            due = time.perf_counter()
-            if self._interval_s:
-                due = started + number * self._interval_s
-                await asyncio.sleep(due - time.perf_counter())
+        number = 0
+        while number < len(self._raws) and not reading.done():
             while len(self._sent) >= self._window:
                 self._room.clear()
                 await self._room.wait()
-            self._sent.append(due)
-            await self._call.write(raw)
+            due = time.perf_counter()
+            ready = self._window - len(self._sent) if self._batches else 1
+            if self._interval_s:
+                due = started + number * self._interval_s
+                await asyncio.sleep(due - time.perf_counter())
+                late = (time.perf_counter() - due) / self._interval_s
+                ready = min(ready, 1 + int(late))
+            batch = self._raws[number : number + min(ready, services.BROADCAST_BATCH)]
+            self._sent.extend(due + n * self._interval_s for n in range(len(batch)))
+            number += len(batch)
+            if self._batches:
+                message = gridledger_pb2.EnvelopeBatch(envelopes=batch).SerializeToString()
+            else:
+                (message,) = batch
+            await self._call.write(message)
         await self._call.done_writing()
         await reading
 
     async def _read(self) -> None:
         call = self._call
         while (raw := await read(call)) is not None:
-            if raw != _SUCCESS:
-                response = orderer_pb2.BroadcastResponse.FromString(raw)
-                status = common_pb2.Status.Name(response.status)
-                self.refusal = f"{status}: {response.info}"
-                break
-            self.latencies.append(time.perf_counter() - self._sent.popleft())
+            for answer in self._answers(raw):
+                if answer.status != common_pb2.SUCCESS:
+                    status = common_pb2.Status.Name(answer.status)
+                    self.refusal = f"{status}: {answer.info}"
+                    return
+                self.latencies.append(time.perf_counter() - self._sent.popleft())
             self._room.set()
+
+    def _answers(self, raw: bytes) -> Iterable[orderer_pb2.BroadcastResponse]:
+        if self._batches:
+            return gridledger_pb2.BroadcastAnswers.FromString(raw).answers
+        return (
+            (_SUCCESS,)
+            if raw == _SUCCESS_BYTES
+            else (orderer_pb2.BroadcastResponse.FromString(raw),)
+        )
 
 
 async def _run(orders: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Result:
 
     orderers: int
     to: str
+    via: str
     envelope_bytes: int
     batch: int
     envelopes: int
@@ -70,6 +71,7 @@ async def send(
         "addresses": addresses,
         "streams": STREAMS,
         "rate": None,
+        "batches": False,
     } | orders
     process.stdin.write(json.dumps(whole).encode() + b"\n")
     await process.stdout.readline()
@@ -87,6 +89,7 @@ async def measure(
     count: int,
     in_flight: int,
     to: str,
+    via: str,
     profile: bool,
 ) -> Result:
     """Start a cluster and measure one arrangement."""
@@ -105,7 +108,12 @@ async def measure(
             addresses = [one.client_address for one in cluster.orderers]
             if to == "leader":
                 addresses = [addresses[leader]]
-            orders = {"count": count, "size": size, "in_flight": in_flight}
+            orders = {
+                "count": count,
+                "size": size,
+                "in_flight": in_flight,
+                "batches": via == "batches",
+            }
             client = (cluster.folder, cluster.client.msp_id)
             # Connections, caches and allocators as they are in the long run.
             await send(*client, addresses, orders | {"count": count // 10})
@@ -132,6 +140,7 @@ async def measure(
     return Result(
         orderers=orderers,
         to=to,
+        via=via,
         envelope_bytes=size,
         batch=batch,
         envelopes=count,
@@ -154,7 +163,7 @@ async def measure(
 def heading() -> str:
     """Of the table."""
     return (
-        f"{'orderers':>8} {'to':6} {'bytes':>6} {'batch':>5} {'env/s':>7} {'p50 ms':>7} "
+        f"{'orderers':>8} {'to':6} {'via':8} {'bytes':>6} {'batch':>5} {'env/s':>7} {'p50 ms':>7} "
         f"{'p95 ms':>7} {'p99 ms':>7} {'leader':>7} {'follower':>8} {'client':>7} "
         f"{'fsyncs/s':>8} {'elections':>9}   (CPU in µs for each envelope)"
     )
@@ -163,8 +172,8 @@ def heading() -> str:
 def row(result: Result) -> str:
     """One line of the table."""
     return (
-        f"{result.orderers:8} {result.to:6} {result.envelope_bytes:6} {result.batch:5} "
-        f"{result.committed_per_s:7.0f} {result.p50_ms:7.1f} {result.p95_ms:7.1f} "
+        f"{result.orderers:8} {result.to:6} {result.via:8} {result.envelope_bytes:6} "
+        f"{result.batch:5} {result.committed_per_s:7.0f} {result.p50_ms:7.1f} {result.p95_ms:7.1f} "
         f"{result.p99_ms:7.1f} {result.leader_us:7.0f} {result.follower_us:8.0f} "
         f"{result.client_us:7.0f} {result.fsyncs_per_s:8.0f} {result.elections:9}"
     )
@@ -183,6 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=10_000, help="envelopes for each measurement")
     parser.add_argument("--in-flight", type=int, default=1000)
     parser.add_argument("--to", choices=("leader", "all"), default="leader", help="who gets them")
+    parser.add_argument(
+        "--via",
+        choices=("single", "batches"),
+        default="single",
+        help="an envelope a message as Fabric's clients send them, or many as our gateways do",
+    )
     parser.add_argument("--profile", action="store_true", help="of the leader's event loop")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -202,6 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
                             count=options.count,
                             in_flight=options.in_flight,
                             to=options.to,
+                            via=options.via,
                             profile=options.profile,
                         )
                     )

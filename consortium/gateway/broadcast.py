@@ -1,8 +1,9 @@
 """Submitting envelopes to the ordering service over one long-lived stream.
 
-A gateway keeps one Broadcast stream open with many envelopes in flight. Orderers answer in order,
-and our orderers answer SUCCESS only for what Raft has committed. When a stream ends, whatever was
-unanswered is sent again to the next orderer: an envelope ordered twice is valid once.
+A gateway keeps one stream open with many envelopes in flight: to our orderers in batches, which
+costs both sides a fraction of the time, to Fabric's by Broadcast, one by one. Orderers answer in
+order, and our orderers answer SUCCESS only for what Raft has committed. When a stream ends,
+whatever was unanswered is sent again to the next orderer: an envelope ordered twice is valid once.
 """
 
 import asyncio
@@ -10,18 +11,21 @@ import contextlib
 import logging
 import random
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import grpc
 
 from consortium.peer.channel import ChannelPeer
-from consortium.wire import common_pb2, orderer_pb2, services
+from consortium.wire import common_pb2, gridledger_pb2, orderer_pb2, services
 
 _LOGGER = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 500
 MAX_WAITING = 5_000
 MAX_WAITING_BYTES = 128 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
+"""A batch of more has one envelope only."""
 RETRY_S = 0.1
 ANSWER_TIMEOUT_S = 5.0
 """An orderer that answers none of the envelopes it was sent for so long is left for another.
@@ -83,6 +87,7 @@ class Broadcaster:
         self._answer_due: asyncio.Timeout | None = None
         self._preferred: str | None = None
         self._last_errors: dict[str, tuple[str, str]] = {}
+        self._without_batches: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -154,25 +159,30 @@ class Broadcaster:
 
     async def _attempt(self, address: str, msp_id: str) -> str:
         """Send to one orderer for as long as it goes well; returns what ended that."""
-        try:
-            return await self._stream(address, msp_id)
-        except grpc.aio.AioRpcError as error:
-            return error.details() or error.code().name
-        except OrdererStuck as error:
-            return str(error)
-        except Exception as error:
-            # Whatever an orderer sends, the queue of everybody's envelopes goes on.
-            _LOGGER.exception("broadcasting to orderer %s", address)
-            return f"{type(error).__name__}: {error}"
-        finally:
-            if self._preferred == address:
-                self._preferred = None
-            # What was sent and not answered goes first to the next orderer, in order.
-            unanswered = [one for one in self._in_flight if not one.answered.done()]
-            self._waiting.extendleft(reversed(unanswered))
-            self._in_flight.clear()
+        while True:
+            batches = address not in self._without_batches
+            try:
+                return await self._stream(address, msp_id, batches=batches)
+            except grpc.aio.AioRpcError as error:
+                if batches and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self._without_batches.add(address)
+                    continue
+                return error.details() or error.code().name
+            except OrdererStuck as error:
+                return str(error)
+            except Exception as error:
+                # Whatever an orderer sends, the queue of everybody's envelopes goes on.
+                _LOGGER.exception("broadcasting to orderer %s", address)
+                return f"{type(error).__name__}: {error}"
+            finally:
+                if self._preferred == address:
+                    self._preferred = None
+                # What was sent and not answered goes first to the next orderer, in order.
+                unanswered = [one for one in self._in_flight if not one.answered.done()]
+                self._waiting.extendleft(reversed(unanswered))
+                self._in_flight.clear()
 
-    async def _stream(self, address: str, msp_id: str) -> str:
+    async def _stream(self, address: str, msp_id: str, *, batches: bool) -> str:
         credentials = grpc.ssl_channel_credentials(
             self._channel.ledger.config.msps.tls_roots_pem(msp_id)
         )
@@ -180,12 +190,12 @@ class Broadcaster:
             address, credentials, options=services.NODE_CHANNEL_OPTIONS
         ) as connection:
             broadcast: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = connection.stream_stream(
-                services.BROADCAST
+                services.BROADCAST_BATCHES if batches else services.BROADCAST
             )
             call = broadcast()
             try:
                 async with asyncio.timeout(None) as self._answer_due:
-                    return await self._exchange(call, address)
+                    return await self._exchange(call, address, batches=batches)
             except TimeoutError:
                 raise OrdererStuck(
                     f"it was sent envelopes and answered none for {ANSWER_TIMEOUT_S:g} s"
@@ -194,13 +204,15 @@ class Broadcaster:
                 self._answer_due = None
                 call.cancel()
 
-    async def _exchange(self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str) -> str:
-        writer = asyncio.create_task(self._write(call))
+    async def _exchange(
+        self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str, *, batches: bool
+    ) -> str:
+        writer = asyncio.create_task(self._write(call, batches=batches))
         try:
             while isinstance(raw := await call.read(), bytes):
-                answer = orderer_pb2.BroadcastResponse.FromString(raw)
-                if not self._answer(answer):
-                    return f"{_name(answer.status)}: {answer.info}"
+                for answer in _answers(raw) if batches else (_answer(raw),):
+                    if not self._answer(answer):
+                        return f"{_name(answer.status)}: {answer.info}"
                 self._preferred = address
                 self._last_errors.pop(address, None)
                 self._expect_answer()
@@ -242,19 +254,42 @@ class Broadcaster:
             self._waiting.append(pending)
         return False
 
-    async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    async def _write(self, call: grpc.aio.StreamStreamCall[bytes, bytes], *, batches: bool) -> None:
         while True:
-            while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
-                pending = self._waiting.popleft()
-                if pending.answered.done():
-                    continue  # its caller gave up
-                self._in_flight.append(pending)
-                if len(self._in_flight) == 1:
-                    self._expect_answer()
-                await call.write(pending.envelope)
+            while batch := self._next(services.BROADCAST_BATCH if batches else 1):
+                if batches:
+                    message = gridledger_pb2.EnvelopeBatch(envelopes=batch).SerializeToString()
+                else:
+                    (message,) = batch
+                await call.write(message)
             self._work.clear()
             if not self._waiting or len(self._in_flight) >= MAX_IN_FLIGHT:
                 await self._work.wait()
+
+    def _next(self, count: int) -> list[bytes]:
+        """Up to so many of the envelopes that wait, in flight from now on."""
+        batch: list[bytes] = []
+        size = 0
+        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT and len(batch) < count:
+            if batch and size + len(self._waiting[0].envelope) > BATCH_BYTES:
+                break
+            pending = self._waiting.popleft()
+            if pending.answered.done():
+                continue  # its caller gave up
+            self._in_flight.append(pending)
+            if len(self._in_flight) == 1:
+                self._expect_answer()
+            batch.append(pending.envelope)
+            size += len(pending.envelope)
+        return batch
+
+
+def _answer(raw: bytes) -> orderer_pb2.BroadcastResponse:
+    return orderer_pb2.BroadcastResponse.FromString(raw)
+
+
+def _answers(raw: bytes) -> Iterable[orderer_pb2.BroadcastResponse]:
+    return gridledger_pb2.BroadcastAnswers.FromString(raw).answers
 
 
 def _name(status: int) -> str:

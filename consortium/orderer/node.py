@@ -203,6 +203,9 @@ class Orderer:
         administration = AdministrationService(self, self._check_threads)
         handlers: Handlers = {
             services.BROADCAST: grpc.stream_stream_rpc_method_handler(broadcast.handle),
+            services.BROADCAST_BATCHES: grpc.stream_stream_rpc_method_handler(
+                broadcast.handle_batches
+            ),
             services.ORDERER_DELIVER: grpc.stream_stream_rpc_method_handler(deliver.handle),
             services.ORDERER_ACT: grpc.unary_unary_rpc_method_handler(administration.handle),
         }

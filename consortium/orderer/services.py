@@ -1,5 +1,7 @@
 """orderer.AtomicBroadcast: taking envelopes (Broadcast) and handing out blocks (Deliver).
 
+Our own gateways send envelopes in batches (BroadcastBatches), which is the same but for the frames.
+
 Broadcast reads on while earlier envelopes are still being ordered; answers keep the order of the
 stream, SUCCESS means that the envelope stands in a block, and the first answer that is not SUCCESS
 is the last one: what the client sent after it may or may not be ordered, so it sends again
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from consortium.wire import common_pb2, orderer_pb2
+from consortium.wire import common_pb2, gridledger_pb2, orderer_pb2, services
 from consortium.wire.envelopes import OpenedEnvelope, WireError, field_prefix, parse
 
 from .admission import Admitted, Refused, check_timestamp, opened
@@ -32,7 +34,8 @@ from .streams import read
 _LOGGER = logging.getLogger(__name__)
 
 MAX_BLOCK = 2**64 - 1
-_SUCCESS = orderer_pb2.BroadcastResponse(status=common_pb2.SUCCESS).SerializeToString()
+_SUCCEEDED = orderer_pb2.BroadcastResponse(status=common_pb2.SUCCESS)
+_SUCCESS = _SUCCEEDED.SerializeToString()
 _INLINE_CHECKS = 8
 """So few envelopes are checked on the loop, in less than a millisecond: a thread costs more.
 
@@ -40,6 +43,7 @@ Gathering more of them for a thread was tried: it takes 65 µs for each envelope
 where the machine is busy every batch waits for the thread's turn, and a third fewer were ordered.
 """
 
+type _Responses = Sequence[orderer_pb2.BroadcastResponse]
 type ServerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -62,8 +66,42 @@ class ServiceLimits:
     """Broadcast streams open at once; a gateway needs one for each channel."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Framing:
+    """How envelopes and answers stand in the messages of a stream."""
+
+    envelopes: Callable[[bytes], Sequence[bytes]]
+    """Those of a message; raises WireError."""
+    message: Callable[[_Responses], bytes]
+    answers: int
+    """How many a message holds, at most."""
+
+
+def _one_answer(responses: _Responses) -> bytes:
+    (response,) = responses
+    return _SUCCESS if response is _SUCCEEDED else response.SerializeToString()
+
+
+def _batch(raw: bytes) -> Sequence[bytes]:
+    envelopes = parse(gridledger_pb2.EnvelopeBatch, raw, "the batch").envelopes
+    if len(envelopes) > services.BROADCAST_BATCH:
+        raise WireError(
+            f"the batch has {len(envelopes)} envelopes and the limit is"
+            f" {services.BROADCAST_BATCH}; send several"
+        )
+    return envelopes
+
+
+def _answers(responses: _Responses) -> bytes:
+    return gridledger_pb2.BroadcastAnswers(answers=responses).SerializeToString()
+
+
+_SINGLY = _Framing(lambda raw: (raw,), _one_answer, 1)
+_IN_BATCHES = _Framing(_batch, _answers, services.BROADCAST_BATCH)
+
+
 class BroadcastService:
-    """Handler of orderer.AtomicBroadcast/Broadcast."""
+    """Handler of orderer.AtomicBroadcast/Broadcast, and of the same with many in a message."""
 
     def __init__(
         self, chains: Mapping[str, Chain | Follower], threads: Executor, limits: ServiceLimits
@@ -80,7 +118,14 @@ class BroadcastService:
         self._open = 0
 
     async def handle(self, _: object, context: ServerContext) -> None:
-        """Serve one stream."""
+        """Serve one stream, an envelope in each message."""
+        await self._handle(_SINGLY, context)
+
+    async def handle_batches(self, _: object, context: ServerContext) -> None:
+        """Serve one stream, an EnvelopeBatch in each message."""
+        await self._handle(_IN_BATCHES, context)
+
+    async def _handle(self, framing: _Framing, context: ServerContext) -> None:
         if self._open >= self._limits.writers:
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -89,12 +134,12 @@ class BroadcastService:
             )
         self._open += 1
         try:
-            await self._serve(context)
+            await self._serve(framing, context)
         finally:
             self._open -= 1
 
-    async def _serve(self, context: ServerContext) -> None:
-        stream = _BroadcastStream(self._limits, self._give_back)
+    async def _serve(self, framing: _Framing, context: ServerContext) -> None:
+        stream = _BroadcastStream(framing, self._limits, self._give_back)
         reader = asyncio.create_task(self._read(stream, context))
         try:
             await stream.answer(context)
@@ -132,24 +177,36 @@ class BroadcastService:
     async def _read(self, stream: _BroadcastStream, context: ServerContext) -> None:
         try:
             while (raw := await read(context)) is not None:
-                problem = self._no_room()
-                submission = stream.add(raw)
-                self._taken_bytes += len(raw)
-                if problem is not None:
-                    submission.answer(common_pb2.SERVICE_UNAVAILABLE, problem)
-                    return  # the last answer of this stream
-                if not stream.unchecked:
-                    self._streams.append(stream)
-                stream.unchecked.append(submission)
-                self._unchecked += 1
-                if not self._checking:
-                    self._checking = True
-                    # Not at once: what other streams have for us now is checked together.
-                    asyncio.get_running_loop().call_soon(self._check_next)
+                try:
+                    envelopes = stream.framing.envelopes(raw)
+                except WireError as error:
+                    stream.add(b"").answer(common_pb2.BAD_REQUEST, str(error))
+                    return
+                for envelope in envelopes:
+                    if not self._take(stream, envelope):
+                        return
                 if stream.full:
                     await stream.room()
         finally:
             stream.end()
+
+    def _take(self, stream: _BroadcastStream, raw: bytes) -> bool:
+        """Let an envelope wait to be checked; False if it has got the last answer of its stream."""
+        problem = self._no_room()
+        submission = stream.add(raw)
+        self._taken_bytes += len(raw)
+        if problem is not None:
+            submission.answer(common_pb2.SERVICE_UNAVAILABLE, problem)
+            return False
+        if not stream.unchecked:
+            self._streams.append(stream)
+        stream.unchecked.append(submission)
+        self._unchecked += 1
+        if not self._checking:
+            self._checking = True
+            # Not at once: what other streams have for us now is checked together.
+            asyncio.get_running_loop().call_soon(self._check_next)
+        return True
 
     def _check_next(self) -> None:
         """Check what has come in, of each stream in turn: a little here, more in a thread."""
@@ -223,7 +280,10 @@ def unknown_channel(envelope: OpenedEnvelope) -> Refused:
 class _BroadcastStream:
     """The envelopes of one stream that are not answered yet, oldest first."""
 
-    def __init__(self, limits: ServiceLimits, give_back: Callable[[int], None]) -> None:
+    def __init__(
+        self, framing: _Framing, limits: ServiceLimits, give_back: Callable[[int], None]
+    ) -> None:
+        self.framing = framing
         self._limits = limits
         self._give_back = give_back
         self.unchecked: deque[Submission] = deque()
@@ -259,23 +319,38 @@ class _BroadcastStream:
         self._ended = True
         self._changed.set()
 
+    def _responses(self) -> _Responses:
+        """To the oldest envelopes, up to the first that is not settled or did not succeed."""
+        waiting = self._submissions
+        responses: list[orderer_pb2.BroadcastResponse] = []
+        while waiting and len(responses) < self.framing.answers:
+            status = waiting[0].status
+            if status is None:
+                break
+            submission = waiting.popleft()
+            self.bytes -= len(submission.raw)
+            self._give_back(len(submission.raw))
+            self._room.set()
+            if status != common_pb2.SUCCESS:
+                responses.append(
+                    orderer_pb2.BroadcastResponse(
+                        status=common_pb2.Status.Name(status), info=submission.info
+                    )
+                )
+                break
+            responses.append(_SUCCEEDED)
+        return responses
+
     async def answer(self, context: ServerContext) -> None:
         """Send the answers until the stream has ended or one is not SUCCESS."""
         waiting = self._submissions
         while True:
-            while waiting and (status := waiting[0].status) is not None:
-                submission = waiting.popleft()
-                self.bytes -= len(submission.raw)
-                self._give_back(len(submission.raw))
-                self._room.set()
-                if status == common_pb2.SUCCESS:
-                    await context.write(_SUCCESS)
-                    continue
-                response = orderer_pb2.BroadcastResponse(
-                    status=common_pb2.Status.Name(status), info=submission.info
-                )
-                await context.write(response.SerializeToString())
-                return
+            responses = self._responses()
+            if responses:
+                await context.write(self.framing.message(responses))
+                if responses[-1] is not _SUCCEEDED:
+                    return
+                continue
             if self._ended and not waiting:
                 return
             self._changed.clear()

@@ -23,41 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from . import gossip_pb2 as gossip__pb2
+from . import orderer_pb2 as orderer__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x10gridledger.proto\x12\ngridledger\x1a\x0cgossip.proto\"C\n\x0bNodeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x10\n\x08identity\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xac\x01\n\x12PrivateDataRequest\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x1c\n\x14tls_certificate_hash\x18\x02 \x01(\x0c\x12+\n\x04push\x18\x03 \x01(\x0b\x32\x1b.gridledger.PrivateDataPushH\x00\x12,\n\x04pull\x18\x04 \x01(\x0b\x32\x1c.gossip.RemotePvtDataRequestH\x00\x42\t\n\x07\x63ontent\";\n\x0fPrivateDataPush\x12(\n\x08payloads\x18\x01 \x03(\x0b\x32\x16.gossip.PrivatePayload\"\x13\n\x11PrivateDataPushed\"8\n\rRecallRequest\x12\'\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x17.gridledger.RecallClaim\"d\n\x0bRecallClaim\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07raft_id\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07process\x18\x05 \x01(\x0c\"<\n\x0eRecallResponse\x12*\n\x08memories\x18\x01 \x03(\x0b\x32\x18.gridledger.RecallMemory\"\x93\x02\n\x0cRecallMemory\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06member\x18\x02 \x01(\x08\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07process\x18\x05 \x01(\x0c\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x19\n\x11\x61\x63knowledged_term\x18\x07 \x01(\x04\x12\x1a\n\x12\x61\x63knowledged_index\x18\x08 \x01(\x04\x12\x11\n\tvote_term\x18\t \x01(\x04\x12\x0f\n\x07raft_id\x18\n \x01(\x04\x12\x11\n\tsent_term\x18\x0b \x01(\x04\x12\x12\n\nsent_index\x18\x0c \x01(\x04\x12\x1d\n\x15\x61\x63knowledged_log_term\x18\r \x01(\x04\"\xb1\x01\n\nOrdererAct\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0b\x32\x1e.gridledger.OrdererStatusQueryH\x00\x12\x32\n\x08transfer\x18\x03 \x01(\x0b\x32\x1e.gridledger.TransferLeadershipH\x00\x12\x0e\n\x04join\x18\x04 \x01(\x0cH\x00\x12\x10\n\x06remove\x18\x05 \x01(\tH\x00\x42\x05\n\x03\x61\x63t\"%\n\x12OrdererStatusQuery\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"1\n\x12TransferLeadership\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\x04\"=\n\rOrdererAnswer\x12,\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x1a.gridledger.OrdererChannel\"\xed\x01\n\x0eOrdererChannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x1a\n\x12\x63onsensus_relation\x18\x04 \x01(\t\x12\x0f\n\x07raft_id\x18\x05 \x01(\x04\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x0e\n\x06leader\x18\x07 \x01(\x04\x12\x0c\n\x04term\x18\x08 \x01(\x04\x12\x17\n\x0f\x63onfig_sequence\x18\t \x01(\x04\x12\x0f\n\x07problem\x18\n \x01(\t\x12*\n\x07members\x18\x0b \x03(\x0b\x32\x19.gridledger.OrdererMember\"\x88\x01\n\rOrdererMember\x12\x0f\n\x07raft_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04part\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x0f\n\x07matched\x18\x05 \x01(\x04\x12\x0c\n\x04last\x18\x06 \x01(\x04\x12\x18\n\x10\x63\x65rtificate_hash\x18\x07 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x10gridledger.proto\x12\ngridledger\x1a\x0cgossip.proto\x1a\rorderer.proto\"C\n\x0bNodeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x10\n\x08identity\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xac\x01\n\x12PrivateDataRequest\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x1c\n\x14tls_certificate_hash\x18\x02 \x01(\x0c\x12+\n\x04push\x18\x03 \x01(\x0b\x32\x1b.gridledger.PrivateDataPushH\x00\x12,\n\x04pull\x18\x04 \x01(\x0b\x32\x1c.gossip.RemotePvtDataRequestH\x00\x42\t\n\x07\x63ontent\";\n\x0fPrivateDataPush\x12(\n\x08payloads\x18\x01 \x03(\x0b\x32\x16.gossip.PrivatePayload\"\x13\n\x11PrivateDataPushed\"\"\n\rEnvelopeBatch\x12\x11\n\tenvelopes\x18\x01 \x03(\x0c\"?\n\x10\x42roadcastAnswers\x12+\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1a.orderer.BroadcastResponse\"8\n\rRecallRequest\x12\'\n\x06\x63laims\x18\x01 \x03(\x0b\x32\x17.gridledger.RecallClaim\"d\n\x0bRecallClaim\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07raft_id\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07process\x18\x05 \x01(\x0c\"<\n\x0eRecallResponse\x12*\n\x08memories\x18\x01 \x03(\x0b\x32\x18.gridledger.RecallMemory\"\x93\x02\n\x0cRecallMemory\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06member\x18\x02 \x01(\x08\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07process\x18\x05 \x01(\x0c\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x19\n\x11\x61\x63knowledged_term\x18\x07 \x01(\x04\x12\x1a\n\x12\x61\x63knowledged_index\x18\x08 \x01(\x04\x12\x11\n\tvote_term\x18\t \x01(\x04\x12\x0f\n\x07raft_id\x18\n \x01(\x04\x12\x11\n\tsent_term\x18\x0b \x01(\x04\x12\x12\n\nsent_index\x18\x0c \x01(\x04\x12\x1d\n\x15\x61\x63knowledged_log_term\x18\r \x01(\x04\"\xb1\x01\n\nOrdererAct\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0b\x32\x1e.gridledger.OrdererStatusQueryH\x00\x12\x32\n\x08transfer\x18\x03 \x01(\x0b\x32\x1e.gridledger.TransferLeadershipH\x00\x12\x0e\n\x04join\x18\x04 \x01(\x0cH\x00\x12\x10\n\x06remove\x18\x05 \x01(\tH\x00\x42\x05\n\x03\x61\x63t\"%\n\x12OrdererStatusQuery\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"1\n\x12TransferLeadership\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\n\n\x02to\x18\x02 \x01(\x04\"=\n\rOrdererAnswer\x12,\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x1a.gridledger.OrdererChannel\"\xed\x01\n\x0eOrdererChannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x04\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x1a\n\x12\x63onsensus_relation\x18\x04 \x01(\t\x12\x0f\n\x07raft_id\x18\x05 \x01(\x04\x12\x0c\n\x04role\x18\x06 \x01(\t\x12\x0e\n\x06leader\x18\x07 \x01(\x04\x12\x0c\n\x04term\x18\x08 \x01(\x04\x12\x17\n\x0f\x63onfig_sequence\x18\t \x01(\x04\x12\x0f\n\x07problem\x18\n \x01(\t\x12*\n\x07members\x18\x0b \x03(\x0b\x32\x19.gridledger.OrdererMember\"\x88\x01\n\rOrdererMember\x12\x0f\n\x07raft_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04part\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x0f\n\x07matched\x18\x05 \x01(\x04\x12\x0c\n\x04last\x18\x06 \x01(\x04\x12\x18\n\x10\x63\x65rtificate_hash\x18\x07 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEREQUEST']._serialized_start=46
-  _globals['_NODEREQUEST']._serialized_end=113
-  _globals['_PRIVATEDATAREQUEST']._serialized_start=116
-  _globals['_PRIVATEDATAREQUEST']._serialized_end=288
-  _globals['_PRIVATEDATAPUSH']._serialized_start=290
-  _globals['_PRIVATEDATAPUSH']._serialized_end=349
-  _globals['_PRIVATEDATAPUSHED']._serialized_start=351
-  _globals['_PRIVATEDATAPUSHED']._serialized_end=370
-  _globals['_RECALLREQUEST']._serialized_start=372
-  _globals['_RECALLREQUEST']._serialized_end=428
-  _globals['_RECALLCLAIM']._serialized_start=430
-  _globals['_RECALLCLAIM']._serialized_end=530
-  _globals['_RECALLRESPONSE']._serialized_start=532
-  _globals['_RECALLRESPONSE']._serialized_end=592
-  _globals['_RECALLMEMORY']._serialized_start=595
-  _globals['_RECALLMEMORY']._serialized_end=870
-  _globals['_ORDERERACT']._serialized_start=873
-  _globals['_ORDERERACT']._serialized_end=1050
-  _globals['_ORDERERSTATUSQUERY']._serialized_start=1052
-  _globals['_ORDERERSTATUSQUERY']._serialized_end=1089
-  _globals['_TRANSFERLEADERSHIP']._serialized_start=1091
-  _globals['_TRANSFERLEADERSHIP']._serialized_end=1140
-  _globals['_ORDERERANSWER']._serialized_start=1142
-  _globals['_ORDERERANSWER']._serialized_end=1203
-  _globals['_ORDERERCHANNEL']._serialized_start=1206
-  _globals['_ORDERERCHANNEL']._serialized_end=1443
-  _globals['_ORDERERMEMBER']._serialized_start=1446
-  _globals['_ORDERERMEMBER']._serialized_end=1582
+  _globals['_NODEREQUEST']._serialized_start=61
+  _globals['_NODEREQUEST']._serialized_end=128
+  _globals['_PRIVATEDATAREQUEST']._serialized_start=131
+  _globals['_PRIVATEDATAREQUEST']._serialized_end=303
+  _globals['_PRIVATEDATAPUSH']._serialized_start=305
+  _globals['_PRIVATEDATAPUSH']._serialized_end=364
+  _globals['_PRIVATEDATAPUSHED']._serialized_start=366
+  _globals['_PRIVATEDATAPUSHED']._serialized_end=385
+  _globals['_ENVELOPEBATCH']._serialized_start=387
+  _globals['_ENVELOPEBATCH']._serialized_end=421
+  _globals['_BROADCASTANSWERS']._serialized_start=423
+  _globals['_BROADCASTANSWERS']._serialized_end=486
+  _globals['_RECALLREQUEST']._serialized_start=488
+  _globals['_RECALLREQUEST']._serialized_end=544
+  _globals['_RECALLCLAIM']._serialized_start=546
+  _globals['_RECALLCLAIM']._serialized_end=646
+  _globals['_RECALLRESPONSE']._serialized_start=648
+  _globals['_RECALLRESPONSE']._serialized_end=708
+  _globals['_RECALLMEMORY']._serialized_start=711
+  _globals['_RECALLMEMORY']._serialized_end=986
+  _globals['_ORDERERACT']._serialized_start=989
+  _globals['_ORDERERACT']._serialized_end=1166
+  _globals['_ORDERERSTATUSQUERY']._serialized_start=1168
+  _globals['_ORDERERSTATUSQUERY']._serialized_end=1205
+  _globals['_TRANSFERLEADERSHIP']._serialized_start=1207
+  _globals['_TRANSFERLEADERSHIP']._serialized_end=1256
+  _globals['_ORDERERANSWER']._serialized_start=1258
+  _globals['_ORDERERANSWER']._serialized_end=1319
+  _globals['_ORDERERCHANNEL']._serialized_start=1322
+  _globals['_ORDERERCHANNEL']._serialized_end=1559
+  _globals['_ORDERERMEMBER']._serialized_start=1562
+  _globals['_ORDERERMEMBER']._serialized_end=1698
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from . import gossip_pb2 as _gossip_pb2
+from . import orderer_pb2 as _orderer_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -38,6 +39,18 @@ class PrivateDataPush(_message.Message):
 class PrivateDataPushed(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class EnvelopeBatch(_message.Message):
+    __slots__ = ("envelopes",)
+    ENVELOPES_FIELD_NUMBER: _ClassVar[int]
+    envelopes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, envelopes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class BroadcastAnswers(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[_orderer_pb2.BroadcastResponse]
+    def __init__(self, answers: _Optional[_Iterable[_Union[_orderer_pb2.BroadcastResponse, _Mapping[str, _Any]]]] = ...) -> None: ...
 
 class RecallRequest(_message.Message):
     __slots__ = ("claims",)

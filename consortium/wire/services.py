@@ -7,6 +7,7 @@ nothing depends on the version of gRPC's code generator.
 from collections.abc import Sequence
 
 BROADCAST = "/orderer.AtomicBroadcast/Broadcast"
+BROADCAST_BATCHES = "/gridledger.AtomicBroadcast/BroadcastBatches"
 ORDERER_DELIVER = "/orderer.AtomicBroadcast/Deliver"
 CLUSTER_STEP = "/orderer.Cluster/Step"
 CONSENTERS_RECALL = "/gridledger.Consenters/Recall"
@@ -34,6 +35,9 @@ MESSAGE_LIMIT_BYTES = 100 * 1024 * 1024
 
 CLIENT_MESSAGE_LIMIT_BYTES = 12 * 1024 * 1024
 """Largest message a client's listener takes: an envelope of the largest block, and its frame."""
+
+BROADCAST_BATCH = 500
+"""Envelopes in one message of BroadcastBatches, at most."""
 
 GRPC_EXPERIMENTS = "-event_engine_listener,-event_engine_client"
 """Value of the environment variable of that name for a node's process.

@@ -206,6 +206,10 @@ def _proposal_layers(world: World, request: Callable[[bytes, bytes], bytes]) -> 
     return layers
 
 
+def _batch(envelope: bytes) -> bytes:
+    return gridledger_pb2.EnvelopeBatch(envelopes=[envelope] * 2).SerializeToString()
+
+
 def _envelope_layers(
     world: World, envelope: bytes, request: Callable[[bytes], bytes]
 ) -> list[Layer]:
@@ -425,6 +429,18 @@ async def targets(world: World) -> dict[str, Target]:
                     _update(world),
                     common_pb2.ConfigUpdateEnvelope,
                     "update",
+                ),
+            ],
+            shape="stream",
+        ),
+        Target(
+            "broadcast-batches",
+            services.BROADCAST_BATCHES,
+            orderer,
+            [
+                *_envelope_layers(world, signed.envelope, _batch),
+                Layer(
+                    "batch", _batch(signed.envelope), lambda raw: raw, gridledger_pb2.EnvelopeBatch
                 ),
             ],
             shape="stream",

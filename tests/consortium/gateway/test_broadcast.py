@@ -113,7 +113,23 @@ async def test_many_at_once_are_each_ordered_once(
     for one in signed:
         assert (await channel.wait_for_transaction(one.transaction_id)).code == 0
     assert not broadcaster.last_errors
+    assert not broadcaster._without_batches
     assert (broadcaster._callers, broadcaster._bytes) == (0, 0)
+
+
+async def test_batches_end_at_a_limit(
+    operator: GatewayClient,
+    broadcaster: Broadcaster,
+    channel: ChannelPeer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signed = [await _signed(operator) for _ in range(3)]
+    size = len(signed[0].envelope)
+    for limit in (2 * size, size - 10):  # two in a batch, and each more than one may have
+        monkeypatch.setattr(broadcast, "BATCH_BYTES", limit)
+        await asyncio.gather(*(broadcaster.submit(one.envelope) for one in signed))
+    for one in signed:
+        assert (await channel.wait_for_transaction(one.transaction_id)).code == 0
 
 
 async def test_an_orderer_that_hangs_is_left(
@@ -152,6 +168,8 @@ async def test_an_orderer_that_fails_over_an_envelope_is_not_the_last_word(
         async with asyncio.timeout(10):
             await broadcaster.submit(signed.envelope)
         assert taken == [signed.envelope]
+        # Like Fabric's, it knows nothing of batches.
+        assert broadcaster._without_batches == {f"127.0.0.1:{aurora.ports.orderer}"}
     assert (await channel.wait_for_transaction(signed.transaction_id)).code == 0
 
 

@@ -1,14 +1,16 @@
 """What an orderer refuses, and how it says so."""
 
 import time
+from collections.abc import Sequence
 
+import grpc
 import pytest
 
 from consortium.identity.signing import Signer
 from consortium.ledger.config_update import compute_update, sign_update, update_envelope
 from consortium.orderer.follower import Follower
 from consortium.orderer.node import JoinError, Orderer
-from consortium.wire import blocks, common_pb2, orderer_pb2
+from consortium.wire import blocks, common_pb2, gridledger_pb2, orderer_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope
 from tests.consortium.orderer.conftest import NetworkFactory
 from tests.consortium.orderer.network import (
@@ -104,6 +106,47 @@ async def test_the_first_refusal_ends_the_stream(network: Network) -> None:
     async with network.channel(await network.leader()) as channel:
         answers = await broadcast(channel, envelopes)
     assert answers.statuses == [SUCCESS, SUCCESS, common_pb2.BAD_REQUEST]
+
+
+async def in_batches(channel: grpc.aio.Channel, *messages: bytes) -> list[list[tuple[int, str]]]:
+    """(status, info) of the answers in each message that came back, until the stream ends."""
+    call = channel.stream_stream(services.BROADCAST_BATCHES)()
+    for one in messages:
+        await call.write(one)
+    await call.done_writing()
+    answered = []
+    while (raw := await call.read()) is not grpc.aio.EOF:
+        answers = gridledger_pb2.BroadcastAnswers.FromString(raw).answers
+        answered.append([(one.status, one.info) for one in answers])
+    return answered
+
+
+def batch(envelopes: Sequence[bytes]) -> bytes:
+    return gridledger_pb2.EnvelopeBatch(envelopes=envelopes).SerializeToString()
+
+
+async def test_batches(network: Network) -> None:
+    """What a stream of them means is what Broadcast's means."""
+    envelopes = [network.envelope() for _ in range(6)]
+    number = await network.leader()
+    async with network.channel(number) as channel:
+        answered = await in_batches(channel, batch(envelopes[:4]), batch([]), batch(envelopes[4:]))
+        assert [status for one in answered for status, _ in one] == [SUCCESS] * 6
+        assert len(answered) < 6
+        ordered = [raw for block in network.blocks(number)[1:] for raw in block.data.data]
+        assert ordered == envelopes
+        # The first refusal ends the stream.
+        more = [network.envelope(), network.envelope(), b"\xff", network.envelope()]
+        answered = await in_batches(channel, batch(more))
+        statuses = [status for one in answered for status, _ in one]
+        assert statuses == [SUCCESS, SUCCESS, common_pb2.BAD_REQUEST]
+        for message, said in (
+            (b"\xff", "the batch is not a valid gridledger.EnvelopeBatch"),
+            (batch([b"x"] * 501), "the batch has 501 envelopes and the limit is 500"),
+        ):
+            (((status, info),),) = await in_batches(channel, message)
+            assert status == common_pb2.BAD_REQUEST
+            assert said in info
 
 
 async def test_a_configuration_update_takes_effect(network: Network) -> None:
