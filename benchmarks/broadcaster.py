@@ -109,7 +109,7 @@ class _Sender:
         )
 
 
-async def _run(orders: dict[str, Any]) -> dict[str, Any]:
+async def _run(orders: dict[str, Any]) -> None:
     folder = Path(orders["folder"])
     roots = (folder / "roots.pem").read_bytes()
     signer = Signer.load(orders["msp_id"], folder / "client.cert.pem", folder / "client.key.pem")
@@ -136,16 +136,16 @@ async def _run(orders: dict[str, Any]) -> dict[str, Any]:
         "latencies": [value for one in senders for value in one.latencies],
         "refusals": [one.refusal for one in senders if one.refusal],
     }
+    # Before gRPC is taken down with the loop, which has been seen to end the process.
+    sys.stdout.write(json.dumps(measured) + "\n")
+    sys.stdout.flush()
     for connection in connections:
         await connection.close()
-    return measured
 
 
 def main() -> None:
     """Read the orders, get ready, say so, wait for a line, send, and write what was measured."""
-    orders = json.loads(sys.stdin.readline())
-    sys.stdout.write(json.dumps(uvloop.run(_run(orders))) + "\n")
-    sys.stdout.flush()
+    uvloop.run(_run(json.loads(sys.stdin.readline())))
 
 
 if __name__ == "__main__":

@@ -76,8 +76,11 @@ async def send(
     process.stdin.write(json.dumps(whole).encode() + b"\n")
     await process.stdout.readline()
     process.stdin.write(b"go\n")
-    measured: dict[str, Any] = json.loads(await process.stdout.readline())
-    await process.wait()
+    line = await process.stdout.readline()
+    code = await process.wait()
+    if not line.endswith(b"\n"):
+        raise SystemExit(f"the client ended with exit status {code} and told {len(line)} bytes")
+    measured: dict[str, Any] = json.loads(line)
     return measured
 
 

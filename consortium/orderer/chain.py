@@ -42,7 +42,7 @@ from consortium.raft import (
     Ready,
 )
 from consortium.raft.witness import Witness
-from consortium.wire import common_pb2, gridledger_pb2
+from consortium.wire import common_pb2, etcdraft_pb2, gridledger_pb2
 from consortium.wire import raftpb_pb2 as raftpb
 from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope, parse
 
@@ -51,6 +51,7 @@ from .blockstore import BlockStore
 from .blockwriter import BlockWriter, Written, last_config_of, raft_metadata_of
 from .leading import LeaderQueue, Queued, Refuse
 from .membership import (
+    MembershipChange,
     certificate_hash,
     is_forced,
     membership_change,
@@ -103,8 +104,8 @@ LINGER_POLL_S = 0.5
 class Transport(Protocol):
     """Sends to the channel's other consenters; never waits."""
 
-    def send(self, consenter_id: int, message: raftpb.Message) -> bool:
-        """Queue a Raft message; False if it was dropped."""
+    def send(self, consenter_id: int, message: raftpb.Message, metadata: bytes = b"") -> bool:
+        """Queue a Raft message, `metadata` (a ClusterMetadata) with it; False if it was dropped."""
 
     def forward(self, consenter_id: int, admitted: Admitted) -> bool:
         """Queue an envelope for the leader; False if there is no room for it."""
@@ -241,6 +242,10 @@ class Chain:
         self._settled = True
         self._change_proposed = 0.0
         self._heard: dict[int, float] = {}
+        self._to_be_told: set[int] = set()
+        """Consenters that are told with the next message to them who is active."""
+        self._active_at_leader: frozenset[int] = frozenset()
+        """Whom the leader hears of, as it told last."""
         self._deferred: list[Queued] = []
         self._abdications = 0
         self._suspects = False
@@ -449,6 +454,11 @@ class Chain:
             self.counters.refused += 1
             submission.answer(common_pb2.SERVICE_UNAVAILABLE, problem)
             return
+        loss = self._loss_under_fabrics_leader(admitted)
+        if loss is not None:
+            self.counters.refused += 1
+            submission.answer(common_pb2.BAD_REQUEST, f"configuration update: {loss}")
+            return
         self._pending.add(submission, admitted)
         self._dispatch(submission)
 
@@ -474,6 +484,12 @@ class Chain:
     def _dispatch_all(self) -> None:
         for submission in self._pending:
             self._dispatch(submission)
+        leader = self._ready_leader
+        if leader not in (0, self.raft_id) and self._transport.reachable(leader):
+            # Put off until another one leads, and nobody else sends them there.
+            for queued in self._deferred:
+                self._transport.forward(leader, queued.admitted)
+            self._deferred.clear()
 
     def refuse_pending(self, digest: bytes, status: int, info: str) -> None:
         """Answer one pending envelope other than by success."""
@@ -482,14 +498,15 @@ class Chain:
 
     # The leader's side
 
-    def order(self, admitted: Admitted, refuse: Refuse) -> None:
+    def order(self, admitted: Admitted, refuse: Refuse, *, sent_again: bool = True) -> None:
         """Order an envelope that this or another orderer has admitted.
 
         `refuse` is called with its digest, a status and a sentence if it cannot be ordered; when
-        it can, nobody is told but by the block itself.
+        it can, nobody is told but by the block itself. `sent_again`: its sender sends it to the
+        next leader too, should there be another one first.
         """
         leading = self._leading
-        queued = Queued(admitted, refuse)
+        queued = Queued(admitted, refuse, sent_again)
         if leading is None:
             # Others may know before this orderer itself that its first entry is committed. If it
             # doesn't lead, whoever sent this hears of the new leader and sends it there.
@@ -544,15 +561,19 @@ class Chain:
         self._leading.held = self._beside_fabric and not self._settled
 
     def _stop_leading(self) -> None:
-        self._deferred.clear()  # whoever waits for these sends them to the next leader
+        # Whoever waits for the others sends them to the next leader.
+        self._deferred = [one for one in self._deferred if not one.sent_again]
         leading, self._leading = self._leading, None
         if leading is not None:
             leading.close()
 
     # Raft: messages and time in
 
-    def step(self, sender: int, message: raftpb.Message) -> None:
-        """Take a Raft message that consenter `sender` sent."""
+    def step(self, sender: int, message: raftpb.Message, metadata: bytes = b"") -> None:
+        """Take a Raft message that consenter `sender` sent, and what came with it.
+
+        Raises WireError for metadata that cannot be read.
+        """
         if (
             self.failure is not None
             or self._stopping
@@ -577,6 +598,9 @@ class Chain:
             # The core has found that what it was promised does not hold; it must not go on.
             _LOGGER.exception("channel %s", self.channel_id)
             self._fail(f"{type(error).__name__}: {error}")
+        if metadata and sender == self._leader:
+            told = parse(etcdraft_pb2.ClusterMetadata, metadata, "what a leader says of the others")
+            self._active_at_leader = frozenset(told.active_nodes) & self._consenters.keys()
         self._wake.set()
 
     def tick(self, *, late: bool = False) -> None:
@@ -600,6 +624,8 @@ class Chain:
             if self.leaderless_for_s() > SUSPICION_S:
                 self._suspects = True
         elif self._leading is not None:
+            if self._ticks % max(1, options.election_tick // 2) == 0:
+                self._to_be_told = set(self._consenters) - {self.raft_id}
             self._retry_deferred()
             self._reconcile()
         if self._node.has_ready() or self._suspects:
@@ -653,7 +679,14 @@ class Chain:
             await self._apply(ready.committed_entries)
 
     def _send(self, message: raftpb.Message) -> None:
-        sent = self._transport.send(message.to, message)
+        metadata = b""
+        if message.to in self._to_be_told and self._leading is not None:
+            # A Fabric orderer judges by it whether a change of the consenters would lose the
+            # quorum, and takes none while it knows of nobody.
+            self._to_be_told.discard(message.to)
+            active = etcdraft_pb2.ClusterMetadata(active_nodes=sorted(self._active()))
+            metadata = active.SerializeToString()
+        sent = self._transport.send(message.to, message, metadata)
         if not sent:
             self.counters.dropped_messages += 1
             self._node.report_unreachable(message.to)
@@ -788,14 +821,7 @@ class Chain:
     def _consenters_may_change(self, queued: Queued) -> bool:
         """Whether a configuration transaction may be ordered now; refuses or defers it if not."""
         try:
-            opened_config = open_envelope(queued.admitted.raw)
-            proposed = parse(
-                common_pb2.ConfigEnvelope, opened_config.payload.data, "the configuration"
-            )
-            after = ChannelConfig.from_config(self.channel_id, proposed.config)
-            change = membership_change(
-                self._writer.raft, self.config.orderer.consenters, after.orderer.consenters
-            )
+            change, update = self._change_in(queued.admitted)
         except (WireError, ConfigError) as error:
             queued.refuse(common_pb2.BAD_REQUEST, f"configuration update: {error}")
             return False
@@ -811,11 +837,39 @@ class Chain:
             return False
         loss = quorum_loss(change, self._active(), beside_fabric=self._beside_fabric)
         if loss is not None:
-            if not is_forced(proposed.last_update):
+            if not is_forced(update):
                 queued.refuse(common_pb2.BAD_REQUEST, f"configuration update: {loss}")
                 return False
             _LOGGER.warning("channel %s: ordered although %s", self.channel_id, loss)
         return change.subject != self.raft_id or not self._abdicates(queued)
+
+    def _change_in(self, admitted: Admitted) -> tuple[MembershipChange, common_pb2.Envelope]:
+        """What a configuration transaction does to the consenters, and the update that it is for.
+
+        Raises WireError, ConfigError.
+        """
+        data = open_envelope(admitted.raw).payload.data
+        proposed = parse(common_pb2.ConfigEnvelope, data, "the configuration")
+        after = ChannelConfig.from_config(self.channel_id, proposed.config)
+        change = membership_change(
+            self._writer.raft, self.config.orderer.consenters, after.orderer.consenters
+        )
+        return change, proposed.last_update
+
+    def _loss_under_fabrics_leader(self, admitted: Admitted) -> str | None:
+        """Why a change would lose the quorum, where the leader may be one that does not look.
+
+        A leader of ours does; one of Fabric's leaves it to whoever took the update.
+        """
+        active = self._active_at_leader
+        if not (admitted.is_config and self._beside_fabric and active) or self.is_leader:
+            return None
+        try:
+            change, update = self._change_in(admitted)
+        except (WireError, ConfigError) as error:
+            return str(error)
+        loss = quorum_loss(change, active, beside_fabric=True)
+        return None if loss is None or is_forced(update) else loss
 
     def _abdicates(self, queued: Queued | None) -> bool:
         """Hand leadership over before this orderer's own removal or rotation, if anyone can lead.
@@ -843,7 +897,7 @@ class Chain:
         if self._deferred and not self._node.status().transferee:
             deferred, self._deferred = self._deferred, []
             for queued in deferred:
-                self.order(queued.admitted, queued.refuse_by_digest)
+                self.order(queued.admitted, queued.refuse_by_digest, sent_again=queued.sent_again)
 
     def _active(self) -> set[int]:
         """Raft ids that were heard of within two election timeouts, this orderer's included."""
@@ -1109,6 +1163,7 @@ class Chain:
                 self.counters.elections += 1
             if self._leader and not status.leader:
                 self._leaderless_since = time.monotonic()
+            self._active_at_leader = frozenset()
             self._leader = status.leader
             self._leader_term = status.term
         # An entry of the leader's own term is applied: so is everything from before it.
@@ -1123,7 +1178,7 @@ class Chain:
         if ready == self.raft_id:
             self._start_leading()
             for queued in early:
-                self.order(queued.admitted, queued.refuse_by_digest)
+                self.order(queued.admitted, queued.refuse_by_digest, sent_again=queued.sent_again)
         if ready:
             self._dispatch_all()
 

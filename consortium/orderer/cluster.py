@@ -108,11 +108,17 @@ class ClusterChain(Protocol):
     def config(self) -> ChannelConfig:
         """The configuration in force."""
 
-    def step(self, sender: int, message: raftpb.Message) -> None:
-        """Take a Raft message."""
+    def step(self, sender: int, message: raftpb.Message, metadata: bytes) -> None:
+        """Take a Raft message, and what came with it; raises WireError."""
 
-    def order(self, admitted: Admitted, refuse: Callable[[bytes, int, str], None]) -> None:
-        """Take an envelope from another consenter."""
+    def order(
+        self,
+        admitted: Admitted,
+        refuse: Callable[[bytes, int, str], None],
+        *,
+        sent_again: bool = True,
+    ) -> None:
+        """Take an envelope from another consenter, which may send it to the next leader too."""
 
     def refuse_pending(self, digest: bytes, status: int, info: str) -> None:
         """The leader refused an envelope that was forwarded to it."""
@@ -267,6 +273,8 @@ class _Remote:
         )
         self.submit = _Stream(self.channel, f"{self.name} submit", on_open, on_response)
         self.recalling: asyncio.Task[None] | None = None
+        self.fabrics = False
+        """Whether it is an orderer of Fabric's: it does not know our question."""
 
     async def recall(
         self, claims: Sequence[gridledger_pb2.RecallClaim]
@@ -305,6 +313,8 @@ class Cluster:
         self._remotes: dict[Consenter, _Remote] = {}
         self._members: dict[str, _Members] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._asked_over: dict[bytes, str] = {}
+        """By a consenter's public key, over which connection it asked last what is remembered."""
         self.certificate_hash = certificate_hash(tls.certificate_pem)
 
     def use(self, tls: TlsIdentity) -> None:
@@ -424,6 +434,7 @@ class Cluster:
                 _LOGGER.debug("asking orderer %s what it recalls: %s", remote.name, why)
                 memories = []
             by_channel = {memory.channel: memory for memory in memories or ()}
+            remote.fabrics = memories is None
             for channel_id, members, raft_id in asked:
                 if self._members.get(channel_id) is not members:
                     continue
@@ -606,6 +617,8 @@ class Cluster:
             members = self._members.get(claim.channel)
             if members is not None and members.takes_part:
                 sender = members.ids.get(certificate, 0)
+                if sender:
+                    self._asked_over[certificate] = context.peer()
                 answer.memories.append(await members.chain.remembered(sender, claim))
         return answer.SerializeToString()
 
@@ -618,17 +631,33 @@ class Cluster:
             )
             return
         certificate = public_key(next(iter(shown)))
+        peer = context.peer()
         refusals = _Refusals(context)
         try:
             while (raw := await read(context)) is not None:
-                problem = self._take(raw, certificate, refusals)
+                problem = self._take(raw, certificate, peer, refusals)
                 if problem is not None:
                     await context.abort(*problem)
         finally:
             refusals.close()
 
+    def _outdated(self, certificate: bytes, peer: str) -> tuple[grpc.StatusCode, str] | None:
+        """Why nothing more is taken over a connection: the consenter has asked over another one.
+
+        It may be another process by now, on an older copy of its disk, which was told that nobody
+        remembers more than it knows. An acknowledgement that its former process sent must not be
+        counted after that.
+        """
+        if self._asked_over.get(certificate, peer) == peer:
+            return None
+        return (
+            grpc.StatusCode.UNAVAILABLE,
+            "this consenter has asked over another connection since what is remembered of it; open"
+            " the stream again",
+        )
+
     def _take(
-        self, raw: bytes, certificate: bytes, refusals: _Refusals
+        self, raw: bytes, certificate: bytes, peer: str, refusals: _Refusals
     ) -> tuple[grpc.StatusCode, str] | None:
         """Handle one request; returns why the stream must end, if so."""
         try:
@@ -645,11 +674,12 @@ class Cluster:
                 return self._stranger(certificate)
             chain, sender = member
             if kind == "consensus_request":
-                message = parse(
-                    raftpb.Message, request.consensus_request.payload, "the Raft message"
-                )
-                chain.step(sender, message)
-                return None
+                consensus = request.consensus_request
+                message = parse(raftpb.Message, consensus.payload, "the Raft message")
+                outdated = self._outdated(certificate, peer)
+                if outdated is None:
+                    chain.step(sender, message, consensus.metadata)
+                return outdated
             submit = request.submit_request
             envelope = submit.payload
             payload = parse(common_pb2.Payload, envelope.payload, "the envelope's payload")
@@ -665,7 +695,13 @@ class Cluster:
             is_config=header.type == common_pb2.CONFIG,
             utility=utility_of(payload.header.signature_header),
         )
-        chain.order(admitted, refusals.sender(channel_id))
+        remote = self.remote(channel_id, sender)
+        chain.order(
+            admitted,
+            refusals.sender(channel_id),
+            # Fabric's orderers send an envelope once, and have forgotten it then.
+            sent_again=remote is None or not remote.fabrics,
+        )
         return None
 
     def _stranger(self, certificate: bytes) -> tuple[grpc.StatusCode, str] | None:
@@ -742,7 +778,7 @@ class ChannelTransport:
         name = channel_id.encode()
         self._channel_field = field_prefix(1, len(name)) + name
 
-    def send(self, consenter_id: int, message: raftpb.Message) -> bool:
+    def send(self, consenter_id: int, message: raftpb.Message, metadata: bytes = b"") -> bool:
         """Queue a Raft message; False if it was dropped."""
         remote = self._cluster.remote(self._channel_id, consenter_id)
         if remote is None or not remote.consensus.connected:
@@ -750,10 +786,11 @@ class ChannelTransport:
         if not self._cluster.may_speak(self._channel_id, consenter_id):
             return False
         payload = message.SerializeToString()
-        # A StepRequest with a ConsensusRequest: fields 1 channel, 2 payload.
+        # A StepRequest with a ConsensusRequest: fields 1 channel, 2 payload, 3 metadata.
         head = self._channel_field + field_prefix(2, len(payload))
-        size = len(head) + len(payload)
-        return remote.consensus.put(b"".join((field_prefix(1, size), head, payload)))
+        tail = field_prefix(3, len(metadata)) + metadata if metadata else b""
+        size = len(head) + len(payload) + len(tail)
+        return remote.consensus.put(b"".join((field_prefix(1, size), head, payload, tail)))
 
     def forward(self, consenter_id: int, admitted: Admitted) -> bool:
         """Queue an envelope for the leader; False if there is no room.

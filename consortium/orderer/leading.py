@@ -25,6 +25,8 @@ class Queued:
 
     admitted: Admitted
     refuse_by_digest: Refuse
+    sent_again: bool = True
+    """Whether its sender sends it to the next leader too, should this one not order it."""
 
     @property
     def size_bytes(self) -> int:

@@ -108,6 +108,8 @@ class Features:
     new_id_after_wipe: bool = True
     notices_old_disk: bool = True
     """A node whose disk was replaced by an older copy asks the others what it promised them."""
+    leaves_old_connections: bool = True
+    """Whoever was asked takes nothing any more that the asker's earlier process had sent."""
     lingers: bool = True
     """A removed node answers on until the others have applied its removal."""
 
@@ -122,6 +124,8 @@ class Node:
         self.raw: RawNode | None = None
         self.life = 0
         """Counts restarts: what was under way for an earlier life is void."""
+        self.connection = 0
+        """Counts the disks that it had: what was sent from an earlier one is old."""
         self.lost = False
         """Its disk is gone for ever."""
         self.removed = False
@@ -569,16 +573,19 @@ class Simulation:
             delay = rng.expovariate(1 / self._latency)
             if rng.random() < 0.03 and not self.calm:
                 delay += rng.uniform(0, 20)
-            self._after(delay, self._deliver, sent)
+            self._after(delay, self._deliver, sent, node.connection)
 
-    def _deliver(self, message: raftpb.Message) -> None:
+    def _deliver(self, message: raftpb.Message, connection: int) -> None:
         node = self.nodes.get(message.to)
         if node is None or node.raw is None:
+            return
+        newest = self.nodes[sender_of(message)].connection
+        if self.features.leaves_old_connections and connection != newest:
             return
         if (sender_of(message), message.to) in self._cuts:
             return
         if self.now < node.paused_until:
-            self._at(node.paused_until, self._deliver, message)
+            self._at(node.paused_until, self._deliver, message, connection)
             return
         log_term = acknowledged_log_term(node.raft, message)
         node.witnesses.setdefault(sender_of(message), Witness()).hear(message, log_term)
@@ -813,6 +820,7 @@ class Simulation:
         self.say(f"{node.id} gets an older copy of its disk")
         self._crash(node, 1)
         node.disk.restore(copy)
+        node.connection += 1
         return True
 
     def _may_lose(self, node: Node) -> bool:

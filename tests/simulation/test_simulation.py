@@ -68,6 +68,16 @@ def test_a_copy_whose_log_is_long_enough_but_not_what_was_acknowledged() -> None
     assert not simulate(26582, Options(nodes=7)).violation
 
 
+def test_what_was_sent_before_the_disk_was_replaced() -> None:
+    """An acknowledgement was under way when its sender's disk was replaced by an older copy.
+
+    Nobody remembered it yet when the copy asked, and it counted for a commit when it came.
+    """
+    assert not simulate(106732, Options(nodes=5)).violation
+    features = Features(leaves_old_connections=False)
+    assert "durability" in simulate(106732, Options(nodes=5), features=features).violation
+
+
 def test_enough_mistakes_are_found() -> None:
     assert sum(mutation.found_at is not None for mutation in MUTATIONS) >= 25
 

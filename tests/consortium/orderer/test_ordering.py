@@ -8,7 +8,7 @@ import pytest
 
 from consortium.identity.policies import SignedData, verified_signers
 from consortium.ledger.channel_config import RaftOptions
-from consortium.wire import blocks, common_pb2, etcdraft_pb2, services
+from consortium.wire import blocks, common_pb2, etcdraft_pb2, gridledger_pb2, services
 from tests.consortium.orderer.conftest import NetworkFactory
 from tests.consortium.orderer.network import CHANNEL, Network, broadcast, until
 
@@ -192,7 +192,10 @@ async def test_a_follower_behind_the_log_fetches_blocks(make_network: NetworkFac
 
 
 async def test_a_full_queue_is_refused_with_a_hint(make_network: NetworkFactory) -> None:
-    network = await make_network(limits={"pending_envelopes": 20})
+    # No block is cut before more than twenty have come, however slow the machine is.
+    network = await make_network(
+        limits={"pending_envelopes": 20}, batch_timeout="3s", max_message_count=100
+    )
     async with network.channel(await network.leader()) as channel:
         answers = await broadcast(channel, [network.envelope() for _ in range(500)])
     assert answers.statuses[-1] == common_pb2.SERVICE_UNAVAILABLE
@@ -212,6 +215,39 @@ async def test_a_stranger_may_not_speak_as_a_consenter(network: Network) -> None
         with pytest.raises(grpc.aio.AioRpcError, match="not a consenter's") as refused:
             await call.read()
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_nothing_is_taken_over_a_connection_from_before_a_consenter_asked(
+    network: Network,
+) -> None:
+    """An acknowledgement that was under way when its sender's disk was replaced by a copy."""
+    leader, follower = await network.leader(), await network.follower()
+    settings = network.settings[follower]
+    credentials = grpc.ssl_channel_credentials(
+        network.roots, settings.tls_key_pem, settings.tls_certificate_pem
+    )
+    address = network.settings[leader].cluster_address
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    claim = gridledger_pb2.RecallClaim(channel=CHANNEL, raft_id=follower + 1)
+    async with (
+        grpc.aio.secure_channel(address, credentials, options=own) as before,
+        grpc.aio.secure_channel(address, credentials, options=own) as after,
+    ):
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = before.stream_stream(services.CLUSTER_STEP)(
+            timeout=10
+        )
+        await call.wait_for_connection()
+        await after.unary_unary(services.CONSENTERS_RECALL)(
+            gridledger_pb2.RecallRequest(claims=[claim]).SerializeToString(), timeout=10
+        )
+        await call.write(network.raft_message())
+        with pytest.raises(grpc.aio.AioRpcError, match="asked over another connection") as refused:
+            await call.read()
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    # The consenter itself asks again, over its own, and goes on.
+    async with network.channel(leader) as channel:
+        assert (await broadcast(channel, [network.envelope()])).statuses == [SUCCESS]
+    await network.same_height()
 
 
 async def test_the_cluster_listener_asks_for_a_certificate(network: Network) -> None:
