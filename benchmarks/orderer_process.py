@@ -44,9 +44,11 @@ def _count_sent() -> Counter[str]:
     sent: Counter[str] = Counter()
     send = ChannelTransport.send
 
-    def counted(self: ChannelTransport, consenter_id: int, message: raftpb.Message) -> bool:
+    def counted(
+        self: ChannelTransport, consenter_id: int, message: raftpb.Message, metadata: bytes = b""
+    ) -> bool:
         sent[raftpb.MessageType.Name(message.type)] += 1
-        return send(self, consenter_id, message)
+        return send(self, consenter_id, message, metadata)
 
     ChannelTransport.send = counted  # type: ignore[method-assign]
     return sent
