@@ -161,15 +161,17 @@ def store_transient(
     """
     parse(rwset_pb2.TxPvtReadWriteSet, data, "the private read-write set")
     prefix = _transient_prefix(transaction_id)
-    digest = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
-    same = next(transaction.prefixed(TRANSIENT, prefix + digest), None)
-    if same is not None:
-        since = max(height, int.from_bytes(same[1][:8]))
-        transaction.put(TRANSIENT, same[0], _number(since) + data)
-        return
+    owners = []
+    for key, value in transaction.prefixed(TRANSIENT, prefix):
+        owner = key[len(prefix) + _DIGEST_BYTES :]
+        if value[8:] == data:
+            since = max(height, int.from_bytes(value[:8]))
+            transaction.delete(TRANSIENT, key)
+            _put_transient(transaction, prefix, owner, since, data)
+            return
+        owners.append(owner)
     owner = source.encode()
-    kept = [key for key, _ in transaction.prefixed(TRANSIENT, prefix)]
-    stored = sum(key[len(prefix) + _DIGEST_BYTES :] == owner for key in kept)
+    stored = owners.count(owner)
     if stored >= TRANSIENT_SETS_PER_TRANSACTION:
         raise PrivateDataError(
             f"transaction {transaction_id} has {stored} private read-write sets of {source} "
@@ -182,7 +184,19 @@ def store_transient(
             f"commit, of at most {TRANSIENT_BYTES}: try again when some of them have committed"
         )
     _count_transient(transaction, owner, len(data))
-    transaction.put(TRANSIENT, prefix + digest + owner, _number(height) + data)
+    _put_transient(transaction, prefix, owner, height, data)
+
+
+def _put_transient(
+    transaction: WriteTransaction, prefix: bytes, owner: bytes, height: int, data: bytes
+) -> None:
+    value = _number(height) + data
+    transaction.put(TRANSIENT, prefix + transient_seal(prefix, owner, value) + owner, value)
+
+
+def transient_seal(prefix: bytes, owner: bytes, value: bytes) -> bytes:
+    """What a waiting set's key says of all that is stored with it: whose, of when, and what."""
+    return hashlib.sha256(prefix + owner + b"\0" + value).digest()[:_DIGEST_BYTES]
 
 
 def purge_transient(transaction: WriteTransaction, below_height: int) -> int:

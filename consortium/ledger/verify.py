@@ -5,7 +5,8 @@ committed anew to a scratch ledger: its link to the block before, its data hash,
 signatures under the configuration of its time, each transaction's code, and the commit hash. Then
 the tables that follow are compared with the stored ones, entry by entry. Private data are not in
 the blocks; they are checked against their hashes (`verify_private`). What waits for a transaction
-that has not committed is no part of the ledger: only its checksums are looked at.
+that has not committed is no part of the ledger: its checksums are looked at, which its transaction,
+its sender and the height since which it waits are part of.
 
 Before anything else the database's file is walked page by page, since LMDB trusts what it reads.
 """

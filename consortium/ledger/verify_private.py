@@ -164,12 +164,14 @@ def _check_expiry(stored: ReadTransaction, expected: ReadTransaction) -> None:
 
 
 def _check_transient(stored: ReadTransaction) -> None:
-    """What waits for its transaction: sums and checksums."""
+    """What waits for its transaction: sums and checksums, which are all that can be said of it."""
     waiting: dict[bytes, int] = {}
     for key, value in stored.range(TRANSIENT, _COUNTERS_END):
-        digest = key[key.index(b"\0") + 1 :]
-        owner = digest[_DIGEST_BYTES:]
-        if hashlib.sha256(value[8:]).digest()[:_DIGEST_BYTES] != digest[:_DIGEST_BYTES]:
+        at = key.index(b"\0") + 1
+        prefix, seal, owner = key[:at], key[at : at + _DIGEST_BYTES], key[at + _DIGEST_BYTES :]
+        # Earlier versions' entries say nothing of whose and of when they are.
+        earlier = hashlib.sha256(value[8:]).digest()[:_DIGEST_BYTES]
+        if seal not in (private_data.transient_seal(prefix, owner, value), earlier):
             raise Difference(f"private data waiting under {key!r} were changed")
         waiting[owner] = waiting.get(owner, 0) + len(value) - 8
     counted = {

@@ -94,6 +94,9 @@ CAUGHT_UP_ENTRIES = 100
 ABDICATIONS = 3
 """How often a leader tries to hand over before it orders its own removal or rotation itself."""
 
+SENT_ON_S = 30.0
+"""So long a transaction that was put off before leadership went over is sent to the new leader."""
+
 SUSPICION_S = 5.0
 """After so long without leader a consenter asks the others whether it was removed."""
 
@@ -247,6 +250,7 @@ class Chain:
         self._active_at_leader: frozenset[int] = frozenset()
         """Whom the leader hears of, as it told last."""
         self._deferred: list[Queued] = []
+        self._sent_on_until = 0.0
         self._abdications = 0
         self._suspects = False
         self._asked_about_removal = 0.0
@@ -484,12 +488,23 @@ class Chain:
     def _dispatch_all(self) -> None:
         for submission in self._pending:
             self._dispatch(submission)
-        leader = self._ready_leader
-        if leader not in (0, self.raft_id) and self._transport.reachable(leader):
-            # Put off until another one leads, and nobody else sends them there.
-            for queued in self._deferred:
-                self._transport.forward(leader, queued.admitted)
+        self._send_on()
+
+    def _send_on(self) -> None:
+        """Give the new leader what was put off until it leads, if nobody else sends it there.
+
+        Again and again, since nobody says that it arrived: the second of two is out of date.
+        """
+        if time.monotonic() > self._sent_on_until:
             self._deferred.clear()
+        if self._ready_leader not in (0, self.raft_id):
+            for queued in self._deferred:
+                _LOGGER.info(
+                    "channel %s: a configuration update that was put off goes on to orderer %d",
+                    self.channel_id,
+                    self._ready_leader,
+                )
+                self._transport.forward(self._ready_leader, queued.admitted)
 
     def refuse_pending(self, digest: bytes, status: int, info: str) -> None:
         """Answer one pending envelope other than by success."""
@@ -618,6 +633,8 @@ class Chain:
             if self._candidate:
                 self._node.campaign()
         self.counters.refused += self._pending.expire()
+        if self._deferred and not self.is_leader and self._ticks % options.election_tick == 0:
+            self._send_on()
         if not self._leader:
             if self.leaderless_for_s() > self._limits.leaderless_grace_s:
                 self._signal_change()
@@ -750,6 +767,7 @@ class Chain:
         self._hooks.configured()
         leading = self._leading
         if leading is None:
+            self._deferred.clear()  # made for the configuration before
             return
         leading.held = self._beside_fabric and not self._settled
         for queued in leading.take_waiting(config):
@@ -881,6 +899,7 @@ class Chain:
             return False
         if queued is not None:
             self._deferred.append(queued)
+            self._sent_on_until = time.monotonic() + SENT_ON_S
         if not self._node.status().transferee:
             self._abdications += 1
             _LOGGER.info(
@@ -894,7 +913,9 @@ class Chain:
         return True
 
     def _retry_deferred(self) -> None:
-        if self._deferred and not self._node.status().transferee:
+        status = self._node.status()
+        # It may have been deposed already, and not have noticed yet.
+        if self._deferred and not status.transferee and status.leader == self.raft_id:
             deferred, self._deferred = self._deferred, []
             for queued in deferred:
                 self.order(queued.admitted, queued.refuse_by_digest, sent_again=queued.sent_again)

@@ -313,8 +313,9 @@ class Cluster:
         self._remotes: dict[Consenter, _Remote] = {}
         self._members: dict[str, _Members] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._asked_over: dict[bytes, str] = {}
-        """By a consenter's public key, over which connection it asked last what is remembered."""
+        self._asked_over: dict[tuple[bytes, str, int], str] = {}
+        """By a consenter's public key, channel and Raft id, over which connection it asked last
+        what is remembered. (Its key may go over to an orderer of Fabric's, which never asks.)"""
         self.certificate_hash = certificate_hash(tls.certificate_pem)
 
     def use(self, tls: TlsIdentity) -> None:
@@ -618,7 +619,7 @@ class Cluster:
             if members is not None and members.takes_part:
                 sender = members.ids.get(certificate, 0)
                 if sender:
-                    self._asked_over[certificate] = context.peer()
+                    self._asked_over[certificate, claim.channel, sender] = context.peer()
                 answer.memories.append(await members.chain.remembered(sender, claim))
         return answer.SerializeToString()
 
@@ -641,19 +642,23 @@ class Cluster:
         finally:
             refusals.close()
 
-    def _outdated(self, certificate: bytes, peer: str) -> tuple[grpc.StatusCode, str] | None:
+    def _outdated(
+        self, consenter: tuple[bytes, str, int], peer: str
+    ) -> tuple[grpc.StatusCode, str] | None:
         """Why nothing more is taken over a connection: the consenter has asked over another one.
 
         It may be another process by now, on an older copy of its disk, which was told that nobody
         remembers more than it knows. An acknowledgement that its former process sent must not be
         counted after that.
         """
-        if self._asked_over.get(certificate, peer) == peer:
+        if self._asked_over.get(consenter, peer) == peer:
             return None
         return (
             grpc.StatusCode.UNAVAILABLE,
-            "this consenter has asked over another connection since what is remembered of it; open"
-            " the stream again",
+            (
+                "this consenter has asked over another connection since what is remembered of it;"
+                " open the stream again"
+            ),
         )
 
     def _take(
@@ -676,7 +681,7 @@ class Cluster:
             if kind == "consensus_request":
                 consensus = request.consensus_request
                 message = parse(raftpb.Message, consensus.payload, "the Raft message")
-                outdated = self._outdated(certificate, peer)
+                outdated = self._outdated((certificate, channel_id, sender), peer)
                 if outdated is None:
                     chain.step(sender, message, consensus.metadata)
                 return outdated

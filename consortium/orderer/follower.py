@@ -196,10 +196,10 @@ class Follower:
             " envelope to one that is",
         )
 
-    def step(self, _sender: int, _message: raftpb.Message) -> None:
+    def step(self, _sender: int, _message: raftpb.Message, _metadata: bytes) -> None:
         """Ignore a Raft message."""
 
-    def order(self, _admitted: Admitted, _refuse: Refuse) -> None:
+    def order(self, _admitted: Admitted, _refuse: Refuse, *, sent_again: bool = True) -> None:
         """Ignore an envelope: its sender looks for the leader itself."""
 
     def refuse_pending(self, _digest: bytes, _status: int, _info: str) -> None:

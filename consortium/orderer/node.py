@@ -41,6 +41,7 @@ from consortium.wire.introspection import introspection_handlers
 from consortium.wire.tls import Shown, server_credentials
 
 from .administration import AdministrationService
+from .admission import Refused, opened
 from .blockstore import BlockStore
 from .blockwriter import BlockWriter
 from .chain import Chain, Hooks
@@ -48,7 +49,7 @@ from .cluster import SERVER_OPTIONS, Cluster, TlsIdentity, public_key
 from .follower import Follower, FollowerHooks
 from .membership import tls_roots
 from .node_store import NodeStore
-from .pending import Limits
+from .pending import Limits, Submission
 from .raft_storage import ChannelLog, MemberRecord, RaftStorageError
 from .services import BroadcastService, DeliverService, ServiceLimits
 
@@ -83,6 +84,10 @@ class ChannelExistsError(JoinError):
 
 class ChannelMissingError(JoinError):
     """There is no such channel here."""
+
+
+class NotReadyError(JoinError):
+    """This orderer only follows the channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +404,10 @@ class Orderer:
         channel_id = config.channel_id
         async with self._lock(channel_id):
             if channel_id in self.channels or channel_id in self.failed_channels:
-                raise ChannelExistsError(f"channel {channel_id} already exists")
+                raise ChannelExistsError(
+                    f"channel {channel_id} already exists here; `gridledger orderer channels` "
+                    "shows how far it is"
+                )
             if len(self.channels) >= CHANNELS:
                 raise JoinError(f"this orderer takes part in {CHANNELS} channels, its limit")
             if config.orderer.consensus_type != "etcdraft" or not config.orderer.consenters:
@@ -447,6 +455,31 @@ class Orderer:
             await self._store.forget(channel_id)
             await asyncio.to_thread(shutil.rmtree, self._blocks_folder(channel_id), True)
         self._configured()
+
+    async def update_channel(self, channel_id: str, update: common_pb2.Envelope) -> ChannelInfo:
+        """Order a configuration update as Broadcast does; returns when it stands in a block.
+
+        Raises ChannelMissingError, NotReadyError where this orderer is no consenter, JoinError for
+        an update that is not ordered.
+        """
+        chain = self.channels.get(channel_id)
+        if chain is None and channel_id not in self._switched:
+            raise ChannelMissingError("channel does not exist")
+        if not isinstance(chain, Chain):
+            raise NotReadyError("channel is not ready, he is a follower")
+        settled = asyncio.Event()
+        submission = Submission(update.SerializeToString(), settled.set)
+        try:
+            admitted = await asyncio.get_running_loop().run_in_executor(
+                self._check_threads, lambda: chain.admit(opened(submission.raw))
+            )
+        except Refused as refused:
+            raise JoinError(refused.info) from None
+        chain.submit(submission, admitted)
+        await settled.wait()
+        if submission.status != common_pb2.SUCCESS:
+            raise JoinError(submission.info)
+        return self.channel_info(channel_id)
 
     def channel_info(self, channel_id: str) -> ChannelInfo:
         """How one channel stands; raises ChannelMissingError."""

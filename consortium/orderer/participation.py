@@ -3,12 +3,14 @@
     GET    /participation/v1/channels          all channels that this orderer takes part in
     GET    /participation/v1/channels/{name}   one of them: relation, status, height
     POST   /participation/v1/channels          join one; multipart form with a file `config-block`
+    PUT    /participation/v1/channels          change one; a file `config-update-envelope`
     DELETE /participation/v1/channels/{name}   leave it, and delete its blocks here
     GET    /participation/v1/channels/{name}/blocks/{newest|oldest|config|number}
 
 Mutual TLS. Fabric trusts whatever certificate the configured roots have issued; our utilities have
 one root for everyone, so that here it must be an admin's certificate of the orderer's own
-organization. (Rules: Fabric orderer/common/channelparticipation/restapi.go.)
+organization. (Rules, and every word of the answers: Fabric
+orderer/common/channelparticipation/restapi.go.)
 """
 
 import asyncio
@@ -30,16 +32,27 @@ from consortium.ledger.config_update import ConfigError
 from consortium.wire import blocks, common_pb2
 from consortium.wire.envelopes import WireError, parse
 
-from .node import ChannelExistsError, ChannelInfo, ChannelMissingError, JoinError, Orderer
+from .node import (
+    ChannelExistsError,
+    ChannelInfo,
+    ChannelMissingError,
+    JoinError,
+    NotReadyError,
+    Orderer,
+)
 
 CHANNELS = "/participation/v1/channels"
 CONFIG_BLOCK = "config-block"
+CONFIG_UPDATE = "config-update-envelope"
 BODY_LIMIT_BYTES = 1024 * 1024
 """Of a request, Fabric's default (`MaxRequestBodySize`)."""
 MAX_REQUESTS = 16
 """Requests at once."""
 
-_CHANNEL_ID = re.compile(r"[a-z][a-z0-9.-]{0,248}")
+_CHANNEL_ID_LENGTH = 249
+_CHANNEL_ID = re.compile(r"[a-z][a-z0-9.-]*")
+_ALLOWED = ("GET, POST, PUT", "GET, DELETE", "GET")
+"""Methods for all channels, for one, for its blocks."""
 
 
 class Refused(Exception):
@@ -110,6 +123,7 @@ class ParticipationService:
         one = CHANNELS + "/{channel}"
         application.router.add_get(CHANNELS, self._list, allow_head=False)
         application.router.add_post(CHANNELS, self._join)
+        application.router.add_put(CHANNELS, self._update)
         application.router.add_get(one, self._show, allow_head=False)
         application.router.add_delete(one, self._remove)
         application.router.add_get(one + "/blocks/{block}", self._block, allow_head=False)
@@ -137,19 +151,15 @@ class ParticipationService:
         self._requests += 1
         try:
             self._check_caller(request)
-            _check_accept(request)
             return await handler(request)
         except Refused as error:
             return _error(error)
-        except web.HTTPMethodNotAllowed as error:
-            allow = sorted(error.allowed_methods)
-            return _error(
-                Refused(405, f"invalid request method: {request.method}", ", ".join(allow))
-            )
+        except web.HTTPMethodNotAllowed:
+            parts = request.path.removeprefix(CHANNELS).count("/")
+            allow = _ALLOWED[min(parts, 2)]
+            return _error(Refused(405, f"invalid request method: {request.method}", allow))
         except web.HTTPNotFound:
-            return _error(Refused(404, f"there is nothing at {request.path}"))
-        except web.HTTPRequestEntityTooLarge:
-            return _error(Refused(400, f"a request may have {BODY_LIMIT_BYTES} bytes"))
+            return web.Response(status=404, text="404 page not found\n")
         finally:
             self._requests -= 1
 
@@ -173,14 +183,21 @@ class ParticipationService:
     # -------------------------------------------------------------------------------- requests
 
     async def _redirect(self, _request: web.Request) -> web.StreamResponse:
-        raise web.HTTPFound(CHANNELS)
+        return web.Response(
+            status=302,
+            text=f'<a href="{CHANNELS}">Found</a>.\n\n',
+            content_type="text/html",
+            headers={"Location": CHANNELS},
+        )
 
-    async def _list(self, _request: web.Request) -> web.StreamResponse:
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        _check_accept(request)
         infos = self._orderer.channel_infos()
         listed = [{"name": one.name, "url": f"{CHANNELS}/{one.name}"} for one in infos]
         return _json({"systemChannel": None, "channels": listed or None}, uncached=True)
 
     async def _show(self, request: web.Request) -> web.StreamResponse:
+        _check_accept(request)
         channel_id = _channel_id(request)
         try:
             info = self._orderer.channel_info(channel_id)
@@ -189,7 +206,14 @@ class ParticipationService:
         return _json(_described(info), uncached=True)
 
     async def _join(self, request: web.Request) -> web.StreamResponse:
-        block = await _block_in(request)
+        _check_form(request)
+        raw = await _file_in(request, CONFIG_BLOCK)
+        try:
+            block = parse(common_pb2.Block, raw, "the block")
+        except WireError as error:
+            raise Refused(
+                400, f"cannot unmarshal file part {CONFIG_BLOCK} into a block: {error}"
+            ) from None
         _check_join_block(block)
         try:
             info = await self._orderer.join_channel(block)
@@ -200,7 +224,31 @@ class ParticipationService:
         location = f"{CHANNELS}/{info.name}"
         return _json(_described(info), status=201, location=location)
 
+    async def _update(self, request: web.Request) -> web.StreamResponse:
+        _check_form(request)
+        raw = await _file_in(request, CONFIG_UPDATE)
+        try:
+            envelope = parse(common_pb2.Envelope, raw, "the envelope")
+        except WireError as error:
+            raise Refused(
+                400, f"cannot unmarshal file part {CONFIG_UPDATE} into an envelope: {error}"
+            ) from None
+        channel_id = _updated_channel(envelope)
+        try:
+            info = await self._orderer.update_channel(channel_id, envelope)
+        except ChannelMissingError as error:
+            raise Refused(405, f"cannot update: {error}") from None
+        except NotReadyError as error:
+            raise Refused(403, f"cannot update: {error}") from None
+        except JoinError as error:
+            raise Refused(
+                400, f"cannot update: failed update config of channel {channel_id}: {error}"
+            ) from None
+        location = f"{CHANNELS}/{info.name}"
+        return _json(_described(info), status=201, location=location)
+
     async def _remove(self, request: web.Request) -> web.StreamResponse:
+        _check_accept(request)
         channel_id = _channel_id(request)
         try:
             await self._orderer.remove_channel(channel_id)
@@ -211,15 +259,21 @@ class ParticipationService:
         return web.Response(status=204)
 
     async def _block(self, request: web.Request) -> web.StreamResponse:
+        _check_accept(request)
         channel_id, wanted = _channel_id(request), request.match_info["block"]
-        if wanted not in ("newest", "oldest", "config") and not re.fullmatch(r"\d{1,19}", wanted):
+        number = (
+            re.fullmatch(r"[+-]?\d{1,40}", wanted, re.ASCII) and -(2**63) <= int(wanted) < 2**63
+        )
+        if wanted not in ("newest", "oldest", "config") and not number:
             raise Refused(
                 400,
-                f"invalid block ID: '{wanted[:40]}' not equal <newest|oldest|config|(number)>",
+                f"invalid block ID: '{wanted[:80]}' not equal <newest|oldest|config|(number)>",
             )
         try:
             raw = await self._fetch(channel_id, wanted)
-        except (ChannelMissingError, LookupError) as error:
+        except ChannelMissingError:
+            raise Refused(404, "channel does not exist") from None
+        except LookupError as error:
             raise Refused(404, str(error)) from None
         return web.Response(
             body=raw,
@@ -232,22 +286,25 @@ class ParticipationService:
         self._orderer.channel_info(channel_id)
         chain = self._orderer.channels.get(channel_id)
         if chain is None or chain.height == 0:
-            raise LookupError(f"channel {channel_id} holds no blocks here")
+            raise LookupError("channel is not ready, he is a follower")
         newest = chain.height - 1
-        number = {"newest": newest, "oldest": 0}.get(wanted, -1)
+        number = {"newest": newest, "oldest": 0}.get(wanted)
         if wanted == "config":
             last = await asyncio.to_thread(chain.block, newest)
             metadata = parse(common_pb2.Block, last, "the newest block").metadata.metadata
             stored = parse(common_pb2.Metadata, metadata[blocks.LAST_CONFIG], "its metadata")
             number = parse(common_pb2.LastConfig, stored.value, "its metadata").index
-        elif number < 0:
-            number = int(wanted)
+        elif number is None:
+            number = int(wanted) % 2**64
+            if number == 2**64 - 1:
+                number = newest  # as Fabric's block store takes it
         if number > newest:
-            raise LookupError(f"block {number} of channel {channel_id} is not there")
+            raise LookupError(f"no such block number [{number}] in index")
         return await asyncio.to_thread(chain.block, number)
 
 
 def _check_accept(request: web.Request) -> None:
+    """Raises Refused where the answer's form would not be read."""
     accepted = request.headers.get("Accept", "")
     known = ("application/json", "application/*", "*/*")
     if accepted and not any(one in accepted for one in known):
@@ -256,52 +313,75 @@ def _check_accept(request: web.Request) -> None:
 
 def _channel_id(request: web.Request) -> str:
     channel_id = request.match_info["channel"]
-    if not _CHANNEL_ID.fullmatch(channel_id):
-        raise Refused(
-            400, f"invalid channel ID: '{channel_id[:80]}' contains illegal characters or is long"
-        )
-    return channel_id
+    if len(channel_id) > _CHANNEL_ID_LENGTH:
+        problem = f"channel ID illegal, cannot be longer than {_CHANNEL_ID_LENGTH}"
+    elif not _CHANNEL_ID.fullmatch(channel_id):
+        problem = f"'{channel_id}' contains illegal characters"
+    else:
+        return channel_id
+    raise Refused(400, f"invalid channel ID: {problem}")
 
 
-async def _block_in(request: web.Request) -> common_pb2.Block:
-    """The block in a multipart form, its one part; raises Refused."""
-    if not request.content_type.startswith("multipart/form-data"):
-        raise Refused(400, f"unsupported Content-Type: [{request.headers.get('Content-Type', '')}]")
+def _check_form(request: web.Request) -> None:
+    """Raises Refused for a body that is no multipart form."""
+    given = request.headers.getall("Content-Type", [])
+    if not any("multipart/form-dat" in one for one in given):
+        raise Refused(400, f"unsupported Content-Type: [{' '.join(given)}]")
+    _check_accept(request)
+
+
+async def _file_in(request: web.Request, key: str) -> bytes:
+    """The one file of a multipart form, under its key; raises Refused."""
     found: bytes | None = None
     parts = 0
+    room = BODY_LIMIT_BYTES
     try:
         reader: MultipartReader = await request.multipart()
         async for part in reader:
             parts += 1
-            if parts > 1:
-                raise Refused(400, "form contains too many parts")
-            if isinstance(part, BodyPartReader) and part.name == CONFIG_BLOCK and part.filename:
-                found = await _read(part)
+            if isinstance(part, BodyPartReader):
+                data = await _read(part, room)
+                room -= len(data)
+                if part.name == key and part.filename and found is None:
+                    found = data
             elif part is not None:
                 await part.release()
     except (ValueError, AssertionError, KeyError, EOFError, HttpProcessingError) as error:
         raise Refused(400, f"cannot read form from request body: {error}") from None
     if found is None:
-        raise Refused(400, f"form does not contains part key: {CONFIG_BLOCK}")
-    try:
-        return parse(common_pb2.Block, found, "the block")
-    except WireError as error:
-        raise Refused(
-            400, f"cannot unmarshal file part {CONFIG_BLOCK} into a block: {error}"
-        ) from None
+        raise Refused(400, f"form does not contains part key: {key}")
+    if parts > 1:
+        raise Refused(400, "form contains too many parts")
+    return found
 
 
-async def _read(part: BodyPartReader) -> bytes:
+async def _read(part: BodyPartReader, limit: int) -> bytes:
     data = bytearray()
     while chunk := await part.read_chunk():
         data += chunk
-        if len(data) > BODY_LIMIT_BYTES:
-            raise Refused(
-                400,
-                "cannot read form from request body: http: request body too large, it may have "
-                f"{BODY_LIMIT_BYTES} bytes",
-            )
+        if len(data) > limit:
+            raise Refused(400, "cannot read form from request body: http: request body too large")
     return bytes(data)
+
+
+def _updated_channel(envelope: common_pb2.Envelope) -> str:
+    """The channel that an update is about, after Fabric's first checks of it; raises Refused."""
+    problem = "bad payload"
+    try:
+        payload = parse(common_pb2.Payload, envelope.payload, "the payload")
+        if not payload.header.channel_header:
+            raise Refused(400, "invalid config update envelope: bad header")
+        problem = "could not unmarshall channel header"
+        header = parse(common_pb2.ChannelHeader, payload.header.channel_header, "its header")
+        if header.type != common_pb2.CONFIG_UPDATE:
+            raise Refused(400, "invalid config update envelope: bad type")
+        if not header.channel_id:
+            raise Refused(400, "invalid config update envelope: empty channel id")
+        problem = "the update cannot be read"
+        signed = parse(common_pb2.ConfigUpdateEnvelope, payload.data, "the update")
+        return parse(common_pb2.ConfigUpdate, signed.config_update, "the update").channel_id
+    except WireError:
+        raise Refused(400, f"invalid config update envelope: {problem}") from None
 
 
 def _check_join_block(block: common_pb2.Block) -> None:
@@ -343,7 +423,7 @@ def _json(
         headers["Location"] = location
     return web.Response(
         status=status,
-        text=json.dumps(content) + "\n",
+        body=_encoded(content),
         content_type="application/json",
         headers=headers,
     )
@@ -352,7 +432,15 @@ def _json(
 def _error(error: Refused) -> web.Response:
     return web.Response(
         status=error.status,
-        text=json.dumps({"error": str(error)}) + "\n",
+        body=_encoded({"error": str(error)}),
         content_type="application/json",
         headers={"Allow": error.allow} if error.allow else {},
     )
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    """As Go's encoder writes JSON: without spaces, marks of HTML by their numbers."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text.encode("utf-8", "replace") + b"\n"

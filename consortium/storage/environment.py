@@ -69,7 +69,7 @@ _FORMAT_KEY = b"format"
 _PIECE = 511  # LMDB's longest key
 _LINK = 8  # bytes of a branch number
 _BRANCH_PIECE = _PIECE - _LINK
-_NEXT_BRANCH = bytes(_LINK)  # key of the branch counter; branches count from 1
+_NO_BRANCH = bytes(_LINK)  # branches count from 1; here earlier versions kept the last one
 
 
 class StorageError(Exception):
@@ -194,15 +194,12 @@ class ReadTransaction:
         links = {
             bytes(value) for key, value in self._scan(place.entries, b"") if len(key) == _PIECE
         }
-        pieces = [one for one in self._scan(place.overflow, b"") if one[0] != _NEXT_BRANCH]
+        pieces = [one for one in self._scan(place.overflow, b"") if one[0] != _NO_BRANCH]
         links.update(value for key, value in pieces if len(key) == _PIECE)
         for key, _ in pieces:
             if key[:_LINK] not in links:
                 return key
-        used = {key[:_LINK] for key, _ in pieces}
-        last = self._get(place.overflow, _NEXT_BRANCH) or bytes(_LINK)
-        stray = links - used or {link for link in links if link > last}
-        return min(stray, default=None)
+        return min(links - {key[:_LINK] for key, _ in pieces}, default=None)
 
     def _scan(self, database: Any, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         if database is None:
@@ -265,11 +262,15 @@ class WriteTransaction(ReadTransaction):
         self._transaction.put(_FORMAT_KEY, format_version.to_bytes(4), db=database)
 
     def _branch(self, place: _Table, database: Any, stored: bytes) -> bytes:
+        """Where the entries that share a piece go on; a branch after all others if it is new."""
         link = self._get(database, stored)
         if link is None:
-            last = self._get(place.overflow, _NEXT_BRANCH) or bytes(_LINK)
+            cursor = self._transaction.cursor(db=place.overflow)
+            last: bytes = cursor.key()[:_LINK] if cursor.last() else _NO_BRANCH  # type: ignore[assignment]
+            if database is place.overflow:
+                last = max(last, stored[:_LINK])  # a branch that has nothing in it yet
             link = (int.from_bytes(last) + 1).to_bytes(_LINK)
-            self._transaction.put(_NEXT_BRANCH, link, db=place.overflow)
+            self._transaction.delete(_NO_BRANCH, db=place.overflow)
             self._transaction.put(stored, link, db=database)
         return link
 

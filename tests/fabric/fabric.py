@@ -31,10 +31,11 @@ from consortium.identity.certificates import (
     write_private,
 )
 from consortium.identity.signing import Signer
-from consortium.node.network import Network, Utility
+from consortium.node.contracts import ensure_contracts
+from consortium.node.network import Network, NetworkError, Utility
 from consortium.wire import common_pb2
 from consortium.wire.blocks import COMMIT_HASH, TRANSACTIONS_FILTER
-from gridledger_client import GatewayClient, Identity
+from gridledger_client import GatewayClient, GridLedgerError, Identity
 
 PROGRAMS = ("peer", "orderer", "configtxgen", "osnadmin")
 START_TIMEOUT_S = 60
@@ -705,6 +706,20 @@ def chaincode_package(
     )
     path.write_bytes(package)
     return f"{label}:{sha256(package).hexdigest()}"
+
+
+async def put_contracts(network: Network) -> None:
+    """Our contracts on its channel, by its peers of ours; a busy machine may take its time."""
+    deadline = time.monotonic() + 2 * COMMAND_TIMEOUT_S
+    while True:
+        try:
+            await ensure_contracts(network)
+        except NetworkError, GridLedgerError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
+        else:
+            return
 
 
 # ------------------------------------------------------------------ ledgers

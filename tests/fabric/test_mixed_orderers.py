@@ -17,7 +17,6 @@ from consortium.ledger.channel_config import compute_update
 from consortium.ledger.config_changes import PendingUpdate, change_setting, copied
 from consortium.node.channel import current, submit_update
 from consortium.node.contracts import client as utility_client
-from consortium.node.contracts import ensure_contracts
 from consortium.node.network import Network, Utility, create_network
 from consortium.node.nodes import OrdererNode, make_node
 from consortium.wire import common_pb2, orderer_pb2, services
@@ -29,6 +28,7 @@ from .fabric import (
     FabricPeer,
     configtxgen,
     fabric_bin,
+    put_contracts,
     running,
     same_ledgers,
 )
@@ -172,7 +172,7 @@ async def cluster(
                 await orderer.join(block)
         await peer.join(block)
         async with running(*peers):
-            await ensure_contracts(network)
+            await put_contracts(network)
             aurora = network.utility("Aurora")
             clients = [utility_client(network, aurora, who) for who in ("admin", "operator")]
             theirs_client = peer.client()

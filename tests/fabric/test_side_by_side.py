@@ -13,11 +13,10 @@ from benchmarks.orderers import OrdererCluster, on_loopback
 from benchmarks.ordering import send
 from benchmarks.transactions import Result, _measure
 from consortium.ledger.channel_config import RaftOptions
-from consortium.node.contracts import ensure_contracts
 from consortium.node.network import RAFT_TICK_S, create_network
 from consortium.node.processes import ProcessNetwork
 
-from .fabric import HOST, FabricOrderer, configtxgen, fabric_bin, issue, running
+from .fabric import HOST, FabricOrderer, configtxgen, fabric_bin, issue, put_contracts, running
 from .networks import fabric_network
 
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -35,7 +34,7 @@ async def test_side_by_side(tmp_path: Path) -> None:
     async with fabric_network(fabric_bin(), tmp_path / "theirs", base_port=29_500) as theirs:
         await nodes.start()
         try:
-            await ensure_contracts(ours)
+            await put_contracts(ours)
             pids = {
                 "Fabric": {
                     f"{kind} {name}": program.process.pid

@@ -14,7 +14,6 @@ from consortium.ledger.channel_config import compute_update
 from consortium.ledger.config_changes import PendingUpdate, change_setting, copied
 from consortium.node.channel import current, submit_update
 from consortium.node.contracts import client as utility_client
-from consortium.node.contracts import ensure_contracts
 from consortium.node.network import Network, create_network
 from consortium.node.nodes import make_node
 from gridledger_client import GatewayClient
@@ -24,6 +23,7 @@ from .fabric import (
     FabricPeer,
     configtxgen,
     fabric_bin,
+    put_contracts,
     running,
     same_ledgers,
 )
@@ -89,7 +89,7 @@ async def followed(
             await orderer.join(block)
         await peer.join(block)
         async with running(*peers):
-            await ensure_contracts(network)
+            await put_contracts(network)
             ours = utility_client(network, network.utility("Aurora"), "admin")
             theirs = peer.client()
             yield Followed(network, orderers, peer, ours, theirs)

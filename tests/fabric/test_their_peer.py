@@ -31,7 +31,6 @@ from consortium.ledger.ledger import Ledger
 from consortium.ledger.snapshot import join_by_snapshot
 from consortium.node.channel import current, organization_of, submit_update
 from consortium.node.contracts import client as utility_client
-from consortium.node.contracts import ensure_contracts
 from consortium.node.lifecycle import PeerAdmin
 from consortium.node.network import Network, create_network
 from consortium.node.nodes import EmbeddedNetwork
@@ -50,6 +49,7 @@ from .fabric import (
     free_ports,
     height,
     node_chaincode,
+    put_contracts,
     running,
     same_ledgers,
 )
@@ -241,7 +241,7 @@ async def mixed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mixed
             for utility in network.utilities:
                 async with PeerAdmin(network, utility) as admin:
                     assert await admin.install(one.package.read_bytes()) == one.package_id
-        await ensure_contracts(network)
+        await put_contracts(network)
         for name, one in served.items():
             await define(clients, name, one.package_id)
         theirs = peer.client()

@@ -16,7 +16,6 @@ from consortium.ledger.channel_config import compute_update
 from consortium.ledger.config_changes import PendingUpdate, change_setting, copied
 from consortium.node.channel import current
 from consortium.node.contracts import client as utility_client
-from consortium.node.contracts import ensure_contracts
 from consortium.node.network import Network, Utility, create_network
 from consortium.node.nodes import EmbeddedNetwork
 from consortium.wire import common_pb2
@@ -31,6 +30,7 @@ from .fabric import (
     free_ports,
     node_chaincode,
     osnadmin,
+    put_contracts,
     run,
     running,
 )
@@ -93,7 +93,7 @@ async def ours(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ours]:
         for utility in network.utilities
     }
     async with EmbeddedNetwork(network), running(chaincode):
-        await ensure_contracts(network)
+        await put_contracts(network)
         admin = utility_client(network, aurora, "admin")
         yield Ours(network, tools, admin, package, package_id)
         await admin.close()

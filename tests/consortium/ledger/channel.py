@@ -160,12 +160,13 @@ class Channel:
         self,
         ledger: Ledger,
         *,
-        policy: str = "",
+        policy: str | common_pb2.SignaturePolicyEnvelope = "",
         collections: Iterable[peer_pb2.StaticCollectionConfig] = (),
         chaincode: str = CHAINCODE,
         sequence: int = 1,
     ) -> None:
         """Commit a contract's definition."""
+        rule = parse_policy(policy) if isinstance(policy, str) and policy else policy
         with ledger.view() as view:
             records = Records(
                 {key: one.value for key, one in view.range(lifecycle.NAMESPACE, "", "")}
@@ -174,7 +175,7 @@ class Channel:
             name=chaincode,
             sequence=sequence,
             version="1.0",
-            endorsement_policy=lifecycle.signature_policy(parse_policy(policy)) if policy else b"",
+            endorsement_policy=lifecycle.signature_policy(rule) if rule else b"",
             collections=peer_pb2.CollectionConfigPackage(
                 config=[
                     peer_pb2.CollectionConfig(static_collection_config=one) for one in collections

@@ -73,7 +73,13 @@ class Network:
     """Orderers with their settings; each may be stopped and started again."""
 
     def __init__(
-        self, folder: Path, orderers: int, limits: dict[str, Any] | None = None, **spec: object
+        self,
+        folder: Path,
+        orderers: int,
+        limits: dict[str, Any] | None = None,
+        *,
+        beside_fabric: bool = False,
+        **spec: object,
     ) -> None:
         self.folder = folder
         self.utilities = [Utility(name) for name in UTILITIES]
@@ -95,6 +101,7 @@ class Network:
                     cluster_address=f"127.0.0.1:{ports[2 * number + 1]}",
                     stop_grace_s=0.1,
                     limits=Limits(**(limits or {})),
+                    beside_fabric=beside_fabric,
                     administrators=Msp.from_config(
                         msp_config(utility.msp_id, utility.authority.certificate_pem)
                     ),

@@ -22,6 +22,7 @@ from consortium.orderer.node import (
     ChannelInfo,
     ChannelMissingError,
     JoinError,
+    NotReadyError,
     Orderer,
 )
 from consortium.orderer.pending import Submission
@@ -383,6 +384,8 @@ async def test_a_follower_hands_out_blocks(network: Network) -> None:
     await send(network, network.envelope())
     node = network.running()[spare]
     await until(lambda: node.channels[CHANNEL].height == 2, PATIENCE_S)
+    with pytest.raises(NotReadyError, match="channel is not ready, he is a follower"):
+        await node.update_channel(CHANNEL, common_pb2.Envelope())
     async with network.channel(spare) as channel:
         found, status = await deliver(channel, seek(network.client, "oldest", "newest"))
     assert status == SUCCESS

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -97,6 +98,7 @@ def test_keys_of_any_length_sort_as_bytes_do(
     environment.write(change)
     assert _all(environment) == sorted(model.items())
     with environment.read() as transaction:
+        assert transaction.stray_branch("a") is None
         for key, _ in changes:
             assert transaction.get("a", key) == model.get(key)
         found = list(transaction.range("a", start, end))
@@ -116,6 +118,31 @@ def test_very_long_keys(environment: Environment) -> None:
     assert environment.write(lambda t: t.delete("a", long + b"1"))
     assert environment.write(lambda t: t.delete("a", long + b"0"))
     assert _all(environment) == []
+
+
+def test_a_counter_of_an_earlier_version_is_left_out(tmp_path: Path) -> None:
+    """Branches of long keys were counted; now the next one comes after the last that is there."""
+    path = tmp_path / "index"
+    first = Environment(path, ["a"], format_version=1)
+    first.write(lambda t: t.put("a", b"k" * 600, b"one"))
+    first.close()
+    counter = bytes(8)
+    file = lmdb.open(str(path), max_dbs=8)
+    overflow = file.open_db(b"a~", create=False)
+    with file.begin(write=True, db=overflow) as transaction:
+        transaction.put(counter, (7).to_bytes(8))
+    file.close()
+    again = Environment(path, ["a"], format_version=1)
+    with again.read() as reading:
+        assert list(reading.range("a")) == [(b"k" * 600, b"one")]
+        assert reading.stray_branch("a") is None
+    again.write(lambda t: t.put("a", b"l" * 1200, b"two"))
+    assert _all(again) == [(b"k" * 600, b"one"), (b"l" * 1200, b"two")]
+    again.close()
+    file = lmdb.open(str(path), max_dbs=8)
+    with file.begin(db=file.open_db(b"a~", create=False)) as transaction:
+        assert transaction.get(counter) is None
+    file.close()
 
 
 def test_the_map_grows_when_it_is_full(tmp_path: Path) -> None:
