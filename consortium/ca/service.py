@@ -14,6 +14,11 @@ operators.
 
 Names, roles and attributes of a certificate come from the registry, never from the CSR: what a
 CSR asks for beside its key is ignored.
+
+The authority's key and certificate, its TLS certificate and the consortium's roots are read again
+when their files change: a running authority follows `gridledger network rotate-ca`, `renew` and
+`add-utility`. While the root before the present one is still trusted, who was certified by it may
+enrol again with its token.
 """
 
 import asyncio
@@ -43,9 +48,11 @@ from consortium.ca.registry import (
 from consortium.identity.certificates import (
     CERTIFICATE_FAULTS,
     CertificateAuthority,
+    CertificateError,
     certificate_attributes,
     certificate_pem,
     load_certificate,
+    load_certificates,
 )
 from consortium.identity.chains import Authorities
 from consortium.identity.signing import verify_signature
@@ -62,6 +69,8 @@ VERSION = "1.5"
 """The fabric-ca whose interface this is."""
 
 OPERATOR_ATTRIBUTE, OPERATOR = "gridledger.role", "operator"
+
+_FILE_FAULTS: tuple[type[Exception], ...] = (OSError, *CERTIFICATE_FAULTS)
 
 # fabric-ca's codes, `lib/caerrors/servererror.go`.
 UNKNOWN, NO_AUTHORIZATION, BAD_BODY, CA_NOT_FOUND = 0, 2, 5, 19
@@ -117,27 +126,71 @@ class CaService:
         port: int,
         tls_certificate: Path,
         tls_key: Path,
-        tls_bundle_pem: bytes,
+        tls_bundle: Path,
+        previous_root: Path | None = None,
         msp_id: str = "",
         certificate_valid_days: int = CERTIFICATE_VALID_DAYS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Reads the authority's key from `directory`; raises OSError, CertificateError."""
+        """Reads the authority's key from `directory`; raises OSError, CertificateError.
+
+        `tls_bundle` has the TLS roots of all members; at `previous_root`, while there is such a
+        file, the root before the present one.
+        """
         self.name = name
         self.registry = Registry.open(directory)
-        self._authority = CertificateAuthority.load(directory)
-        self._issuers = Authorities([self._authority.certificate], [])
+        self._directory = directory
         self._host, self._port = host, port
-        self._tls_bundle_pem = tls_bundle_pem
+        self._tls_files = tls_certificate, tls_key
+        self._tls_bundle = tls_bundle
+        self._previous_root = previous_root
+        self._read_at: tuple[tuple[int, int] | None, ...] = ()
         self._msp_id = msp_id
         self._valid_days = certificate_valid_days
         self._clock = clock
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._tls.load_cert_chain(tls_certificate, tls_key)
+        self._tls.sni_callback = self._before_handshake
+        self._read()
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._waiting = 0
         self._runner: web.AppRunner | None = None
+
+    def _read(self) -> None:
+        """Read what has changed on disk; raises OSError, ssl.SSLError, CertificateError."""
+        folder = self._directory
+        files = [
+            folder / CertificateAuthority.CERTIFICATE_FILE,
+            folder / CertificateAuthority.KEY_FILE,
+            *self._tls_files,
+            self._tls_bundle,
+        ]
+        previous = self._previous_root
+        now = tuple(_stamp(path) for path in (*files, *([previous] if previous else ())))
+        if now == self._read_at:
+            return
+        authority = CertificateAuthority.load(folder)
+        if not authority.is_whole:
+            raise CertificateError(f"certificate and key in {folder} do not belong together")
+        roots = [authority.certificate]
+        if previous is not None and previous.exists():
+            roots.append(load_certificate(previous.read_bytes(), "the root before the present one"))
+        bundle = self._tls_bundle.read_bytes()
+        load_certificates(bundle)
+        self._tls.load_cert_chain(*self._tls_files)
+        self._issuers = Authorities(roots, [])
+        self._authority, self._tls_bundle_pem, self._read_at = authority, bundle, now
+
+    def _follow_files(self) -> None:
+        """As `_read`; what is half written is whole the next time."""
+        try:
+            self._read()
+        except _FILE_FAULTS as error:
+            _LOGGER.warning("%s goes on with what it has read before: %s", self.name, error)
+
+    def _before_handshake(self, _socket: ssl.SSLObject, _name: str | None, _tls: object) -> None:
+        """Show a TLS certificate that was renewed; every handshake comes by here."""
+        self._follow_files()
 
     @property
     def port(self) -> int:
@@ -179,6 +232,7 @@ class CaService:
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
+        self._follow_files()
         try:
             return await handler(request)
         except CaError as error:
@@ -468,6 +522,15 @@ class CaService:
     def revocation_list(self) -> bytes:
         """The CRL (PEM) to put into the channel's configuration."""
         return self._authority.revocation_list(self.registry.revoked_serial_numbers())
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def _common_name(certificate: x509.Certificate) -> str:

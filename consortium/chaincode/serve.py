@@ -1,7 +1,8 @@
 """Chaincode as a service, the chaincode's side: our contracts for any peer that dials.
 
 A peer opens a stream (`protos.Chaincode/Connect`), we register with the chaincode's package id, and
-it sends transactions. A contract runs in a thread, and asks the peer through `stub`.
+it sends transactions. A contract runs in a thread, and asks the peer through `stub`. Each peer has
+threads of its own: one that leaves contracts waiting for answers keeps none of another's waiting.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from .stub import PeerError, completed, run_transaction
 _LOGGER = logging.getLogger(__name__)
 
 THREADS = 16
-"""Contracts that run at once, for all peers together."""
+"""Contracts of one peer that run at once."""
 MAX_WAITING = 1000
 """Transactions of one peer that run or wait for a thread."""
 MAX_WAITING_BYTES = 256 * 1024 * 1024
@@ -52,11 +53,12 @@ class _Running:
 class _Peer:
     """One peer's stream and the transactions that run for it."""
 
-    def __init__(self, chaincode: Chaincode, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, chaincode: Chaincode, threads: int) -> None:
         self.writes_at_once = 1
         self._gone = False
         self._chaincode = chaincode
-        self._threads = threads
+        # They begin as they are needed.
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="contract")
         self._loop = asyncio.get_running_loop()
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._outgoing_bytes = 0
@@ -94,6 +96,7 @@ class _Peer:
         """The peer is gone: whoever waits for it waits no more, and nothing is kept for it."""
         self._gone = True
         self._outgoing = asyncio.Queue()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for running in self._running.values():
             running.answers.put(None)
 
@@ -199,7 +202,7 @@ class ChaincodeServer:
         self._package_id = package_id
         self._address = address
         self._credentials = credentials
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="contract")
+        self._threads = threads
         self._server: grpc.aio.Server | None = None
         self._peers = 0
 
@@ -224,7 +227,6 @@ class ChaincodeServer:
         """Hang up on all peers after a second; contracts that still run are left behind."""
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _connect(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]

@@ -137,7 +137,9 @@ async def _add(options: argparse.Namespace) -> None:
         + "\n".join(f"  {command}" for command in commands)
         + "\nand when its peer has caught up, let it run the contracts:\n"
         f"  gridledger contract deploy --data-dir {options.data_dir}\n"
-        "To have it order as well: gridledger orderer add",
+        "To have it order as well:\n"
+        f"  gridledger node run --data-dir {options.data_dir} {utility.name} orderer\n"
+        f"  gridledger orderer add --data-dir {options.data_dir} {utility.name}",
     )
 
 

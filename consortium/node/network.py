@@ -209,9 +209,14 @@ class Network:
         return parse(common_pb2.Block, raw, f"{self.directory / 'genesis.block'}")
 
     @property
+    def tls_bundle(self) -> Path:
+        """The file with the root certificates of all utilities."""
+        return self.directory / "tls-bundle.pem"
+
+    @property
     def tls_bundle_pem(self) -> bytes:
         """The root certificates of all utilities."""
-        return (self.directory / "tls-bundle.pem").read_bytes()
+        return self.tls_bundle.read_bytes()
 
     def utility(self, name: str) -> Utility:
         """A utility by its name or MSP id, in any case; raises NetworkError."""
@@ -437,12 +442,15 @@ def use_next_authority(utility: Utility) -> bytes:
 
 def _trust(network: Network, *roots_pem: bytes) -> None:
     """Add roots to the bundle that homes and tools trust, unless they are in it."""
-    path = network.directory / "tls-bundle.pem"
+    path = network.tls_bundle
     bundle = path.read_bytes() if path.exists() else b""
     for root in roots_pem:
         if root and root.strip() not in bundle:
             bundle += root if root.endswith(b"\n") else root + b"\n"
-    path.write_bytes(bundle)
+    # Running authorities read it at any moment: it is there whole.
+    written = path.with_suffix(".new")
+    written.write_bytes(bundle)
+    written.replace(path)
 
 
 def _create_utility(utility: Utility) -> bytes:

@@ -961,14 +961,14 @@ async def test_a_second_different_reading_of_an_interval(world: World, home: Hom
     )
     assert await world.ledgers.settled() == before
     assert refusal.code is ABORTED
-    assert "corrections are not accepted yet" in refusal.text
+    assert "already has a different reading of version 1" in refusal.text
     assert home.meter in refusal.text
     next_one = home.reading(start + 60, 12, import_register_wh=100_022, quality=first.quality)
     answer = await home.submit(different, first, next_one)
     assert (answer["accepted"], answer["duplicate"], len(answer["refused"])) == ("1", "1", 1)
     (refused,) = answer["refused"]
     assert refused["interval_start"] == str(start)
-    assert "corrections are not accepted yet" in refused["reason"]
+    assert refused["code"] == "different"
     kept = await home.client.evaluate(
         "metering",
         "metering:Readings",

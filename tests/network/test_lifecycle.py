@@ -26,7 +26,10 @@ from consortium.chaincode.serve import ChaincodeServer
 from consortium.cli.main import REFUSALS, _parser
 from consortium.contracts import package as own
 from consortium.ledger.channel_config import ChannelSpec, RaftOptions, genesis_block
+from consortium.ledger.config_changes import change_setting, copied
+from consortium.ledger.config_update import compute_update, sign_update, update_envelope
 from consortium.ledger.lifecycle import ChaincodeDefinition
+from consortium.node.channel import current
 from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
 from consortium.node.lifecycle import PeerAdmin, PeerRefused
@@ -43,6 +46,7 @@ from gridledger_client import (
     enroll,
 )
 from gridledger_client import Identity as ClientIdentity
+from gridledger_client.enrolment import fetch_bundle
 from tests.consortium.ledger.recorded import FOLDER
 
 from .conftest import run_cli
@@ -56,6 +60,7 @@ pytestmark = [
 ]
 
 DEADLINE_S = 60
+UPDATE = "config-update-envelope"
 FIRST_PORT = 29_000
 SERVED = {1: "127.0.0.1:29081", 2: "127.0.0.1:29082"}
 ALL = ["AuroraMSP", "BorealMSP", "CieloMSP"]
@@ -89,7 +94,9 @@ def older_metering() -> bytes:
     """A package as an earlier release's would be: the same contract, with other words."""
     files = read_package(own.package("metering")).files()
     name = "consortium/contracts/metering.py"
-    changed = files[name].replace(b"corrections are not accepted yet", b"no corrections in 0.9")
+    changed = files[name].replace(
+        b"the transient data has no entry named", b"in 0.9 there is no entry named"
+    )
     changed += b"\n# an earlier release\n"
     return make_package("metering_0.9", "gridledger", {**files, name: changed})
 
@@ -507,6 +514,8 @@ async def test_what_participation_refuses(consortium: Consortium) -> None:
 
     both = form(b"a")
     both.add_field("more", b"b", filename="y.block")
+    nowhere = common_pb2.ConfigUpdate(channel_id="nowhere").SerializeToString()
+    stranger = update_envelope("nowhere", nowhere, [], utility.signer("admin")).SerializeToString()
     tls = admin_tls(network, "Cielo")
     cases: list[tuple[str, str, dict[str, Any], int, str]] = [
         ("GET", "/nowhere", {}, 404, "channel does not exist"),
@@ -517,13 +526,18 @@ async def test_what_participation_refuses(consortium: Consortium) -> None:
         ("POST", "", {"data": both}, 400, "too many parts"),
         ("POST", "", {"data": form(b"\xff")}, 400, "cannot unmarshal file part"),
         ("POST", "", {"data": form(b"")}, 400, "block is not a config block"),
-        ("POST", "", {"data": form(bytes(2**20 + 1))}, 400, "may have"),
+        ("POST", "", {"data": form(bytes(2**20 + 1))}, 400, "request body too large"),
         ("POST", "", {"data": form(broken.SerializeToString())}, 400, "Header.DataHash"),
         ("POST", "", {"data": form(genesis.SerializeToString())}, 405, "channel already exists"),
         ("PUT", "/neighbourhood", {}, 405, "invalid request method: PUT"),
+        ("PUT", "", {"data": b"x"}, 400, "unsupported Content-Type"),
+        ("PUT", "", {"data": form(b"x")}, 400, "does not contains part key: config-update"),
+        ("PUT", "", {"data": form(b"\xff", UPDATE)}, 400, "into an envelope"),
+        ("PUT", "", {"data": form(b"", UPDATE)}, 400, "invalid config update envelope: bad header"),
+        ("PUT", "", {"data": form(stranger, UPDATE)}, 405, "cannot update: channel does not exist"),
         ("DELETE", "/nowhere", {}, 404, "cannot remove: channel does not exist"),
-        ("GET", "/neighbourhood/blocks/best", {}, 400, "not equal <newest|oldest|config|"),
-        ("GET", "/neighbourhood/blocks/999999", {}, 404, "is not there"),
+        ("GET", "/neighbourhood/blocks/best", {}, 400, "not equal \\u003cnewest|oldest|"),
+        ("GET", "/neighbourhood/blocks/999999", {}, 404, "no such block number [999999] in index"),
     ]
     async with aiohttp.ClientSession() as session:
         for method, path, more, status, said in cases:
@@ -547,6 +561,43 @@ async def test_what_participation_refuses(consortium: Consortium) -> None:
             with pytest.raises(aiohttp.ClientError):
                 async with session.get(base, ssl=context) as answer:
                     await answer.read()
+
+
+async def test_a_channel_is_changed_over_rest(consortium: Consortium) -> None:
+    """A configuration update by PUT, in a block when the answer is there."""
+    network = consortium.network
+    async with consortium.client("Aurora", "admin") as admin:
+        before = await current(admin, "AuroraMSP")
+        wanted = copied(before.config.config)
+        change_setting(wanted, "batch-size", "123")
+        computed = compute_update(network.channel, before.config.config, wanted)
+        raw = computed.SerializeToString()
+        cielo = network.utility("Cielo")
+        signers = [one.signer("admin") for one in network.utilities]
+        base = f"https://127.0.0.1:{cielo.ports.admin}/participation/v1/channels"
+        async with aiohttp.ClientSession() as session:
+            for signed_by, status in ((signers[:1], 400), (signers, 201), (signers, 400)):
+                envelope = update_envelope(
+                    network.channel, raw, [sign_update(raw, one) for one in signed_by], signers[0]
+                )
+                form = aiohttp.FormData()
+                form.add_field(UPDATE, envelope.SerializeToString(), filename="update")
+                tls = admin_tls(network, "Cielo")
+                async with session.put(base, data=form, ssl=tls) as answer:
+                    found = await answer.json()
+                    assert answer.status == status, found
+                if status == 201:
+                    assert answer.headers["Location"] == found["url"]
+                    assert found["consensusRelation"] == "consenter"
+                else:
+                    said = f"cannot update: failed update config of channel {network.channel}: "
+                    assert found["error"].startswith(said)
+
+        async def changed() -> bool:
+            now = await current(admin, "AuroraMSP")
+            return now.config.orderer.max_message_count == 123
+
+        await until(changed)
 
 
 async def test_an_orderer_leaves_a_channel(consortium: Consortium) -> None:
@@ -673,6 +724,11 @@ async def test_a_utility_changes_its_root(consortium: Consortium) -> None:
     old_root, old_admin = boreal.root_pem, boreal.signer("admin")
     await consortium.run("network", "rotate-ca", "Boreal")
     assert boreal.root_pem != old_root
+    # The authorities that run hand out both roots, and Boreal's certifies by the new one.
+    for utility in network.utilities:
+        bundle = await fetch_bundle(f"https://127.0.0.1:{utility.ports.ca}")
+        assert boreal.root_pem.strip() in bundle
+        assert old_root.strip() in bundle
     # What runs goes on by the old one meanwhile; each node is started again by itself.
     async with consortium.client("Aurora") as operator:
         await operator.submit(

@@ -3,17 +3,21 @@
 import asyncio
 import json
 import shutil
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from consortium.node.contracts import client
 from consortium.node.network import Network, create_network
 from consortium.node.orderers import ask_all, leader_of
 from consortium.node.processes import ProcessNetwork
+
+from .conftest import run_cli
 
 PATIENCE_S = 240
 pytestmark = pytest.mark.timeout(900)
@@ -123,3 +127,41 @@ async def test_a_dead_disk_is_noticed_and_replaced(processes: ProcessNetwork, lo
     added = await orderer(network, "add", "Cielo")
     assert (added["raft_id"], added["voters"]) == (4, [1, 2, 4])
     assert (await status(network, "Cielo"))["status"] == "active"
+
+
+async def test_a_new_utility_orders_too(processes: ProcessNetwork) -> None:
+    """As docs/operators.md says it: its node, `join`, `add`, `remove`, leaving, and once more."""
+    await until_led(processes.network)
+    folder = processes.network.directory
+    added = await asyncio.to_thread(
+        run_cli, "network", "add-utility", "Delta", "--data-dir", str(folder), "--json"
+    )
+    assert json.loads(added.stdout)["msp_id"] == "DeltaMSP"
+    network = Network.load(folder)
+    delta = network.utility("Delta")
+    processes.network = network
+    await processes.start_node(delta, "orderer")
+    # It has begun with the first block in its folder, and follows.
+    refused = await orderer(network, "join", "Delta", fails=True)
+    assert "already exists here; `gridledger orderer channels` shows how far" in refused["error"]
+    (channel,) = (await orderer(network, "channels", "Delta"))["channels"]
+    assert (channel["status"], channel["consensus_relation"]) == ("active", "follower")
+    done = await orderer(network, "add", "Delta")
+    assert (done["raft_id"], done["voters"]) == (4, [1, 2, 3, 4])
+    assert (await orderer(network, "remove", "Delta"))["voters"] == [1, 2, 3]
+    async with asyncio.timeout(PATIENCE_S):
+        while (await status(network, "Delta"))["part"] != "follower":  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    # It leaves the channel altogether, and joins it by its newest configuration.
+    tls = ssl.create_default_context(cadata=network.tls_bundle_pem.decode())
+    admin = delta.directory / "admin"
+    tls.load_cert_chain(admin / "sign.cert.pem", admin / "sign.key.pem")
+    url = f"https://127.0.0.1:{delta.ports.admin}/participation/v1/channels/{network.channel}"
+    async with aiohttp.ClientSession() as session, session.delete(url, ssl=tls) as answer:
+        assert answer.status == 204
+    assert (await orderer(network, "channels", "Delta"))["channels"] == []
+    joined = await orderer(network, "join", "Delta")
+    assert (joined["name"], joined["consensus_relation"]) == (network.channel, "follower")
+    done = await orderer(network, "add", "Delta")
+    assert (done["raft_id"], done["voters"]) == (5, [1, 2, 3, 5])
+    assert (await orderer(network, "transfer", "--to", "Delta"))["leader"] == "Delta"

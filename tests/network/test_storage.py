@@ -243,25 +243,115 @@ async def _who_may_ask(network: Network, utility: Utility) -> None:
             await ask_snapshots(connection, services.SNAPSHOT_GENERATE, b"", b"")
 
 
-def _mount(folder: Path) -> bool:
-    """Put a folder's content on a small disk of its own, if this user may."""
+def _ran(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _mount(folder: Path, image: Path | None = None) -> bool:
+    """Put a folder's content on a small disk of its own, if this user may.
+
+    `image`: a disk in a file, whose file system becomes read-only at its first error.
+    """
     kept = folder.with_name(folder.name + "-kept")
     folder.rename(kept)
     folder.mkdir()
-    mounted = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)],
-            capture_output=True,
-            check=False,
-        ).returncode
-        == 0
-    )
+    if image is None:
+        mounted = _ran("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder))
+    else:
+        with image.open("wb") as file:
+            file.truncate(4 * DISK_BYTES)
+        mounted = _ran("mkfs.ext4", "-q", "-F", str(image)) and _ran(
+            "mount", "-o", "loop,errors=remount-ro", str(image), str(folder)
+        )
     if not mounted:
         folder.rmdir()
         kept.rename(folder)
         return False
     shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return _ran("sync", "-f", str(folder))
+
+
+def _spoil(folder: Path) -> bool:
+    """Let the file system under a folder meet an error, after which it is read-only."""
+    device = subprocess.run(
+        ["findmnt", "-n", "-o", "SOURCE", str(folder)], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    trigger = Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+    try:
+        trigger.write_text("a test's\n")
+    except OSError:
+        return False
     return True
+
+
+def _last_words(log: Path, reason: str) -> None:
+    """The node said in one sentence why it stops, and no exception went astray."""
+    text = log.read_text()
+    said = [line for line in text.splitlines() if line.startswith("gridledger: ")]
+    assert len(said) == 1, text
+    assert f"{reason}. What was stored before is intact" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["peer", "orderer"])
+async def test_a_disk_that_becomes_read_only_stops_a_node_with_its_data_intact(
+    running: ProcessNetwork, tmp_path: Path, kind: str
+) -> None:
+    """As Linux makes it after an error, with the node's files open; `remount,ro` refuses that."""
+    network = running.network
+    aurora, boreal, cielo = network.utilities
+    await running.start()
+    await _contracts(network)
+    await running.kill(cielo, kind)
+    folder = cielo.directory / kind
+    if not await asyncio.to_thread(_mount, folder, tmp_path / "disk"):
+        pytest.skip(
+            "only root, with loop devices and ext4, may mount the disk that this test harms"
+        )
+    try:
+        await running.start_node(cielo, kind)
+        process = running.processes["Cielo", kind]
+        await _deposits(network, aurora, 2, "before")
+        if not await asyncio.to_thread(_spoil, folder):
+            pytest.skip("this kernel's ext4 has no trigger_fs_error, which makes it read-only")
+        turn = 0
+        deadline = time.monotonic() + 120
+        while process.returncode is None:
+            await _deposits(network, aurora, 1, f"read-only{turn}")
+            turn += 1
+            assert time.monotonic() < deadline
+        assert process.returncode == 1
+        log = tmp_path / f"cielo-{kind}.log"
+        _last_words(log, "the disk is read-only")
+        assert "stops: " in log.read_text()
+        # The same at a start, on a disk that is still so.
+        log.write_text("")
+        del running.processes["Cielo", kind]
+        with contextlib.suppress(NetworkError):
+            await running.start_node(cielo, kind)
+        assert await running.processes["Cielo", kind].wait() == 1
+        _last_words(log, "the disk is read-only")
+        assert "cannot start: " in log.read_text()
+        await _deposits(network, boreal, 2, "meanwhile")
+        # Repaired, it goes on with what it had.
+        assert await asyncio.to_thread(_ran, "umount", str(folder))
+        await asyncio.to_thread(_ran, "e2fsck", "-p", str(tmp_path / "disk"))
+        assert await asyncio.to_thread(
+            _ran, "mount", "-o", "loop", str(tmp_path / "disk"), str(folder)
+        )
+        del running.processes["Cielo", kind]
+        await running.start_node(cielo, kind)
+
+        async def level() -> bool:
+            return len({await _height(network, one) for one in network.utilities}) == 1
+
+        await eventually(level)
+        await _deposits(network, cielo, 2, "after")
+        await eventually(level)
+        await running.stop()
+        assert verify_ledger(_ledger(cielo, network.channel)).problem is None
+    finally:
+        await running.stop()
+        await asyncio.to_thread(_ran, "umount", str(folder))
 
 
 @pytest.mark.parametrize("kind", ["peer", "orderer"])
@@ -293,11 +383,9 @@ async def test_a_full_disk_stops_a_node_with_its_data_intact(
             turn += 1
             assert time.monotonic() < deadline
         assert process.returncode == 1
-        log = (tmp_path / f"cielo-{kind}.log").read_text()
-        said = [line for line in log.splitlines() if line.startswith("gridledger: ")]
-        assert len(said) == 1, log
-        assert "stops: " in said[0]
-        assert "the disk is full. What was stored before is intact" in said[0]
+        log = tmp_path / f"cielo-{kind}.log"
+        _last_words(log, "the disk is full")
+        assert "stops: " in log.read_text()
         # The others go on without it; with room again it does too.
         await _deposits(network, boreal, 2, "meanwhile")
         filler.unlink()
@@ -315,4 +403,4 @@ async def test_a_full_disk_stops_a_node_with_its_data_intact(
         assert verify_ledger(path).problem is None
     finally:
         await running.stop()
-        await asyncio.to_thread(subprocess.run, ["umount", str(folder)], check=False)
+        await asyncio.to_thread(_ran, "umount", str(folder))

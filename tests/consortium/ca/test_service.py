@@ -2,9 +2,10 @@
 
 import base64
 import json
+import shutil
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from consortium.identity.certificates import (
     certificate_pem,
     generate_key,
     key_pem,
+    load_certificate,
     write_private,
 )
 from consortium.identity.msp import Msp, msp_config
@@ -88,6 +90,7 @@ async def ca(tmp_path: Path) -> AsyncIterator[Ca]:
     tls = authority.issue("ca.aurora.example", "client", key.public_key(), hosts=("127.0.0.1",))
     (tmp_path / "tls.cert.pem").write_bytes(certificate_pem(tls))
     write_private(tmp_path / "tls.key.pem", key_pem(key))
+    (tmp_path / "bundle.pem").write_bytes(authority.certificate_pem)
     clock = Clock()
     service = CaService(
         tmp_path,
@@ -96,7 +99,8 @@ async def ca(tmp_path: Path) -> AsyncIterator[Ca]:
         port=0,
         tls_certificate=tmp_path / "tls.cert.pem",
         tls_key=tmp_path / "tls.key.pem",
-        tls_bundle_pem=authority.certificate_pem,
+        tls_bundle=tmp_path / "bundle.pem",
+        previous_root=tmp_path / "previous.pem",
         msp_id="AuroraMSP",
         clock=clock,
     )
@@ -412,7 +416,54 @@ async def test_an_address_in_use_is_said(ca: Ca, tmp_path: Path) -> None:
         port=ca.service.port,
         tls_certificate=tmp_path / "tls.cert.pem",
         tls_key=tmp_path / "tls.key.pem",
-        tls_bundle_pem=b"",
+        tls_bundle=tmp_path / "bundle.pem",
     )
     with pytest.raises(OSError, match="in use"):
         await other.start()
+
+
+async def test_files_that_change_are_taken_up(ca: Ca, tmp_path: Path) -> None:
+    """A new root, TLS certificate and bundle, without a restart; half-written ones later."""
+    ca.service.registry.register("home", secret="secret")
+    key = generate_key()
+    status, answer = await ca.call(
+        "POST", "/api/v1/enroll", {"certificate_request": csr(key)}, auth=("home", "secret")
+    )
+    assert status == 201
+    old = Signer("AuroraMSP", base64.b64decode(answer["result"]["Cert"]), key)
+    after = CertificateAuthority.create("Aurora", "aurora.example")
+    (tmp_path / "previous.pem").write_bytes(ca.authority.certificate_pem)
+    # The key is there and the certificate isn't yet: it goes on as before.
+    files = CertificateAuthority.KEY_FILE, CertificateAuthority.CERTIFICATE_FILE
+    after.save(tmp_path / "next")
+    shutil.copy(tmp_path / "next" / files[0], tmp_path / files[0])
+    status, answer = await ca.call("GET", "/api/v1/cainfo")
+    assert base64.b64decode(answer["result"]["CAChain"]) == ca.authority.certificate_pem
+    shutil.copy(tmp_path / "next" / files[1], tmp_path / files[1])
+    both = ca.authority.certificate_pem + after.certificate_pem
+    (tmp_path / "bundle.pem").write_bytes(both)
+    tls_key = generate_key()
+    tls = after.issue("ca", "client", tls_key.public_key(), hosts=("127.0.0.1",))
+    write_private(tmp_path / "tls.key.pem", key_pem(tls_key))
+    (tmp_path / "tls.cert.pem").write_bytes(certificate_pem(tls))
+    status, answer = await ca.call("GET", "/api/v1/cainfo")
+    assert base64.b64decode(answer["result"]["CAChain"]) == after.certificate_pem
+    assert base64.b64decode(answer["result"]["TLSBundle"]) == both
+    # A new connection sees the new certificate, which the new root has issued.
+    trust = ssl.create_default_context(cadata=after.certificate_pem.decode())
+    connector = aiohttp.TCPConnector(ssl=trust)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        async with session.get(ca.url + "/api/v1/cainfo") as found:
+            assert found.status == 200
+        # Whom the old root has certified enrols again, and is certified by the new one.
+        now = replace(ca, session=session)
+        again = {"certificate_request": csr()}
+        status, answer = await now.call("POST", "/api/v1/reenroll", again, signer=old)
+        assert status == 201
+        renewed = load_certificate(base64.b64decode(answer["result"]["Cert"]))
+        renewed.verify_directly_issued_by(after.certificate)
+        # Until the old root is trusted no longer.
+        (tmp_path / "previous.pem").unlink()
+        again = {"certificate_request": csr()}
+        status, answer = await now.call("POST", "/api/v1/reenroll", again, signer=old)
+        assert status == 401

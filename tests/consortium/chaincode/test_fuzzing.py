@@ -28,6 +28,7 @@ import pytest_asyncio
 from consortium.chaincode import remote, serve, worker
 from consortium.chaincode.api import Chaincode, Context, Contract, query, transaction
 from consortium.chaincode.executor import (
+    EXECUTION_DEADLINE_S,
     MAX_EVENT_BYTES,
     MAX_RESULT_BYTES,
     ExecutionError,
@@ -727,6 +728,26 @@ async def test_a_peer_that_does_not_read_is_hung_up_on(
         with pytest.raises(grpc.aio.AioRpcError, match="wait for this peer to read") as ended:
             await read_all(stream)
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_silent_peer_keeps_no_other_from_being_served() -> None:
+    """As many transactions as there are threads ask it something, and it says nothing."""
+    async with served() as (channel, honest):
+        silent = [await opened(channel) for _ in range(3)]
+        for stream in silent:
+            for _, raw in transactions("demo:All", 2 * serve.THREADS):
+                await stream.write(raw)
+            for _ in range(serve.THREADS):
+                assert await stream.read()  # each thread's question
+        began = time.monotonic()
+        await serves(honest)
+        assert time.monotonic() - began < EXECUTION_DEADLINE_S / 2
+        for stream in silent:
+            stream.cancel()
+        # Who hangs up leaves no thread behind.
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(one.name.startswith("contract") for one in threading.enumerate()) > 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_answers_that_were_not_asked_for_are_not_taken() -> None:
