@@ -527,6 +527,11 @@ def stored_record[R](record: type[R], data: bytes) -> R:
     return typing.cast("R", _record_of(record).read(json.loads(data), record.__name__))
 
 
+def stored_json(data: bytes) -> Json:
+    """What a contract stored with `canonical_json`, of whatever kind it is."""
+    return typing.cast("Json", json.loads(data))
+
+
 # Cryptography: pure functions of their arguments
 
 

@@ -5,6 +5,8 @@ from consortium.chaincode.api import Creator, Forbidden
 ROLE = "gridledger.role"
 CONNECTION = "gridledger.connection"
 PARTICIPANT = "gridledger.participant"
+RESIDENT = "gridledger.resident"
+"""Who of those who have lived at a connection."""
 
 
 def is_admin(creator: Creator) -> bool:
@@ -29,6 +31,11 @@ def is_supplier(creator: Creator, utility: str) -> bool:
 def is_home(creator: Creator, utility: str, connection_id: str) -> bool:
     """Whether the caller is the home at this connection of this utility."""
     return creator.msp_id == utility and creator.attributes.get(CONNECTION) == connection_id
+
+
+def is_overseer(creator: Creator) -> bool:
+    """Whether the caller is a regulator or an auditor, certified by any member."""
+    return creator.attributes.get(ROLE) in ("regulator", "auditor")
 
 
 def participant(creator: Creator) -> str | None:

@@ -152,6 +152,28 @@ def _conclude(
     return agreement
 
 
+def names(context: Context, kind: str) -> list[str]:
+    """All terms of a kind of which a version was approved, in order; one key is read for each."""
+    found: list[str] = []
+    start, end = f"terms/{kind}/", f"terms/{kind}0"
+    while True:
+        key = next((key for key, _ in context.range(start, end)), None)
+        if key is None:
+            return found
+        name = key.split("/")[2]
+        if exists(context, kind, name):
+            found.append(name)
+        start = f"terms/{kind}/{name}0"
+
+
+def latest[T](context: Context, kind: str, name: str, record: type[T]) -> T:
+    """The newest approved version of some terms, in force or to come; raises NotFound."""
+    approved = _versions(context, kind, name).approved
+    if not approved:
+        raise NotFound(f"no version of {kind} {name} is approved")
+    return terms_of(context, kind, name, approved[-1].version, record)
+
+
 def exists(context: Context, kind: str, name: str) -> bool:
     """Whether any version of some terms was ever approved."""
     return bool(_versions(context, kind, name).approved)

@@ -8,7 +8,7 @@ Energy in Wh, prices in micro-units per kWh; prices may be negative.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Side = Literal["bid", "offer"]
@@ -142,6 +142,10 @@ class ZoneBook:
     """For energy that enters the zone; the buyer pays it."""
     exit_fee: int
     """For energy that leaves the zone; taken from what the seller gets."""
+    most_in_wh: int | None = None
+    """What the zone's feeder can bring in; None: no limit."""
+    most_out_wh: int | None = None
+    """What its feeder can carry away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,9 @@ class ZonalClearing:
     zones: Mapping[str, ZoneBook]
     hub_offsets: Mapping[tuple[str, Side], int]
     """What stands before a zone's orders at the hub's margin, by zone and side."""
+    caps: Mapping[tuple[str, Side], Margin] = field(default_factory=dict)
+    """Where a zone's feeder let only a part of what it left go to the hub: the last price (the
+    hub's) that could, and how much of it."""
 
     def fill(self, zone: str, side: Side, price: int, energy_wh: int, before_wh: int) -> ZonalFill:
         """Return an order's fills; arguments as of `Clearing.fill_wh`, the price the order's own.
@@ -177,11 +184,14 @@ class ZonalClearing:
         local_wh = local.fill_wh(side, local_price, energy_wh, before_wh)
         left_before = local.left_before_wh(side, local_price, before_wh)
         hub_price = _hub_price(book, side, price)
+        cap = self.caps.get((zone, side))
+        admitted_before = _admitted(cap, side, hub_price, left_before)
+        admitted = _admitted(cap, side, hub_price, left_before + energy_wh - local_wh)
         hub_wh = self.hub.fill_wh(
             side,
             hub_price,
-            energy_wh - local_wh,
-            self.hub_offsets.get((zone, side), 0) + left_before,
+            admitted - admitted_before,
+            self.hub_offsets.get((zone, side), 0) + admitted_before,
         )
         return ZonalFill(local_wh, hub_wh)
 
@@ -194,15 +204,44 @@ def _hub_price(book: ZoneBook, side: Side, price: int) -> int:
     return price - book.entry_fee if side == "bid" else price + book.exit_fee
 
 
+def _admitted(cap: Margin | None, side: Side, price: int, running_wh: int) -> int:
+    """How much of the first `running_wh` of what a zone left at a price may go to the hub."""
+    if cap is None:
+        return running_wh
+    if price == cap.price:
+        return cap.accepted_up_to(running_wh)
+    better = price > cap.price if side == "bid" else price < cap.price
+    return running_wh if better else 0
+
+
+def _capped(part: dict[int, int], side: Side, most_wh: int | None) -> Margin | None:
+    """Leave the best `most_wh` of what goes to the hub; return where it was cut, None if not."""
+    if most_wh is None or sum(part.values()) <= most_wh:
+        return None
+    room = most_wh
+    cut: Margin | None = None
+    for price in sorted(part, reverse=side == "bid"):
+        energy_wh = part[price]
+        if cut is None and energy_wh <= room:
+            room -= energy_wh
+            continue
+        if cut is None:
+            cut = Margin(price, energy_wh, room)
+        part[price], room = room, 0
+    return cut
+
+
 def clear_zones(zones: Mapping[str, ZoneBook], rule: PriceRule = "middle") -> ZonalClearing:
     """Clear each zone's book by itself, then what is left of all of them at the hub.
 
     This prefers what is near and is not the optimum over all zones together: an order filled in
-    its zone might have found a better price across the hub.
+    its zone might have found a better price across the hub. Where a zone's feeder carries less
+    than what it left, the best of it goes to the hub, so that no more than that can be cleared.
     """
     local: dict[str, Clearing] = {}
     left: dict[Side, dict[int, int]] = {"bid": {}, "offer": {}}
     parts: dict[tuple[str, Side], dict[int, int]] = {}
+    caps: dict[tuple[str, Side], Margin] = {}
     for zone, book in sorted(zones.items()):
         demand = {price - book.local_fee: wh for price, wh in book.demand.items()}
         clearing = local[zone] = clear(demand, book.supply, rule)
@@ -215,9 +254,12 @@ def clear_zones(zones: Mapping[str, ZoneBook], rule: PriceRule = "middle") -> Zo
             for price, wh in levels.items():
                 rest = clearing.left_before_wh(side, _local_price(book, side, price), wh)
                 if rest > 0:
-                    hub_price = _hub_price(book, side, price)
-                    part[hub_price] = rest
-                    left[side][hub_price] = left[side].get(hub_price, 0) + rest
+                    part[_hub_price(book, side, price)] = rest
+            cap = _capped(part, side, book.most_in_wh if side == "bid" else book.most_out_wh)
+            if cap is not None:
+                caps[zone, side] = cap
+            for hub_price, wh in part.items():
+                left[side][hub_price] = left[side].get(hub_price, 0) + wh
     hub = clear(left["bid"], left["offer"], rule)
     offsets: dict[tuple[str, Side], int] = {}
     for side, margin in (("bid", hub.bid_margin), ("offer", hub.offer_margin)):
@@ -226,4 +268,4 @@ def clear_zones(zones: Mapping[str, ZoneBook], rule: PriceRule = "middle") -> Zo
             key: tuple[str, Side] = (zone, "bid" if side == "bid" else "offer")
             offsets[key] = running
             running += parts[key].get(margin.price, 0) if margin else 0
-    return ZonalClearing(local, hub, dict(zones), offsets)
+    return ZonalClearing(local, hub, dict(zones), offsets, caps)

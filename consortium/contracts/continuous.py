@@ -3,7 +3,7 @@
 Pure functions of integers. The sequence of orders is the matcher's, not a client's clock. Energy
 in Wh, prices in micro-units per kWh, may be negative. Between zones the grid's fee of that path
 comes on top: a bid meets an offer whose landed price (offer plus fee) it covers, and of those
-the one that lands cheapest.
+the one that lands cheapest; at one landed price the partner that an order wishes for goes first.
 """
 
 from bisect import bisect_left, insort
@@ -28,6 +28,8 @@ class Order:
     sequence: int
     attributes: tuple[str, ...] = ()
     """Such as GREEN: what an offer's energy is, or what a bid's must be."""
+    partner: str = ""
+    """The connection it would rather trade with, at the same price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,20 @@ class ContinuousBook:
 
     Args:
         fees: The grid's fee by (seller's zone, buyer's zone); a pair that is missing has no path.
+        room: What may still enter ("in") or leave ("out") a zone over its feeder, in Wh, by (zone,
+            direction), written down as orders trade; a pair that is missing has no limit.
     """
 
     fees: Mapping[tuple[str, str], int]
+    room: dict[tuple[str, str], int] = field(default_factory=dict)
     _resting: dict[tuple[Side, str], list[_Resting]] = field(default_factory=dict)
     _by_id: dict[str, _Resting] = field(default_factory=dict)
 
-    def enter(self, order: Order) -> list[Fill]:
+    def enter(self, order: Order, most: int | None = None) -> list[Fill]:
         """Match an order with what rests, best for it first; what is left of it rests.
+
+        After `most` fills it rests with what is left, although it may cross: the caller takes it
+        out.
 
         Raises:
             ValueError: its id rests already, or its energy isn't positive.
@@ -85,12 +93,15 @@ class ContinuousBook:
         met: list[_Resting] = []
         fills: list[Fill] = []
         for resting in self._opposite(order):
-            traded = min(left, resting.left_wh)
+            traded = min(left, resting.left_wh, self._carry(order, resting.order, None))
+            if traded <= 0:
+                continue
+            self._carry(order, resting.order, traded)
             fills.append(self._fill(order, resting.order, traded))
             met.append(resting)
             left -= traded
             resting.left_wh -= traded
-            if left == 0:
+            if left == 0 or len(fills) == most:
                 break
         for resting in met:
             if resting.left_wh == 0:
@@ -107,7 +118,9 @@ class ContinuousBook:
         self._remove(resting)
         return resting.left_wh
 
-    def amend(self, order_id: str, price: int, energy_wh: int, sequence: int) -> list[Fill]:
+    def amend(
+        self, order_id: str, price: int, energy_wh: int, sequence: int, most: int | None = None
+    ) -> list[Fill]:
         """Change a resting order: `energy_wh` is what shall be left of it.
 
         Less energy at the same price keeps its place in time; anything else takes a new one.
@@ -123,7 +136,12 @@ class ContinuousBook:
             resting.left_wh = energy_wh
             return []
         self._remove(resting)
-        return self.enter(replace(order, price=price, energy_wh=energy_wh, sequence=sequence))
+        return self.enter(replace(order, price=price, energy_wh=energy_wh, sequence=sequence), most)
+
+    def left_of(self, order_id: str) -> int:
+        """What is left of an order that rests; 0 if it doesn't."""
+        resting = self._by_id.get(order_id)
+        return 0 if resting is None else resting.left_wh
 
     def resting(self) -> Iterator[tuple[Order, int]]:
         """All resting orders and what is left of each, by id."""
@@ -133,13 +151,31 @@ class ContinuousBook:
 
     def _opposite(self, order: Order) -> Iterator[_Resting]:
         """Resting orders that it can trade with, the best first. Nothing is removed meanwhile."""
+        same: list[_Resting] = []
+        level: int | None = None
+        for cost, resting in self._by_cost(order):
+            if not order.partner:
+                yield resting
+                continue
+            if cost != level:
+                yield from self._partner_first(order, same)
+                same, level = [], cost
+            same.append(resting)
+        yield from self._partner_first(order, same)
+
+    @staticmethod
+    def _partner_first(order: Order, same: list[_Resting]) -> list[_Resting]:
+        return sorted(same, key=lambda resting: resting.order.owner != order.partner)
+
+    def _by_cost(self, order: Order) -> Iterator[tuple[int, _Resting]]:
+        """Resting orders that it can trade with by cost and then time, each with its cost."""
         heads: list[tuple[int, int, _Resting, Iterator[tuple[int, _Resting]]]] = []
         for side, zone in sorted(self._resting):
             if side != order.side and (fee := self._fee(order, zone)) is not None:
                 self._push(heads, self._crossing(order, self._resting[side, zone], fee))
         while heads:
-            _, _, resting, rest = heads.pop(0)
-            yield resting
+            cost, _, resting, rest = heads.pop(0)
+            yield cost, resting
             self._push(heads, rest)
 
     @staticmethod
@@ -171,6 +207,19 @@ class ContinuousBook:
             if _compatible(order, resting.order):
                 yield cost, resting
 
+    def _carry(self, order: Order, resting: Order, traded_wh: int | None) -> int:
+        """What the feeders between two zones can still carry; less what is traded, if told."""
+        if order.zone == resting.zone:
+            return order.energy_wh
+        bid, offer = (order, resting) if order.side == "bid" else (resting, order)
+        most = order.energy_wh
+        for feeder in ((bid.zone, "in"), (offer.zone, "out")):
+            if feeder in self.room:
+                if traded_wh is not None:
+                    self.room[feeder] -= traded_wh
+                most = min(most, self.room[feeder])
+        return most
+
     def _fee(self, order: Order, zone: str) -> int | None:
         path = (zone, order.zone) if order.side == "bid" else (order.zone, zone)
         return self.fees.get(path)
@@ -197,10 +246,12 @@ class ContinuousBook:
 
 
 def book_of(
-    fees: Mapping[tuple[str, str], int], resting: Iterable[tuple[Order, int]]
+    fees: Mapping[tuple[str, str], int],
+    resting: Iterable[tuple[Order, int]],
+    room: Mapping[tuple[str, str], int] | None = None,
 ) -> ContinuousBook:
     """Make a book anew from resting orders and what is left of each. No two of them may cross."""
-    book = ContinuousBook(fees)
+    book = ContinuousBook(fees, dict(room or {}))
     for order, left_wh in resting:
         book._rest(_Resting(order, left_wh))
     return book

@@ -10,8 +10,9 @@ readings, but none in the register's difference over the day.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .clock import DAY_S
 from .money import half_even
 
 _MILLION = 1_000_000
@@ -26,17 +27,19 @@ MIN_DAYS = 2
 
 @dataclass(frozen=True, slots=True)
 class DayBalance:
-    """One day of a transformer."""
+    """One day of a transformer, or several that could only be balanced together."""
 
     day: str
+    """Its name, for findings."""
     delivered_wh: int
     """By the transformer's own meter, less what flowed back."""
     metered_wh: int
     """By all homes' registers: import less export."""
     square: int
-    """Sum over the day's intervals of the metered load in Wh, squared."""
+    """Sum over the day's intervals of the transformer's load in Wh, squared."""
     missing: tuple[str, ...] = ()
     """Meters without a register reading at both ends: the day can't be balanced."""
+    seconds: int = DAY_S
 
     @property
     def loss_wh(self) -> int:
@@ -63,7 +66,7 @@ class LossModel:
     def expected_wh(self, balance: DayBalance) -> int:
         """The technical loss of a day."""
         return (
-            self.no_load_wh
+            half_even(self.no_load_wh * balance.seconds, DAY_S)
             + half_even(balance.metered_wh * self.proportional_ppm, _MILLION)
             + half_even(balance.square * self.quadratic_num, self.quadratic_den)
         )
@@ -80,24 +83,32 @@ def given_model(
     return LossModel(no_load_wh, proportional_ppm, quadratic_ppb_per_wh, 10**9, deviation_wh, 0)
 
 
-def learn(days: Sequence[DayBalance], no_load_wh: int = 0) -> LossModel | None:
+def learn(
+    days: Sequence[DayBalance], no_load_wh: int = 0, quadratic_ppb_per_wh: int = 0
+) -> LossModel | None:
     """Learn a model from clean days; None if there are fewer than seven that can be balanced.
 
     The proportional part is the ratio of sums, which is what meters' errors come to. A constant
-    and a square can't be told from it within two weeks of much the same days, so the constant is
-    given (it stands on the transformer's plate) and the square is left to the data sheet.
+    and a square can't be told from it within two weeks of much the same days, so both are given
+    (they stand on the transformer's plate); without them the ratio takes their mean.
+
+    Args:
+        days: Believed to be clean.
+        no_load_wh: A day.
+        quadratic_ppb_per_wh: In 10^-9 of `DayBalance.square`.
     """
     whole = [day for day in days if not day.missing]
     metered = sum(day.metered_wh for day in whole)
+    seconds = sum(day.seconds for day in whole)
     if len(whole) < MIN_TRAINING_DAYS or metered <= 0:
         return None
-    loss = sum(day.loss_wh - no_load_wh for day in whole)
-    proportional = half_even(loss * _MILLION, metered)
-    model = LossModel(no_load_wh, proportional, 0, 1, 0, len(whole))
-    squares = sum(model.residual_wh(day) ** 2 for day in whole)
+    given = given_model(no_load_wh, 0, quadratic_ppb_per_wh, 0)
+    proportional = half_even(sum(given.residual_wh(day) for day in whole) * _MILLION, metered)
+    model = replace(given, proportional_ppm=proportional, days=max(1, half_even(seconds, DAY_S)))
+    squares = sum(model.residual_wh(day) ** 2 * DAY_S // day.seconds for day in whole)
     # One parameter was fitted, so one degree of freedom less.
     deviation = _root(squares // (len(whole) - 1))
-    return LossModel(no_load_wh, proportional, 0, 1, max(1, deviation), len(whole))
+    return replace(model, deviation_wh=max(1, deviation))
 
 
 def _root(number: int) -> int:
@@ -140,16 +151,16 @@ def find(model: LossModel, days: Sequence[DayBalance]) -> Finding | None:
     """
     whole = [day for day in days if not day.missing]
     best: tuple[int, int, int] | None = None  # (score numerator, denominator, first index)
-    running = 0
+    running = seconds = 0
     for first in range(len(whole) - 1, -1, -1):
         running += model.residual_wh(whole[first])
-        count = len(whole) - first
-        if count < MIN_DAYS or running <= 0:
+        seconds += whole[first].seconds
+        if len(whole) - first < MIN_DAYS or running <= 0:
             continue
-        # running / (deviation * sqrt(count * (1 + count / learned))), squared
-        learned = model.days or count
-        score = running**2 * learned
-        scale = model.deviation_wh**2 * count * (learned + count)
+        # running / (deviation * sqrt(count * (1 + count / learned))), squared; count in days
+        learned = model.days * DAY_S or seconds
+        score = running**2 * learned * DAY_S
+        scale = model.deviation_wh**2 * seconds * (learned + seconds)
         if best is None or score * best[1] > best[0] * scale:
             best = (score, scale, first)
     if best is None:
@@ -160,11 +171,12 @@ def find(model: LossModel, days: Sequence[DayBalance]) -> Finding | None:
     delivered = sum(day.delivered_wh for day in found)
     if score < _THRESHOLD**2 * scale or total * _MILLION < _FLOOR_PPM * delivered:
         return None
+    seconds = sum(day.seconds for day in found)
     return Finding(
         found[0].day,
         found[-1].day,
         len(found),
-        half_even(total, len(found)),
+        half_even(total * DAY_S, seconds),
         half_even(total * _MILLION, delivered),
         _MILLION - half_even(_THRESHOLD**2 * scale * _MILLION, score),
     )
@@ -175,41 +187,85 @@ class Suspect:
     """A meter whose behaviour changed when a loss began."""
 
     meter: str
+    changed: int
+    """The day from which it behaves otherwise, counted from the first that was looked at."""
     change_ppm: int
-    """Of its share of all that was metered, after against before: -300,000 is 30 % less."""
+    """Of its share of all that was used, after against before: -300,000 is 30 % less."""
     explains_ppm: int
     """Of the loss: what would be missing if it had gone on as before."""
 
 
+_LEAST_CHANGE_PPM = 200_000
+_EXPLAINS_PPM = (250_000, 1_600_000)
+"""Who explains less is no suspect, and who lacks more than was lost has used less in truth."""
+_STANDS_OUT = 4
+"""Standard errors by which a meter's share must have fallen."""
+
+
 def suspects(
-    before: Mapping[str, int], after: Mapping[str, int], loss_ppm: int, at_most: int = 5
+    daily: Mapping[str, Sequence[int]], since: int, loss_wh: int, at_most: int = 5
 ) -> list[Suspect]:
     """Meters whose share fell as a loss began, the best explanation first.
 
-    A tap before any meter changes no meter, so the list may be empty.
+    A tap before any meter changes no meter, so the list may be empty. A home that has honestly
+    used less, on the very day on which somebody else began to take, can't be told from a thief by
+    its register: being named is a reason to look at the meter, no more.
 
     Args:
-        before: Energy of each meter over some days before, best whole weeks.
-        after: And since.
-        loss_ppm: Of what is delivered, from the finding.
+        daily: Energy of each meter on each day, best with whole weeks before `since`.
+        since: The day in it on which the loss began.
+        loss_wh: On all days from then on together.
         at_most: How many to name.
     """
-    whole_before, whole_after = sum(before.values()), sum(after.values())
-    if whole_before <= 0 or whole_after <= 0 or loss_ppm <= 0:
+    length = min((len(days) for days in daily.values()), default=0)
+    if not 0 < since < length or loss_wh <= 0:
+        return []
+    totals = [sum(days[day] for days in daily.values()) for day in range(length)]
+    for day in range(since, length):
+        totals[day] += loss_wh // (length - since)
+    whole_before, whole_after = sum(totals[:since]), sum(totals[since:])
+    if min(totals) <= 0:
         return []
     found = []
-    for meter in sorted(before):
-        if before[meter] <= 0:
+    for meter in sorted(daily):
+        before, after = sum(daily[meter][:since]), sum(daily[meter][since:length])
+        # What it would have metered: its former share of all that was used since.
+        expected = before * whole_after // whole_before
+        if before <= 0 or expected <= 0:
             continue
-        # What it would have metered: its former share of all that was delivered since.
-        expected = (
-            before[meter] * whole_after * _MILLION // (whole_before * max(1, _MILLION - loss_ppm))
-        )
-        missing = expected - after.get(meter, 0)
-        delivered = whole_after * _MILLION // max(1, _MILLION - loss_ppm)
-        explains = half_even(missing * _MILLION * _MILLION, max(1, delivered * loss_ppm))
-        change = half_even((after.get(meter, 0) - expected) * _MILLION, max(1, expected))
-        if change < -200_000 and explains > 250_000:
-            found.append(Suspect(meter, change, explains))
+        change = half_even((after - expected) * _MILLION, expected)
+        explains = half_even((expected - after) * _MILLION, loss_wh)
+        if change > -_LEAST_CHANGE_PPM or not _EXPLAINS_PPM[0] < explains < _EXPLAINS_PPM[1]:
+            continue
+        shares = [daily[meter][day] * _MILLION // totals[day] for day in range(length)]
+        changed = _changed(shares)
+        if abs(changed - since) <= 1 and _stands_out(shares, since):
+            found.append(Suspect(meter, changed, change, explains))
     found.sort(key=lambda suspect: (abs(suspect.explains_ppm - _MILLION), suspect.meter))
     return found[:at_most]
+
+
+def _stands_out(shares: Sequence[int], since: int) -> bool:
+    """Whether a fall is more than what goes up and down in a home anyhow (Student's t)."""
+    before, after = shares[:since], shares[since:]
+    fall = sum(before) * len(after) - sum(after) * len(before)  # of the means, times both counts
+    counts = len(before) * len(after)
+    # Squared deviations from the means, times both counts.
+    within = sum((share * len(before) - sum(before)) ** 2 for share in before) * len(after) ** 2
+    within += sum((share * len(after) - sum(after)) ** 2 for share in after) * len(before) ** 2
+    # t^2 = fall^2 (n - 2) / (within (1/a + 1/b)), with all of it over the counts squared
+    freedom = len(shares) - 2
+    return fall**2 * freedom * counts >= _STANDS_OUT**2 * within * len(shares)
+
+
+def _changed(shares: Sequence[int]) -> int:
+    """Where a series falls most: the cut that leaves the least variance on its two sides."""
+    best, cut, left = -1, 0, 0
+    whole, length = sum(shares), len(shares)
+    for count in range(1, length):
+        left += shares[count - 1]
+        fall = left * (length - count) - (whole - left) * count
+        between = fall**2 // (count * (length - count))
+        if fall > 0 and between > best:
+            best, cut = between, count
+    return cut

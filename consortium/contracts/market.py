@@ -32,10 +32,10 @@ from consortium.chaincode.api import (
 )
 
 from . import access, settings
-from .books import current_position
 from .clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
 from .delegations import actor_for
 from .money import amount_micro
+from .orders import current_position
 from .pages import Bookmark, page
 from .positions import store_position
 from .registry import Connection, connection_of, energy_settings

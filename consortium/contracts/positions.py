@@ -42,6 +42,10 @@ class OpenOrder:
     side: Side
     price_micro_per_kwh: Price
     energy_wh: Annotated[int, Integer(1, 10**9, "Wh")]
+    amendments: Annotated[int, Integer(0, 999)] = 0
+    """Of a continuous book: how many its owner has asked for."""
+    cancelling: bool = False
+    """Of a continuous book: its owner wants it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,20 @@ class Position:
     """What a connection has promised in one interval."""
 
     sold_wh: Energy = 0
-    """For certain, to suppliers or in bilateral contracts."""
+    """For certain, to suppliers or in books that are cleared."""
     bought_wh: Energy = 0
     orders: Annotated[tuple[OpenOrder, ...], AtMost(MAX_OPEN_ORDERS)] = ()
     """May be filled, so they count in full."""
+    contract_sold_wh: Energy = 0
+    """In bilateral contracts; read anew each time."""
+    contract_bought_wh: Energy = 0
 
     def promised_wh(self, side: str) -> int:
         """What may have to be delivered (offer) or taken (bid), all orders filled."""
-        certain = self.sold_wh if side == "offer" else self.bought_wh
+        if side == "offer":
+            certain = self.sold_wh + self.contract_sold_wh
+        else:
+            certain = self.bought_wh + self.contract_bought_wh
         return certain + sum(order.energy_wh for order in self.orders if order.side == side)
 
     def with_order(self, order: OpenOrder) -> Position:
@@ -81,6 +91,17 @@ class Position:
                 f"the connection has {MAX_OPEN_ORDERS} open orders in this interval, the limit"
             )
         return replace(self, orders=(*self.orders, order))
+
+    def order(self, order_id: str) -> OpenOrder | None:
+        """An order that stands."""
+        return next((order for order in self.orders if order.order_id == order_id), None)
+
+    def with_changed(self, order: OpenOrder) -> Position:
+        """With an order in place of the one of its id."""
+        orders = tuple(
+            order if other.order_id == order.order_id else other for other in self.orders
+        )
+        return replace(self, orders=orders)
 
     def without_order(self, order_id: str) -> Position:
         """Without an order."""

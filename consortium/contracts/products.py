@@ -1,4 +1,4 @@
-"""Products: what is traded in call auctions, in which zones, within which prices, by when."""
+"""Products: what is traded, how, in which zones, within which prices, by when."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,7 +17,9 @@ from . import agreements
 from .settings import Price
 
 MAX_ZONES = 64
+MAX_PATHS = 1024
 Fee = Annotated[int, Integer(0, 10**9, "micro-units per kWh")]
+FeederPower = Annotated[int, Integer(0, 10**10, "W")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,18 @@ class Zone:
     """For energy that comes from another zone; the buyer pays it."""
     exit_fee: Fee
     """For energy that goes to another zone; the seller pays it."""
+    most_in_w: FeederPower | None = None
+    """What its feeder or transformer can bring in; None: no limit."""
+    most_out_w: FeederPower | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What the grid charges between two zones in a continuous book; the buyer pays it."""
+
+    seller_zone: Identifier
+    buyer_zone: Identifier
+    fee: Fee
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,35 @@ class Product:
     """How long before delivery begins a book may be closed."""
     shortfall_margin: Fee
     """What a seller sets aside for each kWh in case it delivers less."""
+    trading: Annotated[str, Choice("auction", "continuous")] = "auction"
+    """All orders cleared at once at one price, or each matched as it comes."""
+    matching_fee: Fee = 0
+    """What buyers pay for each kWh to the utility whose operator ran the matching."""
+    paths: Annotated[tuple[Path, ...], AtMost(MAX_PATHS)] = ()
+    """Of a continuous book: the paths there are; none: all, at the zones' own fees."""
+    pledge_micro: Annotated[int, Integer(0, 10**12, "micro-units")] = 0
+    """Above 0: orders are sealed until the book is closed; who doesn't reveal loses this."""
+    reveal_s: Annotated[int, Integer(0, 86_400, "s")] = 0
+    """How long after the close sealed orders may be revealed."""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether orders are hidden until the book is closed."""
+        return self.pledge_micro > 0
+
+    def fees(self) -> dict[tuple[str, str], int]:
+        """What lies between seller and buyer in a continuous book, by their zones."""
+        if self.paths:
+            found = {(path.seller_zone, path.buyer_zone): path.fee for path in self.paths}
+        else:
+            found = {
+                (seller.zone, buyer.zone): seller.local_fee
+                if seller.zone == buyer.zone
+                else seller.exit_fee + buyer.entry_fee
+                for seller in self.zones
+                for buyer in self.zones
+            }
+        return {path: fee + self.matching_fee for path, fee in found.items()}
 
     def zone_of(self, zone: str) -> Zone:
         """Its terms in a zone; raises NotFound."""
@@ -84,6 +127,23 @@ def check_terms(product: Product) -> None:
         raise InvalidArgument("zones is empty; a product is traded in one at least")
     if names != sorted(names) or any(names.count(name) > 1 for name in names):
         raise InvalidArgument("zones must be in order of their names, each once")
+    if product.trading == "auction" and product.paths:
+        raise InvalidArgument("paths are for a continuous product; an auction has the zones' fees")
+    if product.trading == "continuous" and (product.sealed or product.reveal_s):
+        raise InvalidArgument("pledge_micro and reveal_s are for auctions; resting orders are seen")
+    if product.sealed != bool(product.reveal_s):
+        raise InvalidArgument("pledge_micro and reveal_s belong together: both, or neither")
+    if product.sealed and product.reveal_s >= product.gate_closure_s:
+        raise InvalidArgument(
+            f"reveal_s is {product.reveal_s}, but must be less than gate_closure_s, "
+            f"{product.gate_closure_s}, or no time is left for clearing"
+        )
+    pairs = [(path.seller_zone, path.buyer_zone) for path in product.paths]
+    for index, pair in enumerate(pairs):
+        if pair in pairs[:index] or pair[0] not in names or pair[1] not in names:
+            raise InvalidArgument(
+                f"paths names {pair[0]} to {pair[1]} twice, or a zone that isn't among zones"
+            )
 
 
 def product_at(context: Context, product: str, at: int) -> Product:

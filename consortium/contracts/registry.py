@@ -22,8 +22,8 @@ from . import access, settings
 from .clock import Replay
 from .settings import Currency, EnergySettings, IntervalLength
 
-RESERVED_PREFIXES = ("SUPPLIER-", "GRID-")
-"""Of accounts that belong to utilities."""
+RESERVED_PREFIXES = ("SUPPLIER-", "GRID-", "BALANCE-", "CLEARING-")
+"""Of accounts that belong to utilities and to the clearing house."""
 
 Power = Annotated[int, Integer(0, 10_000_000, "W")]
 

@@ -21,17 +21,26 @@ _KEY = "settings"
 
 IntervalLength = Annotated[int, Integer(1, 3600, "s")]
 Currency = Annotated[str, Text(r"[A-Z]{3}", "an ISO 4217 code such as EUR")]
+Deadline = Annotated[int, Integer(1, 10 * 366 * 86_400, "s")]
 Price = Annotated[int, Integer(-(10**9), 10**9, "micro-units per kWh")]
 """A thousand currency units per kWh either way: beyond it, somebody mistook the unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeteringSettings:
-    """The settings of chaincode `metering`."""
+    """The settings of chaincode `metering`. Times are the channel's."""
 
     interval_s: IntervalLength
     currency: Currency
     replay: Replay | None
+    late_after_s: Deadline = 6 * 3600
+    """A reading accepted later after its interval is late."""
+    silent_after: Annotated[int, Integer(1, 96, "intervals")] = 4
+    """A meter without a reading for so many intervals is silent."""
+    final_after_s: Deadline = 14 * 86_400
+    """What is corrected later after its interval becomes an adjustment (ten working days)."""
+    correctable_s: Deadline = 425 * 86_400
+    """What is later still is refused (fourteen months)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ counterparty, and all lines of an interval sum to zero.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .money import amount_micro
 from .sharing import Method, pro_rata, share
 
-MARKET = "MARKET"
-"""Counterparty of every fill."""
-ROUNDING = "ROUNDING"
+MARKET = "CLEARING-MARKET"
+"""Counterparty of every fill: the clearing house."""
+ROUNDING = "CLEARING-ROUNDING"
 """Where the roundings of buyers and sellers meet: at most half a micro-unit for each fill."""
 
 
@@ -29,10 +29,14 @@ class Fill:
     energy_wh: int
     """Positive: bought. Negative: sold."""
     price: int
-    """What the buyer pays, fees of the path included, or what the seller gets."""
+    """What the buyer pays, fees of the path included, or what the seller gets, fees taken off."""
     fee: int = 0
-    """Of the price: what goes to the grid for each kWh bought, 0 for sales."""
+    """What goes to the grid for each kWh: within the buyer's price, on top of the seller's."""
     counterparty: str = MARKET
+    paid: tuple[int, int] | None = None
+    """What was paid when it was traded, as (amount, fee): settlement says so and pays no more."""
+    holder: str = ""
+    """Whose the energy is, where the trade names it and the clearing house pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ class Terms:
     """Account of who makes up for deviations: the balance responsible party."""
     grid: str
     """Account of the grid operator."""
+    import_fee: int = 0
+    """For import that wasn't bought, on top of the tariff; it goes to the grid."""
+    shared_fee: int = 0
+    """For what is taken from the community; it goes to the grid."""
+
+    def shortfall(self, fills: Sequence[Fill]) -> int:
+        """What is paid for what is missing: never less than it was sold for, or costs to buy."""
+        sold = [fill.price + fill.fee for fill in fills if fill.energy_wh < 0]
+        return max(self.shortfall_price, self.tariff, *sold)
+
+    @property
+    def surplus(self) -> int:
+        """What is paid for what was bought and not used: never more than the base rate."""
+        return min(self.surplus_price, self.base_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,8 @@ class Line:
     amount_micro: int
     """What the connection receives; negative: pays."""
     counterparty: str
+    paid: bool = False
+    """It was paid when it was traded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +179,29 @@ def _balance(metered: Metered) -> _Balance:
 def _trade_lines(metered: Metered, balance: _Balance) -> Iterator[Line]:
     name, terms = metered.connection, metered.terms
     for fill in metered.fills:
+        # Each part of the price is rounded by itself.
         if fill.energy_wh > 0:
-            # Two roundings of one sum: the price without fee, and the fee.
             net = fill.price - fill.fee
-            yield _line(name, "bought", fill.energy_wh, net, fill.counterparty, pays=True)
-            if fill.fee:
-                yield _line(name, "fee", fill.energy_wh, fill.fee, terms.grid, pays=True)
+            traded = _line(name, "bought", fill.energy_wh, net, fill.counterparty, pays=True)
         elif fill.energy_wh < 0:
-            yield _line(name, "sold", -fill.energy_wh, fill.price, fill.counterparty, pays=False)
+            gross = fill.price + fill.fee
+            traded = _line(name, "sold", -fill.energy_wh, gross, fill.counterparty, pays=False)
+        else:
+            continue
+        fee = _line(name, "fee", abs(fill.energy_wh), fill.fee, terms.grid, pays=True)
+        if fill.paid is not None:
+            traded = replace(traded, amount_micro=fill.paid[0], paid=True)
+            fee = replace(fee, amount_micro=fill.paid[1], paid=True)
+        yield traded
+        if fill.fee:
+            yield fee
     missing = balance.sold_wh - balance.delivered_wh
     if missing:
-        yield _line(name, "shortfall", missing, terms.shortfall_price, terms.balancer, pays=True)
+        price = terms.shortfall(metered.fills)
+        yield _line(name, "shortfall", missing, price, terms.balancer, pays=True)
     unused = max(0, balance.bought_wh - metered.import_wh)
     if unused:
-        yield _line(name, "surplus", unused, terms.surplus_price, terms.balancer, pays=False)
+        yield _line(name, "surplus", unused, terms.surplus, terms.balancer, pays=False)
 
 
 def settle(
@@ -217,6 +246,17 @@ def settle(
                     pays=True,
                 )
             )
+            if terms.import_fee:
+                lines.append(
+                    _line(
+                        each.connection,
+                        "fee",
+                        left.open_import_wh,
+                        terms.import_fee,
+                        terms.grid,
+                        pays=True,
+                    )
+                )
     tokens = _tokens(ordered, balances, shared)
     rounding = -sum(line.amount_micro for line in lines if line.counterparty == MARKET)
     return Settlement(tuple(lines), tokens, rounding)
@@ -240,6 +280,9 @@ def _share_community(
         balances[giver].own_export_wh -= energy_wh
         balances[taker].open_import_wh -= energy_wh
         yield _line(giver, "shared", energy_wh, community.price, taker, pays=False)
+        terms = next(each.terms for each in ordered if each.connection == taker)
+        if terms.shared_fee:
+            yield _line(taker, "fee", energy_wh, terms.shared_fee, terms.grid, pays=True)
 
 
 def _pairs(given: Mapping[str, int], taken: Mapping[str, int]) -> list[tuple[str, str, int]]:
@@ -281,15 +324,16 @@ def _tokens(
             balances[each.connection].delivered_wh, [-fill.energy_wh for fill in sales]
         )
         for fill, part in zip(sales, parts, strict=True):
-            if fill.counterparty == MARKET:
+            holder = fill.holder or fill.counterparty
+            if holder == MARKET:
                 pool[each.connection] = pool.get(each.connection, 0) + part
             elif part:
-                held.append((each.connection, fill.counterparty, part))
+                held.append((each.connection, holder, part))
     buyers = {
         each.connection: sum(
             fill.energy_wh
             for fill in each.fills
-            if fill.energy_wh > 0 and fill.counterparty == MARKET
+            if fill.energy_wh > 0 and fill.counterparty == MARKET and not fill.holder
         )
         for each in ordered
     }

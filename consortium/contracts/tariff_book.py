@@ -18,7 +18,6 @@ from consortium.chaincode.api import (
     Instant,
     Integer,
     InvalidArgument,
-    MspId,
     NotFound,
     canonical_json,
     query,
@@ -32,25 +31,16 @@ from .calendars import Calendar
 from .clock import DAY_S, Day, day_of, day_start, utc_text
 from .registry import energy_settings
 from .settings import Price
-from .tariffs import Bill, Period, Tariff, Usage, bill
+from .tariffs import Bill, Index, Period, Tariff, Usage, bill
 
 MAX_USAGE = 3_000
 """Intervals of one computation: a month of quarter hours."""
 MAX_DAYS = 32
-_CALENDAR = "calendar"
-_TARIFF = "tariff"
+CALENDAR = "calendar"
+TARIFF = "tariff"
+"""Kinds of agreed terms."""
 
 IntervalEnergy = Annotated[int, Integer(0, 10**9, "Wh")]
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """One UTC day of a series of prices, one for each interval of the channel."""
-
-    index: Identifier
-    day: Day
-    publisher: MspId
-    prices: Annotated[tuple[Price, ...], AtMost(DAY_S)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +50,14 @@ class UsageRow:
     interval_start: Instant
     import_wh: IntervalEnergy
     export_wh: IntervalEnergy
+
+
+def index_of(context: Context, index: str, day: str) -> Index:
+    """A UTC day of a series; raises NotFound."""
+    stored = context.get_state(f"index/{index}/day/{day}")
+    if stored is None:
+        raise NotFound(f"index {index} of {day} isn't published")
+    return stored_record(Index, stored)
 
 
 class TariffBook(Contract):
@@ -73,21 +71,21 @@ class TariffBook(Contract):
     ) -> Agreement:
         """Propose a version of a region's calendar."""
         calendars.check_terms(terms, energy_settings(context).interval_s)
-        return agreements.propose(context, _CALENDAR, terms.region, effective_from, terms)
+        return agreements.propose(context, CALENDAR, terms.region, effective_from, terms)
 
     @transaction
     def approve_calendar(
         self, context: Context, *, region: Identifier, version: Version
     ) -> Agreement:
         """Approve a version of a calendar for the caller's utility."""
-        return agreements.approve(context, _CALENDAR, region, version)
+        return agreements.approve(context, CALENDAR, region, version)
 
     @query
     def calendar(
         self, context: Context, *, region: Identifier, at: Instant | None = None
     ) -> Calendar:
         """The calendar of a region in force at an instant; without one, now."""
-        return agreements.in_force(context, _CALENDAR, region, self._at(context, at), Calendar)
+        return agreements.in_force(context, CALENDAR, region, self._at(context, at), Calendar)
 
     @transaction
     def propose(self, context: Context, *, terms: Tariff, effective_from: Instant) -> Agreement:
@@ -99,17 +97,17 @@ class TariffBook(Contract):
             f"suppliers and operators of {terms.supplier}",
         )
         tariffs.check_terms(terms)
-        return agreements.propose(context, _TARIFF, terms.tariff, effective_from, terms)
+        return agreements.propose(context, TARIFF, terms.tariff, effective_from, terms)
 
     @transaction
     def approve(self, context: Context, *, tariff: Identifier, version: Version) -> Agreement:
         """Approve a version of a tariff for the caller's utility."""
-        return agreements.approve(context, _TARIFF, tariff, version)
+        return agreements.approve(context, TARIFF, tariff, version)
 
     @query
     def tariff(self, context: Context, *, tariff: Identifier, at: Instant | None = None) -> Tariff:
         """A tariff as it is in force at an instant; without one, now."""
-        return agreements.in_force(context, _TARIFF, tariff, self._at(context, at), Tariff)
+        return agreements.in_force(context, TARIFF, tariff, self._at(context, at), Tariff)
 
     @transaction
     def publish_index(
@@ -152,10 +150,7 @@ class TariffBook(Contract):
     @query
     def index(self, context: Context, *, index: Identifier, day: Day) -> Index:
         """A UTC day of a series."""
-        stored = context.get_state(f"index/{index}/day/{day}")
-        if stored is None:
-            raise NotFound(f"index {index} of {day} isn't published")
-        return stored_record(Index, stored)
+        return index_of(context, index, day)
 
     @query
     def compute(
@@ -179,10 +174,10 @@ class TariffBook(Contract):
                 f"to_day is {to_day}, but must be 1 to {MAX_DAYS} days after from_day, {from_day}"
             )
         # A day's start is within a day of the same day in UTC, whatever the region.
-        local = agreements.in_force(context, _CALENDAR, region, day_start(from_day), Calendar)
+        local = agreements.in_force(context, CALENDAR, region, day_start(from_day), Calendar)
         period = Period(from_day, to_day)
         start, end = local.start_of(from_day), local.start_of(to_day)
-        for kind, name in ((_CALENDAR, region), (_TARIFF, tariff)):
+        for kind, name in ((CALENDAR, region), (TARIFF, tariff)):
             first, last = (
                 agreements.version_at(context, kind, name, instant) for instant in (start, end - 1)
             )
@@ -191,11 +186,11 @@ class TariffBook(Contract):
                     f"{kind} {name} changes between {utc_text(start)} and {utc_text(end)}; compute "
                     "the days before and after the change apart"
                 )
-        terms = agreements.in_force(context, _TARIFF, tariff, start, Tariff)
+        terms = agreements.in_force(context, TARIFF, tariff, start, Tariff)
         prices: dict[int, int] = {}
         if terms.index is not None:
             for day in dict.fromkeys(day_of(row.interval_start) for row in usage):
-                found = self.index(context, index=terms.index, day=day)
+                found = index_of(context, terms.index, day)
                 for number, price in enumerate(found.prices):
                     prices[day_start(day) + number * channel.interval_s] = price
         return bill(

@@ -97,6 +97,16 @@ class Tariff:
 
 
 @dataclass(frozen=True, slots=True)
+class Index:
+    """One UTC day of a series of prices, one for each interval of the channel."""
+
+    index: Identifier
+    day: Day
+    publisher: MspId
+    prices: Annotated[tuple[Price, ...], AtMost(DAY_S)]
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """A connection's interval."""
 
@@ -209,6 +219,7 @@ def bill(
     *,
     interval_s: int = 900,
     minor_micro: int = MICRO // 100,
+    peak_wh: int | None = None,
 ) -> Bill:
     """Compute a bill.
 
@@ -220,6 +231,7 @@ def bill(
         index: The index's price by interval start; needed for intervals with energy.
         interval_s: Length of an interval.
         minor_micro: The currency's smallest coin, 10,000 for a cent.
+        peak_wh: Import of the interval with the highest, where not all of it is in `usage`.
 
     Raises:
         InvalidArgument: an interval lies outside of the period, comes twice, or has no index.
@@ -245,8 +257,10 @@ def bill(
                 period.days * tariff.standing_micro_per_day,
             ),
         )
-    if tariff.capacity_micro_per_kw_month and ordered:
-        peak_w = max(each.import_wh for each in ordered) * 3600 // interval_s
+    if peak_wh is None:
+        peak_wh = max((each.import_wh for each in ordered), default=0)
+    if tariff.capacity_micro_per_kw_month and peak_wh:
+        peak_w = peak_wh * 3600 // interval_s
         price = tariff.capacity_micro_per_kw_month
         # A month's price for each kW, over the period's part of a year: 12 / 365.25 of it a day.
         amount = half_even(peak_w * price * 1200 * period.days, 36_525 * 1000)

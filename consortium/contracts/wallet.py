@@ -14,8 +14,10 @@ The balance is shards, holds and `in` together, and equals the sum of the accoun
 `acct/{account}/post/…`, the newest first. The postings of each transaction sum to zero, and so does
 the channel. Credit limits bind what an owner does by choice; settlement always posts.
 
-A home's account is named like its connection; a utility has `SUPPLIER-<NAME>`, `GRID-<NAME>` and,
-for money that comes from outside, `ext/bank/<MSP id>`.
+A home's account is named like its connection; a utility has `SUPPLIER-<NAME>`, `GRID-<NAME>`,
+`BALANCE-<NAME>` for what deviations cost and, for money that comes from outside,
+`ext/bank/<MSP id>`. `CLEARING-MARKET` is the counterparty of every fill, and `CLEARING-ROUNDING`
+where their roundings meet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,6 +56,8 @@ from .registry import RESERVED_PREFIXES, connection_of, energy_settings
 from .settings import Currency
 
 _BANK = "ext/bank/"
+CLEARING_PREFIX = "CLEARING-"
+"""Of the clearing house's accounts, which belong to nobody and are everybody's to see."""
 _LATEST = 10**12
 """Times are stored complemented to this, so that the newest comes first in a range."""
 UTILITY_SHARD = "U"
@@ -190,6 +194,11 @@ def grid_account(msp_id: str) -> str:
     return f"GRID-{_account_name(msp_id)}"
 
 
+def balance_account(msp_id: str) -> str:
+    """Where a balance responsible party pays and is paid for deviations."""
+    return f"BALANCE-{_account_name(msp_id)}"
+
+
 def bank_account(msp_id: str) -> str:
     """Stands for money outside of the ledger."""
     return f"{_BANK}{msp_id}"
@@ -273,6 +282,22 @@ class Ledger:
         left = hold.amount_micro - sum(transfer.amount_micro for transfer in transfers)
         self._append(hold.account, left)
 
+    def end_holds(self, holds: Sequence[Hold], transfers: Sequence[Transfer]) -> None:
+        """`end_hold` for several holds of one account at once: one payment, one entry back."""
+        account = holds[0].account
+        for hold in holds:
+            assert hold.state == "pending", "a hold ends once"
+            assert hold.account == account, "holds of one account end together"
+            self._context.put_state(
+                _hold_key(account, hold.hold_id), canonical_json(replace(hold, state="posted"))
+            )
+        for transfer in transfers:
+            assert transfer.payer == account
+            self._append(transfer.payee, transfer.amount_micro)
+            self._post_both(transfer)
+        left = sum(hold.amount_micro for hold in holds)
+        self._append(account, left - sum(transfer.amount_micro for transfer in transfers))
+
     def change_hold(self, hold: Hold, amount_micro: int, shard: str) -> None:
         """Set more aside, out of a shard, or give a part back.
 
@@ -290,6 +315,44 @@ class Ledger:
                 _hold_key(hold.account, hold.hold_id),
                 canonical_json(replace(hold, amount_micro=amount_micro)),
             )
+
+    def gather_holds(
+        self,
+        hold: Hold | None,
+        others: Sequence[Hold],
+        hold_id: str,
+        amount_micro: int,
+        transfers: Sequence[Transfer] = (),
+    ) -> None:
+        """Make pending holds of an account one that holds `amount_micro`, or none.
+
+        `transfers` are paid out of them, and what is left goes back; more than there is is charged
+        to the account all the same.
+        """
+        holds = [*others] if hold is None else [hold, *others]
+        account = holds[0].account
+        for one in others:
+            self._context.put_state(
+                _hold_key(account, one.hold_id), canonical_json(replace(one, state="voided"))
+            )
+        if hold is not None or amount_micro:
+            gathered = replace(holds[0], hold_id=hold_id)
+            if amount_micro:
+                gathered = replace(gathered, amount_micro=amount_micro)
+            else:
+                gathered = replace(gathered, state="posted" if transfers else "voided")
+            self._context.put_state(_hold_key(account, hold_id), canonical_json(gathered))
+        for transfer in transfers:
+            assert transfer.payer == account
+            self._append(transfer.payee, transfer.amount_micro)
+            self._post_both(transfer)
+        left = sum(one.amount_micro for one in holds) - amount_micro
+        self._append(account, left - sum(transfer.amount_micro for transfer in transfers))
+
+    def pay_from_hold(self, hold: Hold, transfers: Sequence[Transfer]) -> None:
+        """Pay `transfers` out of a hold that has more than that; the rest stays held."""
+        paid = sum(transfer.amount_micro for transfer in transfers)
+        self.gather_holds(hold, (), hold.hold_id, hold.amount_micro - paid, transfers)
 
     def end_collateral(self, hold: Hold, owed: int) -> None:
         """Put what is owed into the utility's shard, where the debt is; the rest goes back."""
@@ -387,12 +450,18 @@ def credit_limit(context: Context, account: str) -> int:
     return 0 if stored is None else stored_record(_Amount, stored).amount_micro
 
 
+def find_hold(context: Context, account: str, hold_id: str) -> Hold | None:
+    """A hold, if there is one."""
+    stored = context.get_state(_hold_key(account, hold_id))
+    return None if stored is None else stored_record(Hold, stored)
+
+
 def hold_of(context: Context, account: str, hold_id: str) -> Hold:
     """A hold; raises NotFound."""
-    stored = context.get_state(_hold_key(account, hold_id))
-    if stored is None:
+    hold = find_hold(context, account, hold_id)
+    if hold is None:
         raise NotFound(f"account {account} has no hold {hold_id}")
-    return stored_record(Hold, stored)
+    return hold
 
 
 def pending_hold(context: Context, account: str, hold_id: str) -> Hold:
@@ -415,7 +484,12 @@ def _utility_of(context: Context, account: str, creator: Creator) -> str:
     if not account.startswith((*RESERVED_PREFIXES, _BANK)):
         return connection_of(context, account).utility
     msp_id = creator.msp_id
-    own = (supplier_account(msp_id), grid_account(msp_id), bank_account(msp_id))
+    own = (
+        supplier_account(msp_id),
+        grid_account(msp_id),
+        balance_account(msp_id),
+        bank_account(msp_id),
+    )
     return msp_id if account in own else ""
 
 
@@ -434,6 +508,14 @@ def require_sight(context: Context, account: str) -> None:
     """Raise Forbidden unless the caller may read the account; NotFound if there is none."""
     creator = context.creator
     utility = _utility_of(context, account, creator)
+    if account.startswith(CLEARING_PREFIX):
+        access.require(
+            access.is_supplier(creator, creator.msp_id),
+            creator,
+            f"read account {account}",
+            "every utility's operators and suppliers",
+        )
+        return
     if account.startswith((*RESERVED_PREFIXES, _BANK)):
         access.require(
             utility == creator.msp_id and access.is_supplier(creator, utility),

@@ -190,7 +190,15 @@ def test_splitting_an_order_gains_nothing(
 
 zone_books = st.dictionaries(
     st.sampled_from(["A", "B", "C"]),
-    st.tuples(orders, orders, st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)),
+    st.tuples(
+        orders,
+        orders,
+        st.integers(0, 5),
+        st.integers(0, 5),
+        st.integers(0, 5),
+        st.none() | st.integers(0, 60),
+        st.none() | st.integers(0, 60),
+    ),
     min_size=1,
 )
 
@@ -198,11 +206,12 @@ zone_books = st.dictionaries(
 @settings(max_examples=500, deadline=None)
 @given(zone_books)
 def test_zones_and_hub_add_up(
-    books: dict[str, tuple[Orders, Orders, int, int, int]],
+    books: dict[str, tuple[Orders, Orders, int, int, int, int | None, int | None]],
 ) -> None:
+    """Whatever feeders carry, and no more goes over one than it can."""
     zones = {
-        zone: ZoneBook(histogram(bids), histogram(offers), local, entry, leave)
-        for zone, (bids, offers, local, entry, leave) in books.items()
+        zone: ZoneBook(histogram(bids), histogram(offers), *terms)
+        for zone, (bids, offers, *terms) in books.items()
     }
     result = clear_zones(zones)
     hub = {"bid": 0, "offer": 0}
@@ -211,7 +220,7 @@ def test_zones_and_hub_add_up(
         sides: tuple[tuple[Side, Orders], ...] = (("bid", bids), ("offer", offers))
         for side, listed in sides:
             before: dict[int, int] = {}
-            in_zone = 0
+            in_zone = over_feeder = 0
             for price, wh in listed:
                 fill = result.fill(zone, side, price, wh, before.get(price, 0))
                 before[price] = before.get(price, 0) + wh
@@ -219,6 +228,7 @@ def test_zones_and_hub_add_up(
                 assert fill.local_wh + fill.hub_wh <= wh
                 in_zone += fill.local_wh
                 hub[side] += fill.hub_wh
+                over_feeder += fill.hub_wh
                 # Nobody pays more or gets less than its limit, fees included.
                 if fill.local_wh:
                     assert local.price is not None
@@ -231,7 +241,20 @@ def test_zones_and_hub_add_up(
                     else:
                         assert result.hub.price - zones[zone].exit_fee >= price
             assert in_zone == local.volume_wh
+            most = zones[zone].most_in_wh if side == "bid" else zones[zone].most_out_wh
+            assert most is None or over_feeder <= most
     assert hub["bid"] == hub["offer"] == result.hub.volume_wh
+
+
+def test_a_feeder_lets_the_best_of_a_zone_pass() -> None:
+    far = ZoneBook({90: 100, 80: 100, 70: 100}, {}, 0, 10, 0, most_in_wh=150)
+    result = clear_zones({"FAR": far, "SUN": ZoneBook({}, {20: 1000}, 0, 0, 5)})
+    assert result.hub.volume_wh == 150
+    assert [result.fill("FAR", "bid", price, 100, 0).hub_wh for price in (90, 80, 70)] == [
+        100, 50, 0,
+    ]  # fmt: skip
+    halves = [result.fill("FAR", "bid", 80, 50, before).hub_wh for before in (0, 50)]
+    assert halves == [25, 25]
 
 
 def test_a_book_summed_in_pages_gives_the_same_fills() -> None:

@@ -15,7 +15,7 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
 )
-from consortium.contracts import books
+from consortium.contracts import auctions
 from consortium.contracts.auction import ZoneBook, clear_zones, histogram
 from consortium.contracts.money import ceiling_micro
 from tests.consortium.contracts.world import (
@@ -409,7 +409,7 @@ def test_products_are_agreed_upon() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_pages_come_to_what_the_whole_book_does(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random books in small pages: fills, holds and sums are those of the auction in memory."""
-    monkeypatch.setattr(books, "PAGE_ORDERS", 3)
+    monkeypatch.setattr(auctions, "PAGE_ORDERS", 3)
     chance = random.Random(seed)
     exchange = Exchange()
     placed: list[tuple[str, str, str, int, int]] = []

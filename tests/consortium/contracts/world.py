@@ -5,8 +5,8 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 
+from consortium.chaincode import api
 from consortium.chaincode.api import Creator
-from consortium.chaincode.executor import Invocation, SimulatorContext
+from consortium.chaincode.executor import Invocation, SimulatorContext, run_contract
 from consortium.chaincode.simulator import SimulationResults, TransactionSimulator
 from consortium.contracts import chaincodes
 from consortium.wire import kvrwset_pb2, rwset_pb2
@@ -54,6 +55,23 @@ class Answer:
     transaction_id: str
 
 
+class _Context(SimulatorContext):
+    """Calls other chaincodes of the channel there and then."""
+
+    def call(self, chaincode: str, args: Sequence[bytes], channel: str = "") -> api.Answer:
+        called = replace(self._invocation, chaincode=chaincode, args=list(args))
+        context = _Context(called, self._simulator)
+        response, _ = run_contract(chaincodes()[chaincode], context, args)
+        return api.Answer(response.status, response.message, response.payload)
+
+
+def _chaincode_of(function: str) -> str:
+    for name, chaincode in chaincodes().items():
+        if function in chaincode.functions:
+            return name
+    return "energy"
+
+
 @dataclass
 class World:
     """The channel's state and clock."""
@@ -70,8 +88,7 @@ class World:
         *,
         transient: Mapping[str, bytes] | None = None,
     ) -> Answer:
-        contract = function.partition(":")[0]
-        name = "metering" if contract == "metering" else "energy"
+        name = _chaincode_of(function)
         self.calls += 1
         transaction_id = hashlib.sha256(f"{self.calls}".encode()).hexdigest()
         raw = argument if isinstance(argument, bytes) else json.dumps(argument or {}).encode()
@@ -85,7 +102,7 @@ class World:
             transient or {},
         )
         simulator = TransactionSimulator(self.state, CHANNEL)
-        context = SimulatorContext(invocation, simulator)
+        context = _Context(invocation, simulator)
         payload = chaincodes()[name].invoke(context, invocation.args)
         event = context.event and (context.event[0], json.loads(context.event[1]))
         return Answer(json.loads(payload), simulator.results(), event, transaction_id)

@@ -1,0 +1,507 @@
+"""What the energy contracts cost: readings, a book of 100,000 orders, bytes for each home.
+
+One peer's work, without a network: contracts run through the simulator on a ledger on disk, the
+envelopes are signed and endorsed as on a network, and committed in blocks with every signature
+checked. Readings carry their meters' signatures, which the contract checks.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from consortium.chaincode.api import canonical_json
+from consortium.contracts.auction import ZoneBook, clear_zones, histogram
+from consortium.contracts.clock import DAY_S
+from consortium.contracts.continuous import ContinuousBook, Order
+from consortium.contracts.days import (
+    MAX_CONNECTIONS,
+    ConnectionDay,
+    DayInputs,
+    DayTerms,
+    MeteredInterval,
+    compute,
+)
+from consortium.contracts.firm import FirmTrade
+from consortium.contracts.orders import Order as StoredOrder
+from consortium.contracts.orders import hold_for, order_key, place_key
+from consortium.contracts.registry import Connection
+from consortium.contracts.settle import MARKET
+from tests.consortium.contracts.ledger_world import Endorsed, LedgerWorld
+from tests.consortium.contracts.world import (
+    ADMIN,
+    BOREAL_OPERATOR,
+    NOON,
+    OPERATOR,
+    TestMeter,
+    batch,
+    home,
+)
+
+INTERVAL = NOON + 4 * 3600
+PRODUCT: dict[str, Any] = {
+    "product": "ANY",
+    "zones": [{"zone": "NORTH", "local_fee": 10_000, "entry_fee": 15_000, "exit_fee": 5_000}],
+    "price_min": 0,
+    "price_max": 1_000_000,
+    "price_tick": 100,
+    "price_rule": "middle",
+    "gate_closure_s": 3600,
+    "shortfall_margin": 50_000,
+}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What some work took; CPU time is what a quiet machine would take, or less with threads."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def by(cls, work: Callable[[], object]) -> Spent:
+        """Do it and look at both clocks."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        return cls(time.perf_counter() - wall, time.process_time() - cpu)
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Spent]) -> Spent:
+        """All of them together."""
+        return cls(sum(one.wall_s for one in parts), sum(one.cpu_s for one in parts))
+
+    def each(self, count: int) -> float:
+        """CPU time for one of `count`, in µs."""
+        return 1e6 * self.cpu_s / count
+
+
+@contextmanager
+def _world() -> Iterator[LedgerWorld]:
+    with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as folder:
+        world = LedgerWorld(Path(folder), NOON)
+        try:
+            for contract in ("registry", "metering"):
+                world.submit(ADMIN, f"{contract}:Configure")
+            world.submit(OPERATOR, "book:ProposeProduct", terms=PRODUCT, effective_from=NOON + 900)
+            world.submit(BOREAL_OPERATOR, "book:ApproveProduct", product="ANY", version=1)
+            yield world
+        finally:
+            world.close()
+
+
+# Readings
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Of batches of one size."""
+
+    batch: int
+    readings: int
+    endorsing: Spent
+    """By one peer: meters' signatures checked, values compared, sets made."""
+    committing: Spent
+    """By one peer, every signature of the transactions checked."""
+    block_bytes_per_reading: float
+
+
+def readings(world: LedgerWorld, size: int, count: int) -> Readings:
+    """Endorse and commit `count` readings in batches of `size`."""
+    per_meter = min(size, 100)
+    meters: list[tuple[TestMeter, str]] = []
+    records: dict[str, bytes] = {}
+    for number in range(-(-count // per_meter)):
+        meter, connection = TestMeter(f"M-{size}-{number:05d}"), f"CP-{number:05d}"
+        argument = {
+            "meter_id": meter.meter_id,
+            "connection_id": connection,
+            "utility": "AuroraMSP",
+            "source_class": "declared",
+            "public_key": meter.public_key,
+        }
+        with world.view() as view:
+            answer = world.simulate(view, home(connection), "metering:RegisterMeter", argument)
+        records[f"meter/{meter.meter_id}"] = canonical_json(answer.value)
+        meters.append((meter, connection))
+    world.write(records, "metering")
+    first = NOON - per_meter * 900
+    signed = [meter.day(first, per_meter) for meter, _ in meters]
+    flat = [reading for day in signed for reading in day][:count]
+    batches = [batch(*flat[at : at + size]) for at in range(0, count, size)]
+
+    endorsed: list[Endorsed] = []
+
+    def endorse(transient: dict[str, bytes]) -> Endorsed:
+        with world.view() as view:
+            return world.simulate(
+                view, OPERATOR, "metering:SubmitReadings", {"utility": "AuroraMSP"}, transient
+            )
+
+    def endorse_all() -> None:
+        # Two threads, as a peer's executor has: checking signatures releases the interpreter.
+        with ThreadPoolExecutor(2) as pool:
+            endorsed.extend(pool.map(endorse, batches))
+
+    endorsing = Spent.by(endorse_all)
+    assert all(int(one.value["accepted"]) for one in endorsed), endorsed[0].value
+    envelopes = [world.envelope(one) for one in endorsed]
+    blocks = [envelopes[at : at + 100] for at in range(0, len(envelopes), 100)]
+
+    def commit() -> None:
+        for block in blocks:
+            codes = world.channel.commit(world.ledger, *block).codes
+            assert codes == bytes(len(block))
+
+    committing = Spent.by(commit)
+    written = sum(map(len, envelopes)) / count
+    return Readings(size, count, endorsing, committing, written)
+
+
+# A large book
+
+
+def _book(count: int) -> list[tuple[str, int, int]]:
+    chance = random.Random(count)  # noqa: S311 - the same book each time
+    return [
+        (
+            "bid" if number % 2 else "offer",
+            100 * chance.randrange(500, 1500),
+            chance.randrange(10, 400),
+        )
+        for number in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """100,000 orders matched in memory."""
+
+    orders: int
+    call_auction: Spent
+    """Histogram, price and volume."""
+    fills: Spent
+    """Each order's share."""
+    continuous: Spent
+    """One by one, each as it comes."""
+
+
+def matching(count: int) -> Matching:
+    """Match a book in plain Python."""
+    book = _book(count)
+
+    def clear() -> Any:
+        bids = histogram((price, wh) for side, price, wh in book if side == "bid")
+        offers = histogram((price, wh) for side, price, wh in book if side == "offer")
+        return clear_zones({"NORTH": ZoneBook(bids, offers, 0, 0, 0)})
+
+    auction = min((Spent.by(clear) for _ in range(3)), key=lambda one: one.cpu_s)
+    outcome = clear()
+
+    def fill() -> None:
+        before: dict[tuple[str, int], int] = {}
+        for side, price, wh in book:
+            running = before.get((side, price), 0)
+            outcome.fill("NORTH", side, price, wh, running)
+            before[side, price] = running + wh
+
+    flow = ContinuousBook({("NORTH", "NORTH"): 0})
+    orders = [
+        Order(str(number), "bid" if side == "bid" else "offer", str(number), "NORTH", price, wh,
+              number)
+        for number, (side, price, wh) in enumerate(book)
+    ]  # fmt: skip
+
+    def enter() -> None:
+        for order in orders:
+            flow.enter(order)
+
+    return Matching(count, auction, Spent.by(fill), Spent.by(enter))
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """The same book cleared on the ledger."""
+
+    orders: int
+    transactions: int
+    bytes: int
+    largest_bytes: int
+    endorsing: Spent
+    """By one peer, all of it."""
+    slowest: Spent
+    committing: Spent
+    by_function: dict[str, tuple[int, float, int]]
+    """Calls, CPU seconds of endorsing in all, bytes of the largest."""
+
+
+def cleared(world: LedgerWorld, count: int) -> Cleared:
+    """Put orders into the state and run the auction, as the agents do."""
+    values: dict[str, bytes] = {}
+    for number, (side, price, wh) in enumerate(_book(count)):
+        name = f"CP-{number:06d}"
+        micro = -(-wh * (price if side == "bid" else 50_000) // 1000)
+        order = StoredOrder(
+            "o", name, "NORTH", "ANY", INTERVAL, side, price, wh, micro, "open", "0" * 64
+        )
+        values[order_key(name, INTERVAL, "o")] = canonical_json(order)
+        values[place_key(order)] = canonical_json({"energy_wh": wh})
+        hold = hold_for(name, INTERVAL, "o", micro)
+        values[f"acct/{name}/hold/{hold.hold_id}"] = canonical_json(hold)
+        if len(values) >= 9_000:
+            world.write(values)
+            values.clear()
+    if values:
+        world.write(values)
+    world.now = INTERVAL - 3600
+    spent: dict[str, list[tuple[Spent, int]]] = {}
+    committing: list[Spent] = []
+    while due := world.evaluate(OPERATOR, "book:Due"):
+        for step in due:
+            endorsed: list[Endorsed] = []
+
+            def endorse(step: Any = step, into: list[Endorsed] = endorsed) -> None:
+                with world.view() as view:
+                    into.append(world.simulate(view, OPERATOR, step["function"], step["argument"]))
+
+            taken = Spent.by(endorse)
+            envelope = world.envelope(endorsed[0])
+            spent.setdefault(step["function"], []).append((taken, len(envelope)))
+
+            def commit(envelope: bytes = envelope) -> None:
+                assert world.channel.commit(world.ledger, envelope).codes == b"\0"
+
+            committing.append(Spent.by(commit))
+    every = [one for calls in spent.values() for one in calls]
+    return Cleared(
+        count,
+        len(every),
+        sum(size for _, size in every),
+        max(size for _, size in every),
+        Spent.of_all([one for one, _ in every]),
+        max((one for one, _ in every), key=lambda one: one.cpu_s),
+        Spent.of_all(committing),
+        {
+            function: (
+                len(calls),
+                sum(one.cpu_s for one, _ in calls),
+                max(size for _, size in calls),
+            )
+            for function, calls in spent.items()
+        },
+    )
+
+
+# A day's settlement
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Days of participants, four trades each, computed from their intervals."""
+
+    participants: int
+    computing: Spent
+    private_bytes: int
+    """Of all rows, as their utility keeps them."""
+
+
+def settled(count: int) -> Settled:
+    """Settle a day of `count` participants in groups, as one call of daybook:Commit does each."""
+    chance = random.Random(count)  # noqa: S311 - the same day each time
+    terms = DayTerms(
+        supplier="AuroraMSP",
+        region=None,
+        tariff=250_000,
+        base_rate=60_000,
+        rest="settled",
+        shortfall_price=300_000,
+        surplus_price=50_000,
+        import_fee=20_000,
+        shared_fee=5_000,
+        netting_intervals=1,
+        final_after_working_days=10,
+        adjustable_days=420,
+    )
+    start = NOON // DAY_S * DAY_S
+    groups: list[tuple[DayInputs, dict[str, list[MeteredInterval]]]] = []
+    for first in range(0, count, MAX_CONNECTIONS):
+        names = [f"CP-{at:06d}" for at in range(first, min(count, first + MAX_CONNECTIONS))]
+        connections = tuple(
+            ConnectionDay(
+                name,
+                None,
+                tuple(
+                    FirmTrade(
+                        start + 900 * hour,
+                        chance.choice((-1, 1)) * chance.randrange(50, 500),
+                        100_000,
+                        0,
+                        MARKET,
+                        "auction",
+                        f"o-{hour}",
+                    )
+                    for hour in (30, 40, 50, 70)
+                ),
+                None,
+            )
+            for name in names
+        )
+        metered = {
+            name: [
+                MeteredInterval(chance.randrange(300), chance.randrange(300), "measured")
+                for _ in range(96)
+            ]
+            for name in names
+        }
+        inputs = DayInputs(
+            "AuroraMSP", "2026-11-21", start, start + DAY_S, start + 20 * DAY_S,
+            start + 430 * DAY_S, 900, 1, terms, 300_000, 50_000, "SUPPLIER-AURORA",
+            "SUPPLIER-AURORA", "GRID-AURORA", connections, (),
+        )  # fmt: skip
+        groups.append((inputs, metered))
+    size = 0
+
+    def work() -> None:
+        nonlocal size
+        for inputs, metered in groups:
+            size += sum(len(canonical_json(rows)) for rows in compute(inputs, metered).values())
+
+    return Settled(count, Spent.by(work), size)
+
+
+# A home's day
+
+
+def bytes_of_a_day(world: LedgerWorld) -> dict[str, int]:
+    """Bytes that a home's day adds to the blocks of every peer, by what it does."""
+    name, caller = "CP-DAY", home("CP-DAY")
+    world.now = NOON
+    meter = TestMeter("M-DAY")
+    register = {
+        "meter_id": "M-DAY",
+        "connection_id": name,
+        "utility": "AuroraMSP",
+        "source_class": "declared",
+        "public_key": meter.public_key,
+    }
+    world.submit(caller, "metering:RegisterMeter", **register)
+    connection = Connection(name, "AuroraMSP", "NORTH", 10_000, 20_000)
+    world.write(
+        {
+            f"connection/{name}": canonical_json(connection),
+            f"acct/{name}/avail/0": canonical_json({"amount_micro": 10**9}),
+        }
+    )
+    at = {"connection_id": name, "interval_start": INTERVAL + 900, "order_id": "o"}
+    order = {
+        **at, "product": "ANY", "side": "bid", "price_micro_per_kwh": 100_000, "energy_wh": 100,
+    }  # fmt: skip
+    found: dict[str, int] = {}
+    with world.view() as view:
+        for what, function, argument, transient in (
+            (
+                "a day's 96 readings in one batch",
+                "metering:SubmitReadings",
+                {"utility": "AuroraMSP"},
+                batch(*meter.day(NOON - 96 * 900)),
+            ),
+            ("an order", "book:Place", order, None),
+            (
+                "a payment",
+                "wallet:Pay",
+                {"account": name, "payee": "GRID-AURORA", "amount_micro": 1, "request_id": "p"},
+                None,
+            ),
+        ):
+            endorsed = world.simulate(view, caller, function, argument, transient)
+            found[what] = len(world.envelope(endorsed))
+    return found
+
+
+def run(count: int, orders: int, participants: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """Measure everything."""
+
+    def told(what: str) -> None:
+        print(what, file=sys.stderr)
+
+    told(f"matching {orders} orders in memory")
+    found: dict[str, Any] = {"matching": asdict(matching(orders)), "readings": []}
+    told(f"settling a day of {participants} participants")
+    found["settled"] = asdict(settled(participants))
+    with _world() as world:
+        for size in sizes:
+            told(f"readings in batches of {size}")
+            found["readings"].append(asdict(readings(world, size, min(count, 2_000 * size))))
+        found["bytes"] = bytes_of_a_day(world)
+    with _world() as world:
+        told(f"clearing {orders} orders on the ledger")
+        found["cleared"] = asdict(cleared(world, orders))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="script/bench contracts", description=__doc__)
+    parser.add_argument("--readings", type=int, default=20_000)
+    parser.add_argument("--orders", type=int, default=100_000)
+    parser.add_argument("--participants", type=int, default=10_000)
+    parser.add_argument("--batches", default="1,100,1000")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    load = os.getloadavg()[0]
+    sizes = [int(one) for one in options.batches.split(",")]
+    found = run(options.readings, options.orders, options.participants, sizes)
+    if options.json:
+        print(json.dumps({"load": load, **found}, indent=2))
+        return
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load average {load:.0f} before"
+    )
+    print("readings (wall for all; CPU for each)")
+    print("batch  count  endorsed/s  committed/s  endorse µs  commit µs  bytes of block")
+    for one in found["readings"]:
+        endorsing, committing = Spent(**one["endorsing"]), Spent(**one["committing"])
+        count = one["readings"]
+        print(
+            f"{one['batch']:5d} {count:6d} {count / endorsing.wall_s:11.0f} "
+            f"{count / committing.wall_s:12.0f} {endorsing.each(count):11.0f} "
+            f"{committing.each(count):10.0f} {one['block_bytes_per_reading']:15.0f}"
+        )
+    alone = found["matching"]
+    print(
+        f"{alone['orders']} orders in memory (CPU): call auction "
+        f"{alone['call_auction']['cpu_s']:.3f} s, fills {alone['fills']['cpu_s']:.2f} s, "
+        f"continuous {alone['continuous']['cpu_s']:.2f} s"
+    )
+    ledger = found["cleared"]
+    print(
+        f"{ledger['orders']} orders on the ledger: {ledger['transactions']} transactions, "
+        f"{ledger['bytes'] / 1e6:.1f} MB, endorsed in {ledger['endorsing']['cpu_s']:.1f} s CPU "
+        f"({ledger['endorsing']['wall_s']:.1f} s), committed in "
+        f"{ledger['committing']['cpu_s']:.1f} s CPU ({ledger['committing']['wall_s']:.1f} s); the "
+        f"largest {ledger['largest_bytes'] / 1e6:.2f} MB, the slowest "
+        f"{ledger['slowest']['cpu_s']:.2f} s CPU ({ledger['slowest']['wall_s']:.2f} s)"
+    )
+    for function, (calls, seconds, largest) in ledger["by_function"].items():
+        print(f"  {function}: {calls} calls, {seconds:.2f} s CPU, at most {largest / 1e6:.2f} MB")
+    day = found["settled"]
+    print(
+        f"a day of {day['participants']} participants settled in {day['computing']['cpu_s']:.1f} s "
+        f"CPU, {day['private_bytes'] / day['participants']:.0f} bytes of rows for each"
+    )
+    for what, size in found["bytes"].items():
+        print(f"{what}: {size} bytes")
+
+
+if __name__ == "__main__":
+    main()
