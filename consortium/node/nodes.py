@@ -12,9 +12,11 @@ from typing import Protocol
 
 import grpc
 
+from consortium.agent import Agent, AgentError, AgentSettings
 from consortium.ca.service import CaService
 from consortium.chaincode.packages import PackageError, PackageStore, builder_variables
 from consortium.chaincode.routing import PackageExecutor
+from consortium.contracts import chaincodes
 from consortium.gateway.service import Gateway, PeerDirectory
 from consortium.identity.msp import Msp, MspManager, msp_config
 from consortium.ledger.channel_config import ChannelConfig
@@ -40,18 +42,20 @@ from consortium.peer.private_exchange import (
 )
 from consortium.peer.reconciliation import Reconciler
 from consortium.peer.snapshots import SnapshotJoins, SnapshotService
-from consortium.storage.environment import StorageError
+from consortium.storage.environment import StorageError, disk_error
 from consortium.storage.segments import SegmentError
 from consortium.wire import common_pb2, services
 from consortium.wire.introspection import introspection_handlers
 from consortium.wire.tls import Shown, server_credentials
+from gridledger_client import GatewayClient, Identity
 
 from .executors import SETTINGS_FILE, ContractSettingsError, SourceExecutors
-from .network import HOST, Network, NetworkError, Utility
+from .network import HOST, PREVIOUS_AUTHORITY, Network, NetworkError, Utility
 
 _LOGGER = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0
+AGENT_FILE = "agent.json"
 KINDS = ("ca", "orderer", "peer")
 PEER_SERVICES = (
     "gateway.Gateway",
@@ -160,8 +164,14 @@ class DataLock:
         self._descriptor: int | None = None
 
     def take(self) -> None:
-        """Raises NodeError where another process has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        """Raises NodeError where another process has it, or the disk takes no writes."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            raise  # it says which folder there should be
+        except OSError as error:
+            refusal = disk_error(self._path.parent, error)
+            raise NodeError(f"{self._name} cannot start: {refusal}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -190,6 +200,45 @@ def listening(name: str) -> Iterator[None]:
         ) from None
 
 
+class ScheduledActs:
+    """A utility's agent, which works from when it is made until `stop`."""
+
+    def __init__(
+        self,
+        network: Network,
+        utility: Utility,
+        channel: ChannelPeer,
+        settings: AgentSettings,
+    ) -> None:
+        folder = utility.directory / "operator"
+        identity = Identity(
+            utility.msp_id,
+            (folder / "sign.cert.pem").read_bytes(),
+            (folder / "sign.key.pem").read_bytes(),
+        )
+        self._gateway = GatewayClient(
+            [utility.gateway_address], network.channel, identity, network.tls_bundle_pem
+        )
+        asked = {
+            name: [each for each in chaincode.functions if each.endswith(":Due")]
+            for name, chaincode in chaincodes().items()
+        }
+        self.agent = Agent(
+            self._gateway,
+            utility.msp_id,
+            lambda: channel.ledger.config.application_orgs,
+            asked,
+            settings,
+        )
+        self._running = asyncio.create_task(self.agent.run())
+
+    async def stop(self) -> None:
+        """Leave what is under way."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+        await self._gateway.close()
+
+
 class PeerNode:
     """A peer with its gateway: endorses, commits, delivers, and serves homes."""
 
@@ -216,6 +265,7 @@ class PeerNode:
         self._snapshots: dict[str, Snapshots] = {}
         self._snapshot_joins: SnapshotJoins | None = None
         self._lock = DataLock(self.name, self._folder)
+        self.scheduled: ScheduledActs | None = None
         self.failure = Failure(self.name)
 
     async def start(self) -> None:
@@ -294,6 +344,22 @@ class PeerNode:
             await server.start()
         for channel in self.channels.values():
             self._begin(channel)
+        self.scheduled = self._scheduled_acts()
+
+    def _scheduled_acts(self) -> ScheduledActs | None:
+        """The utility's agent, which its first peer runs where it has an operator's identity."""
+        channel = self.channels.get(self._network.channel)
+        if self._kind != "peer" or channel is None:
+            return None
+        if not (self._utility.directory / "operator" / "sign.key.pem").exists():
+            return None
+        try:
+            settings = AgentSettings.load(self._folder / AGENT_FILE)
+        except AgentError as error:
+            raise NodeError(f"{self.name} cannot start: {error}") from None
+        if not settings.enabled:
+            return None
+        return ScheduledActs(self._network, self._utility, channel, settings)
 
     def _begin(self, channel: ChannelPeer) -> None:
         """Follow a channel, and see to its private data."""
@@ -365,6 +431,8 @@ class PeerNode:
 
     async def stop(self) -> None:
         """Answer what is under way for a second, then close the ledger."""
+        if self.scheduled is not None:
+            await self.scheduled.stop()
         # Streams and calls that wait for a commit are told at once: they would use up the second.
         for channel in self.channels.values():
             channel.stop_waiting()
@@ -476,7 +544,8 @@ class CaNode:
             port=utility.ports.ca,
             tls_certificate=utility.directory / "ca" / "tls.cert.pem",
             tls_key=utility.directory / "ca" / "tls.key.pem",
-            tls_bundle_pem=network.tls_bundle_pem,
+            tls_bundle=network.tls_bundle,
+            previous_root=utility.directory / "ca" / PREVIOUS_AUTHORITY / "ca.cert.pem",
             msp_id=utility.msp_id,
         )
 
