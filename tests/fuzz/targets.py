@@ -21,7 +21,7 @@ from consortium.ca.service import make_token
 from consortium.identity.certificates import generate_key
 from consortium.identity.signing import Signer
 from consortium.ledger.config_changes import PendingUpdate, change_setting, copied
-from consortium.ledger.config_update import compute_update
+from consortium.ledger.config_update import compute_update, update_envelope
 from consortium.node.network import Network, Utility
 from consortium.wire import (
     common_pb2,
@@ -673,10 +673,13 @@ def _participation_targets(world: World) -> list[Target]:
     address, channels = f"https://127.0.0.1:{utility.ports.admin}", "/participation/v1/channels"
     boundary = b"fuzz"
 
-    def form(block: bytes) -> bytes:
+    def form(block: bytes, key: bytes = b"config-block") -> bytes:
         return (
-            b"--" + boundary + b'\r\nContent-Disposition: form-data; name="config-block"; '
-            b'filename="config.block"\r\nContent-Type: application/octet-stream\r\n\r\n'
+            b"--"
+            + boundary
+            + b'\r\nContent-Disposition: form-data; name="'
+            + key
+            + b'"; filename="config.block"\r\nContent-Type: application/octet-stream\r\n\r\n'
             + block
             + b"\r\n--"
             + boundary
@@ -691,14 +694,28 @@ def _participation_targets(world: World) -> list[Target]:
         Layer("form", form(b"x"), lambda raw: rest(raw, "", kind)),
         Layer("kind", kind.encode(), lambda raw: rest(form(b"x"), "", raw.decode("latin-1"))),
     ]
+    # An update that its submitter has signed and no admin: as it is, it is refused.
+    update = common_pb2.ConfigUpdate(channel_id="neighbourhood").SerializeToString()
+    envelope = update_envelope("neighbourhood", update, [], utility.signer("admin"))
+    key = b"config-update-envelope"
+    updates = [
+        Layer(
+            "envelope",
+            envelope.SerializeToString(),
+            lambda raw: rest(form(raw, key), "", kind),
+            common_pb2.Envelope,
+        ),
+        Layer("form", form(b"x", key), lambda raw: rest(raw, "", kind)),
+    ]
     nothing = [Layer("body", b"{}", lambda raw: rest(raw, ""))]
     one = channels + "/{channel}"
     table = (
         ("list", "GET", channels, channels, nothing),
         ("join", "POST", channels, channels, layers),
+        ("update", "PUT", channels, channels, updates),
         ("show", "GET", one, channels + "/neighbourhood", nothing),
         ("remove", "DELETE", one, channels + "/elsewhere", nothing),
-        ("block", "GET", one + "/blocks/{block}", channels + "/neighbourhood/blocks/-1", nothing),
+        ("block", "GET", one + "/blocks/{block}", channels + "/neighbourhood/blocks/no", nothing),
         ("redirect", "GET", "/participation/v1/", "/participation/v1/", nothing),
     )
     return [
