@@ -1,6 +1,7 @@
 """The gateway client against a real network."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -282,8 +283,9 @@ async def test_events_go_on_from_a_checkpoint(network: Network, operator: Gatewa
             },
         )
         sent = []
+        before = int(time.time()) // 60 * 60 - 600
         for number in range(3):
-            reading = Reading("HA-EVENTS", 60 * (1000 + number), 60, 1, 0, 1 + number, 0)
+            reading = Reading("HA-EVENTS", before + 60 * number, 60, 1, 0, 1 + number, 0)
             sent.append(
                 await home.submit(
                     "metering",

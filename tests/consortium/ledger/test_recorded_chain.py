@@ -22,6 +22,7 @@ from consortium.ledger.state import (
 )
 from consortium.ledger.validator import open_block
 from consortium.ledger.verify import verify_ledger
+from consortium.wire import kvrwset_pb2
 
 from .recorded import (
     FOLDER,
@@ -262,7 +263,8 @@ def test_a_purged_key_leaves_every_set_that_held_it(tmp_path: Path) -> None:
         assert b"pk3" not in kept
     with open_ledger(tmp_path, "Org1MSP") as ledger, ledger.view() as view:
         assert view.get_private("gold", "collA", "pk3") is None
-    assert b"pk3" not in (tmp_path / "index" / "data.mdb").read_bytes()
+    written = kvrwset_pb2.KVWrite(key="pk3").SerializeToString()
+    assert written not in (tmp_path / "index" / "data.mdb").read_bytes()
 
 
 # --- lifecycle --------------------------------------------------------------------------------

@@ -102,12 +102,15 @@ async def send(network: Network, envelope: bytes, number: int | None = None) -> 
     """Broadcast one envelope, to the leader unless told otherwise."""
     if number is None:
         number = await network.leader()
-        # A leader that has just begun does not know yet who is alive.
-        chain = chain_of(network.orderers[number])
+    node = network.orderers[number]
+    chain = node.channels.get(CHANNEL) if node is not None else None
+    if isinstance(chain, Chain) and chain.is_leader:
+        # One that has just begun, or that a busy machine kept waiting, knows of nobody alive.
+        leading = chain
         members = [one.channels.get(CHANNEL) for one in network.running()]
         running = {one.raft_id for one in members if isinstance(one, Chain) and not one.failure}
         with contextlib.suppress(TimeoutError):
-            await until(lambda: running & chain._members <= chain._active(), 5)
+            await until(lambda: running & leading._members <= leading._active(), 5)
     while True:
         async with network.channel(number) as channel:
             answers = await broadcast(channel, [envelope])
