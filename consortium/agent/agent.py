@@ -26,6 +26,8 @@ MAX_REMEMBERED = 10_000
 """Calls whose turn or failure an agent remembers."""
 LONGEST_PAUSE_S = 60.0
 """After failures in a row."""
+BY_THE_SECOND = ("book:Due",)
+"""What is asked at each turn, even after it had nothing."""
 
 
 class AgentError(ValueError):
@@ -41,6 +43,8 @@ class AgentSettings:
 
     enabled: bool = True
     poll_s: float = 2.0
+    days_poll_s: float = 10.0
+    """How often about days and bills, where there was nothing the last time."""
     patience_s: float = 5.0
     at_once: int = 8
     """Transactions in flight."""
@@ -63,6 +67,7 @@ class AgentSettings:
             raise AgentError(f"{path}: enabled must be true or false")
         for name, least, most in (
             ("poll_s", 0.1, 3600),
+            ("days_poll_s", 0.1, 3600),
             ("patience_s", 0, 3600),
             ("at_once", 1, 100),
         ):
@@ -102,6 +107,8 @@ class Call:
     argument: Mapping[str, Any]
     utility: str | None
     """The MSP id of the only utility that can make it; None: any."""
+    endorsing: tuple[str, ...] = ()
+    """Whose endorsement is asked for; none named: what the policies ask for."""
 
     @property
     def duty(self) -> str:
@@ -118,6 +125,18 @@ class Call:
             if not isinstance(value, list | dict)
         )
         return " ".join((self.function, *about))
+
+
+def _call(asked: str, one: Mapping[str, Any]) -> Call:
+    """A call as a contract names it.
+
+    It is of the chaincode that was asked, and endorsed by the utility that alone can make it,
+    unless it says otherwise.
+    """
+    utility = one.get("utility")
+    endorsing = one.get("endorsing", () if utility is None else (utility,))
+    chaincode = one.get("chaincode", asked)
+    return Call(chaincode, one["function"], one["argument"], utility, tuple(endorsing))
 
 
 class Agent:
@@ -150,6 +169,8 @@ class Agent:
         """Since when a call is known to be due."""
         self._not_before: dict[str, tuple[float, int]] = {}
         """After failures: when to try again, and how many there were."""
+        self._ask_again: dict[str, float] = {}
+        """When to ask a function again that had nothing."""
         self.counts: dict[tuple[str, str], int] = {}
         """How many calls, by function and outcome: done, late, refused or failed."""
 
@@ -189,7 +210,8 @@ class Agent:
 
     async def _due(self, chaincode: str, function: str) -> list[Call]:
         asked = f"{chaincode} {function}"
-        if not self._may_try(asked, self._clock()):
+        now = self._clock()
+        if not self._may_try(asked, now) or now < self._ask_again.get(asked, now):
             return []
         try:
             found = await self._gateway.evaluate(chaincode, function)
@@ -199,10 +221,9 @@ class Agent:
             _LOGGER.debug("%s can't be asked what is due: %s", asked, error)
             return []
         self._not_before.pop(asked, None)
-        return [
-            Call(chaincode, one["function"], one["argument"], one.get("utility"))
-            for one in found[:MAX_DUE]
-        ]
+        if not found and function not in BY_THE_SECOND:
+            self._ask_again[asked] = self._clock() + self._settings.days_poll_s
+        return [_call(chaincode, one) for one in found[:MAX_DUE]]
 
     def _is_ours(self, call: Call, members: Sequence[str], now: float) -> bool:
         if call.utility is not None:
@@ -230,7 +251,7 @@ class Agent:
                 call.chaincode,
                 call.function,
                 call.argument,
-                endorsing_organizations=() if call.utility is None else (call.utility,),
+                endorsing_organizations=call.endorsing,
             )
         except CommitFailed as error:
             # Another utility was faster, or somebody's act came in between: asked anew at once.

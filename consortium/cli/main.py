@@ -19,7 +19,8 @@ from consortium.chaincode.packages import PackageError
 from consortium.chaincode.serve import ChaincodeServer
 from consortium.contracts import chaincodes
 from consortium.contracts.package import package_id
-from consortium.identity.certificates import write_private
+from consortium.identity.certificates import CertificateError, write_private
+from consortium.identity.signing import SigningError
 from consortium.ledger.config_update import ConfigError
 from consortium.ledger.state import LedgerError
 from consortium.ledger.verify import Report, verify_ledger
@@ -53,7 +54,7 @@ from gridledger_client import (
 )
 from gridledger_client.enrolment import same_fingerprint
 
-from . import backup, channel, membership, orderer, snapshot
+from . import backup, channel, export, invite, membership, orderer, snapshot
 from . import contract as contract_commands
 from .blocks import describe_block
 from .output import Patience
@@ -77,6 +78,8 @@ REFUSALS = (
     StorageError,
     WireError,
     PackageError,
+    CertificateError,
+    SigningError,
     OSError,
 )
 """What ends a command with a sentence; anything else is a defect and shows where it happened."""
@@ -197,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     trust.add_argument("--ca-file", type=Path, help="the CA bundle, PEM")
     enrol.add_argument("--out", type=Path, required=True, help="folder for key and certificate")
     enrol.set_defaults(run=_identity_enroll)
+    invite.add_command(identity, common)
 
     contract = rooms.add_parser(
         "contract", help="agree on contracts, and call them"
@@ -235,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("number", help="a number, or newest")
     show.set_defaults(run=_block_show)
 
+    export.add_command(rooms, [common, acting], _client)
     channel.add_commands(rooms, common)
     orderer.add_commands(rooms, common)
     snapshot.add_commands(rooms, common)

@@ -14,6 +14,7 @@ from consortium.ledger.config_changes import (
     remove_organization,
     remove_root,
 )
+from consortium.node.agreements import ensure_agreements
 from consortium.node.channel import Current, change_channel
 from consortium.node.contracts import client
 from consortium.node.network import (
@@ -63,6 +64,16 @@ def add_commands(network: Any, common: argparse.ArgumentParser) -> None:
     add.add_argument("--peers", type=int, default=1, help="how many peers (default: 1)")
     add.set_defaults(run=_add)
 
+    agree = network.add_parser(
+        "agree",
+        parents=[common],
+        help="have the utilities agree on a first market",
+        description="Have all utilities of this folder propose and approve what a market needs, as "
+        "far as they haven't: a calendar, a zone, a product for call auctions, tariffs, terms of "
+        "settlement, permit rules. The network has to run.",
+    )
+    agree.set_defaults(run=_agree)
+
     remove = network.add_parser(
         "remove-utility",
         parents=[common],
@@ -91,6 +102,15 @@ def add_commands(network: Any, common: argparse.ArgumentParser) -> None:
     rotate.add_argument("utility")
     rotate.add_argument("--finish", action="store_true")
     rotate.set_defaults(run=_rotate)
+
+
+async def _agree(options: argparse.Namespace) -> None:
+    agreed = await ensure_agreements(Network.load(options.data_dir), progress)
+    answer(
+        options,
+        {"agreed": list(agreed)},
+        "Agreed on " + ", ".join(agreed) + "." if agreed else "All of it is agreed on already.",
+    )
 
 
 async def _adopt(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from consortium.chaincode.api import (
     stored_record,
 )
 
-from . import access, settings
+from . import access, gates, settings
 from .clock import utc_text
 from .registry import energy_settings
 
@@ -127,6 +127,7 @@ def _check_effective(
             f"effective_from is {utc_text(effective_from)}, but the channel's time is "
             f"{utc_text(now)}: terms hold from a later instant on, never back in time"
         )
+    gates.before(context, effective_from)
     if versions.approved and effective_from <= versions.approved[-1].effective_from:
         raise Conflict(
             f"effective_from is {utc_text(effective_from)}, but version "

@@ -30,7 +30,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from . import access, settings
+from . import access, gates, settings
 from .clock import DAY_S, Day, day_of, day_start, utc_text
 from .firm import FirmTrade
 from .positions import Position, capacity_wh, check_capacity, position_of
@@ -268,6 +268,7 @@ class Bilaterals(Contract):
                 f"contract {terms.contract_id} was to begin at {utc_text(first)}, and the "
                 f"channel's time is {utc_text(now)}; propose it anew"
             )
+        gates.before(context, first)
         self._check_room(context, terms)
         signed = replace(
             found, state="signed", signed_at=now, transaction_id=context.transaction_id
@@ -320,6 +321,7 @@ class Bilaterals(Contract):
                 f"to_day is {to_day}, but with {found.terms.notice_days} days' notice must be "
                 f"{max(earliest, found.terms.from_day)} or later, and before {found.terms.to_day}"
             )
+        gates.before(context, day_start(to_day) - found.terms.notice_days * DAY_S)
         ended = replace(found, terms=replace(found.terms, to_day=to_day), ended_by=side)
         context.put_state(_key(contract_id), canonical_json(ended))
         context.set_event("contract_ended", canonical_json(ended))

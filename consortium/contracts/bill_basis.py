@@ -20,6 +20,8 @@ from .tariffs import Bill, Energy, Index, Money, Period, Tariff, Usage, bill
 MAX_PERIOD_DAYS = 32
 MAX_STRETCHES = 16
 MAX_RUNS = 50
+MAX_OPEN_BILLS = 100
+"""Bills to be computed that are named at once."""
 
 Run = Annotated[int, Integer(1, MAX_RUNS)]
 """How often a period was computed: 1 is the first bill, each later one a correction."""
@@ -108,6 +110,22 @@ class Statement:
     estimated: bool
     commitment: Commitment
     """Of the `BillRecord`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBill:
+    """A period that is over, whose days are settled, and that isn't billed."""
+
+    connection_id: Identifier
+    from_day: Day
+    to_day: Day
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBills:
+    """What is to be billed."""
+
+    bills: Annotated[tuple[OpenBill, ...], AtMost(MAX_OPEN_BILLS)]
 
 
 def record_key(connection_id: str, from_day: str, run: int) -> str:

@@ -5,6 +5,7 @@ and its utility, and a statement of the total with the record's hash, which `ene
 checking that it is the one committed to here.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -38,7 +39,10 @@ from .days import Row, Rows, rows_key
 from .protections import PermitCase
 from .readings import Store, connection_intervals
 from .settings import MeteringSettings
-from .tariffs import Usage
+from .tariffs import BillLine, Usage
+
+MAX_FINDINGS = 100
+"""Named by one audit."""
 
 
 class Bills(Contract):
@@ -121,6 +125,45 @@ class Bills(Contract):
         return found
 
     @query
+    def audit(
+        self,
+        context: Context,
+        *,
+        connection_id: Identifier,
+        from_day: Day,
+        to_day: Day,
+        run: Run = 1,
+    ) -> dict[str, Any]:
+        """Compute a committed bill again from the readings and name each line that differs."""
+        utility = commitments.called(
+            context, "energy", "permit:Case", PermitCase, connection_id=connection_id
+        ).utility
+        creator = context.creator
+        access.require(
+            access.is_home(creator, utility, connection_id)
+            or access.is_supplier(creator, utility)
+            or access.is_overseer(creator),
+            creator,
+            f"audit bills of {connection_id}",
+            f"its home, operators and suppliers of {utility}, and auditors",
+        )
+        basis = _basis(context, connection_id, from_day, to_day)
+        key = record_key(connection_id, from_day, run)
+        found = commitments.opened(context, utility, key, BillRecord)
+        if found is None:
+            raise NotFound(f"run {run} of a bill of {connection_id} from {from_day} isn't computed")
+        basis = replace(basis, prepaid_wh=found.drawn_wh)
+        metered, missing = _metered(context, basis, basis.bounds()[1], scan=True)
+        salt = commitments.salt(context, key, metered.secrets) if metered.secrets else ""
+        again = compute(basis, metered, run, salt)
+        same = salt == found.salt and not missing
+        findings = list(_differences(found, again))[:MAX_FINDINGS] if same else []
+        if same and not findings and found != again:
+            findings.append({"bill": None, "line": None, "kind": "record", "off_by_micro": 0})
+        verdict = "altered" if findings else "agrees" if same else "changed_since"
+        return {"connection_id": connection_id, "verdict": verdict, "findings": findings}
+
+    @query
     def preview(
         self, context: Context, *, connection_id: Identifier, from_day: Day, to_day: Day
     ) -> dict[str, Any]:
@@ -134,6 +177,37 @@ class Bills(Contract):
             "record": compute(basis, metered, 1, "0" * 64),
             "missing": len(missing),
         }
+
+
+def _differences(shown: BillRecord, expected: BillRecord) -> Iterator[dict[str, Any]]:
+    """Lines and totals of a bill that are not what they are computed to."""
+    for number in range(max(len(shown.bills), len(expected.bills))):
+        one, other = (
+            each.bills[number] if number < len(each.bills) else None for each in (shown, expected)
+        )
+        left, right = one.lines if one else (), other.lines if other else ()
+        for place in range(max(len(left), len(right))):
+            line = left[place] if place < len(left) else None
+            again = right[place] if place < len(right) else None
+            if line != again:
+                named = line or again
+                assert named is not None
+                yield _finding(number, place, named.kind, _micro(line), _micro(again))
+        totals = [each.total_micro if each else 0 for each in (one, other)]
+        if totals[0] != totals[1]:
+            yield _finding(number, None, "total", *totals)
+    if shown.total_micro != expected.total_micro:
+        yield _finding(None, None, "total", shown.total_micro, expected.total_micro)
+
+
+def _micro(line: BillLine | None) -> int:
+    return 0 if line is None else line.amount_micro
+
+
+def _finding(
+    bill: int | None, line: int | None, kind: str, shown: int, expected: int
+) -> dict[str, Any]:
+    return {"bill": bill, "line": line, "kind": kind, "off_by_micro": shown - expected}
 
 
 def _metered(
@@ -162,7 +236,7 @@ def _metered(
                     raise NotFound(f"there is no record {key}, on which the bill rests")
                 secrets.append(opened.salt)
                 estimated += sum(1 for row in opened.rows if row.quality != "measured")
-                peaks[start] = max((row.import_wh for row in opened.rows), default=0)
+                peaks[start] = max((row.metered[0] for row in opened.rows), default=0)
                 if settled.billed:
                     usage += [_rest(row) for row in opened.rows]
                 continue

@@ -134,7 +134,11 @@ class Billing(Contract):
         self, context: Context, *, connection_id: Identifier, from_day: Day, to_day: Day
     ) -> Basis:
         """All that is public of what a bill is computed from."""
-        return basis_of(context, _sight(context, connection_id), from_day, to_day)
+        if access.is_overseer(context.creator):
+            connection = connection_of(context, connection_id)
+        else:
+            connection = _sight(context, connection_id)
+        return basis_of(context, connection, from_day, to_day)
 
     # Bills
 
@@ -504,7 +508,7 @@ class Billing(Contract):
         items, following = page(context, "supply/", "", limit, bookmark)
         found: list[dict[str, Any]] = []
         for key, value in items:
-            found += _acts_of(
+            found += acts_of(
                 context, key.removeprefix("supply/"), stored_record(Supplies, value), supplier, now
             )
         return {"acts": found, "bookmark": following}
@@ -610,7 +614,7 @@ def _no_dunning(standing: Standing, step: int) -> str:
     return ""
 
 
-def _acts_of(
+def acts_of(
     context: Context, connection_id: str, supplies: Supplies, supplier: str, now: int
 ) -> list[dict[str, Any]]:
     """The acts that a supplier should send for one connection."""

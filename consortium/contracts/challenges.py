@@ -49,9 +49,10 @@ from .days import (
     Window,
     summary_key,
     sums_of,
-    window_difference,
+    window_differences,
     window_root,
 )
+from .explained import text
 from .meters import Meter
 from .money import amount_micro, half_even
 from .pages import Bookmark, page
@@ -131,7 +132,7 @@ class _Gate:
 
 def _committed(context: Context, utility: str, key: str) -> str | None:
     """What a utility committed to under a key: as posted if it was, else as it stands."""
-    posted = context.get_state(key) if key.startswith("st/") else None
+    posted = context.get_state(key)
     if posted is not None:
         return stored_record(_Gate, posted).commitment
     return commitments.commitments(context, utility, [key])[key]
@@ -146,6 +147,8 @@ def _check_day(context: Context, opening: Opening) -> _Found:
     places = [window.index for window in opening.windows]
     if places != sorted(dict.fromkeys(places)):
         raise InvalidArgument("opening.windows must be in order, each once")
+    if any(window.count != opening.windows[0].count for window in opening.windows):
+        raise InvalidArgument("opening.windows must be of one tree: count differs")
     hashed = sha256_hex(canonical_json(summary))
     committed = hashed == _committed(
         context, summary.utility, summary_key(day, summary.run, name)
@@ -156,10 +159,7 @@ def _check_day(context: Context, opening: Opening) -> _Found:
 
 def _day_differences(context: Context, inputs: DayInputs, opening: Opening) -> Iterator[Difference]:
     name = opening.summary.connection_id
-    for window in opening.windows:
-        found = window_difference(inputs, name, window)
-        if found is not None:
-            yield found
+    yield from window_differences(inputs, name, opening.windows)
     rows = [row for window in opening.windows for row in window.rows]
     whole = len(opening.windows) == opening.windows[0].count
     yield from _reading_differences(context, inputs, opening, rows, whole)
@@ -206,7 +206,7 @@ def _reading_differences(
         if not there or len(there) != len(settling):
             continue
         row = by_start.get(start)
-        counted = (row.import_wh, row.export_wh) if row is not None else (0, 0)
+        counted = row.metered if row is not None else (0, 0)
         metered = (sum(one.import_wh for one in there), sum(one.export_wh for one in there))
         if counted != metered:
             yield Difference(
@@ -236,7 +236,13 @@ def _check_bill(context: Context, record: BillRecord) -> _Found:
     connection = connection_of(context, record.connection_id)
     key = record_key(record.connection_id, record.from_day, record.run)
     hashed = sha256_hex(canonical_json(record))
-    committed = hashed == _committed(context, connection.utility, key)
+    posted = context.get_state(f"posted/{record.connection_id}/{record.from_day}/{record.run}")
+    if posted is not None:
+        gate = stored_json(posted)
+        statement = gate.get("statement") if isinstance(gate, dict) else None
+        committed = hashed == text(statement, "commitment")
+    else:
+        committed = hashed == commitments.commitments(context, connection.utility, [key])[key]
     found = next(_bill_differences(record), None) if committed else None
     return _Found(committed, hashed, found)
 

@@ -6,7 +6,8 @@ begun never changes. Its members are metered by one utility, which settles them 
 
     community/{community}            what it is, once
     member/{connection}              the spans of a home's memberships; its home writes it
-    cm/{community}/{connection}      that it ever was a member
+    cm/{community}/{connection}      that it ever was a member, and its last seat
+    seat/{community}/{seat}          who has the seat: there are as many as may be members
 """
 
 from dataclasses import dataclass, replace
@@ -20,18 +21,20 @@ from consortium.chaincode.api import (
     Contract,
     Identifier,
     Instant,
+    Integer,
     InvalidArgument,
     LimitExceeded,
     MspId,
     NotFound,
     canonical_json,
     query,
+    sha256_hex,
     stored_record,
     transaction,
     under,
 )
 
-from . import access, agreements, settings
+from . import access, agreements, gates, settings
 from .agreements import Agreement, Version
 from .clock import DAY_S, Day, day_start, utc_text
 from .days import MAX_MEMBERS, CommunityDay, Key
@@ -71,6 +74,11 @@ class Membership:
         return day_start(self.from_day) <= at and (
             self.until_day is None or at < day_start(self.until_day)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seated:
+    seat: Annotated[int, Integer(0, MAX_MEMBERS - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +206,12 @@ class Communities(Contract):
             )
         if len(spans) == MAX_SPANS:
             raise LimitExceeded(f"{connection_id} has joined {MAX_SPANS} times, the limit")
+        seat = self._seat(context, community, connection_id, from_day)
+        context.put_state(f"seat/{community}/{seat:02d}", connection_id.encode())
+        seated = canonical_json(_Seated(seat))
         ever = f"cm/{community}/{connection_id}"
-        if context.get_state(ever) is None:
-            context.put_state(ever, canonical_json({"member": connection_id}))
+        if context.get_state(ever) != seated:
+            context.put_state(ever, seated)
         self._store(context, connection_id, (*spans, joined))
         return joined
 
@@ -249,6 +260,36 @@ class Communities(Contract):
         return {"connections": list(with_members(context, connection_id, day))}
 
     @staticmethod
+    def _seat(context: Context, community: str, connection_id: str, from_day: str) -> int:
+        """The place that a home takes among the members, who are so many at most.
+
+        By single reads, from a place of its own on: homes that join at once seldom meet.
+
+        Raises:
+            LimitExceeded: all places are taken, and with one more nobody could be settled.
+        """
+        at = day_start(from_day)
+        first = int(sha256_hex(connection_id.encode())[:8], 16)
+        known = context.get_state(f"cm/{community}/{connection_id}")
+        if known is not None:
+            first = stored_record(_Seated, known).seat
+        for number in range(first, first + MAX_MEMBERS):
+            seat = number % MAX_MEMBERS
+            stored = context.get_state(f"seat/{community}/{seat:02d}")
+            if stored is None:
+                return seat
+            holder = stored.decode()
+            if holder == connection_id or not any(
+                span.community == community
+                and (span.until_day is None or at < day_start(span.until_day))
+                for span in memberships_of(context, holder)
+            ):
+                return seat
+        raise LimitExceeded(
+            f"community {community} has {MAX_MEMBERS} members from {from_day} on, the limit"
+        )
+
+    @staticmethod
     def _store(context: Context, connection_id: str, spans: tuple[Membership, ...]) -> None:
         context.put_state(f"member/{connection_id}", canonical_json(_Memberships(spans)))
 
@@ -261,3 +302,4 @@ class Communities(Contract):
                 f"{field} is {day}, but the channel's time is {utc_text(now)}: memberships change "
                 "with a later day, 14 hours ahead at least"
             )
+        gates.before(context, day_start(day) - 14 * 3600)

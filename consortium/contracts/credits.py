@@ -177,6 +177,7 @@ def _returned(
     name, day = summary.connection_id, summary.day
     left = credited.energy_wh - _total(summary, "import")
     kept: list[_Draw] = []
+    paid_wh = 0
     for draw in reversed(credited.draws):
         back = min(left, draw.energy_wh)
         left -= back
@@ -185,11 +186,13 @@ def _returned(
         if back:
             lot = lots.get(draw.lot) or _lot(context, name, draw.lot)
             assert lot is not None, "what was drawn has its lot"
-            # What a correction of the lot took back meanwhile isn't there to be returned.
+            # What a correction of the lot took back meanwhile isn't there to be returned, and was
+            # paid for then.
+            paid_wh += max(0, back - lot.used_wh)
             lots[draw.lot] = replace(lot, used_wh=max(0, lot.used_wh - back))
     changed = replace(credited, draws=tuple(reversed(kept)))
     context.put_state(f"credited/{name}/{day}", canonical_json(changed))
-    amount = credited.amount_micro - changed.amount_micro
+    amount = credited.amount_micro - changed.amount_micro - amount_micro(paid_wh, credited.tariff)
     reference = f"{day}-{summary.run}"
     ledger.transfer(Transfer(name, credited.supplier, amount, "credit_returned", reference))
 

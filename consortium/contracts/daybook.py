@@ -54,6 +54,7 @@ from .days import (
     window_of,
 )
 from .meters import meters_of
+from .pseudonyms import homes_of, split
 from .readings import MAX_VERSIONS, Reading, Store, connection_intervals, fields_of
 from .settings import MeteringSettings
 
@@ -120,6 +121,28 @@ def _metered(
     return intervals, secrets
 
 
+def _all_metered(
+    context: Context, store: Store, inputs: DayInputs, until: int, *, scan: bool
+) -> tuple[dict[str, list[MeteredInterval]], dict[str, list[str]]]:
+    """What each connection and each pseudonym has of the day, and the salts it rests on."""
+    homes = homes_of(context, inputs)
+    metered: dict[str, list[MeteredInterval]] = {}
+    secrets: dict[str, list[str]] = {}
+    for one in inputs.connections:
+        name = one.connection_id
+        if name not in homes:
+            metered[name], secrets[name] = _metered(store, name, inputs, until, scan=scan)
+    for one in inputs.connections:
+        home = homes.get(one.connection_id)
+        if home is not None:
+            if home in homes:
+                raise Conflict(f"{one.connection_id} is a pseudonym of another pseudonym")
+            taken, metered[home] = split(inputs, one, metered[home])
+            metered[one.connection_id] = taken
+            secrets[one.connection_id] = secrets[home]
+    return metered, secrets
+
+
 @dataclass(frozen=True, slots=True)
 class _Together:
     connections: Annotated[tuple[Identifier, ...], AtMost(MAX_CONNECTIONS)]
@@ -166,7 +189,7 @@ class _Auditor:
         for start in range(self._inputs.from_, self._inputs.to, self._inputs.interval_s):
             row = shown.get(start) or Row(start, 0, 0, "measured", (), ())
             again = computed.get(start) or Row(start, 0, 0, "measured", (), ())
-            if (row.import_wh, row.export_wh) != (again.import_wh, again.export_wh):
+            if (row.metered, row.elsewhere) != (again.metered, again.elsewhere):
                 if not same and self._was_read(row):
                     changed.append(start)
                     continue
@@ -213,11 +236,12 @@ class _Auditor:
                 guessed = _estimate(self._store, meter.meter_id, start)
                 options.append((guessed.import_wh, guessed.export_wh) if guessed else (0, 0))
             sums = [(before[0] + one[0], before[1] + one[1]) for before in sums for one in options]
-        return (row.import_wh, row.export_wh) in sums
+        return row.metered in sums
 
 
 def _energies(row: Row) -> str:
-    return f"{row.import_wh} Wh imported, {row.export_wh} Wh exported"
+    other = "" if row.elsewhere is None else ", and more under other names"
+    return f"{row.import_wh} Wh imported, {row.export_wh} Wh exported{other}"
 
 
 class Daybook(Contract):
@@ -245,17 +269,14 @@ class Daybook(Contract):
         inputs = _inputs(context, utility, day, connections)
         own = settings.read(context, MeteringSettings, "metering:Configure")
         check_run(inputs, run, settings.now(context, own))
-        store = Store(context, utility)
-        metered, secrets = {}, {}
         for one in inputs.connections:
             if not follows(one.posted, run):
                 raise Conflict(
                     f"the last settlement of {one.connection_id} for {day} that was posted is "
                     f"{one.posted or 'none'}, which {run} doesn't follow"
                 )
-            metered[one.connection_id], secrets[one.connection_id] = _metered(
-                store, one.connection_id, inputs, inputs.to, scan=False
-            )
+        store = Store(context, utility)
+        metered, secrets = _all_metered(context, store, inputs, inputs.to, scan=False)
         records = []
         for name, rows in compute(inputs, metered).items():
             if not secrets[name]:
@@ -283,10 +304,7 @@ class Daybook(Contract):
         inputs = _inputs(context, utility, day, connections)
         now = settings.now(context, settings.read(context, MeteringSettings, "metering:Configure"))
         store = Store(context, utility)
-        metered = {
-            one.connection_id: _metered(store, one.connection_id, inputs, now, scan=True)[0]
-            for one in inputs.connections
-        }
+        metered, _ = _all_metered(context, store, inputs, now, scan=True)
         creator = context.creator
         found = []
         for name, rows in compute(inputs, metered).items():
@@ -404,9 +422,7 @@ class Daybook(Contract):
         )
         inputs = _inputs(context, utility, day, connections)
         store = Store(context, utility)
-        metered, secrets = {}, {}
-        for name in connections:
-            metered[name], secrets[name] = _metered(store, name, inputs, inputs.to, scan=True)
+        metered, secrets = _all_metered(context, store, inputs, inputs.to, scan=True)
         found = []
         for name, rows in compute(inputs, metered).items():
             opened = commitments.opened(context, utility, rows_key(day, run, name), Rows)

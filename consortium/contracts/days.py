@@ -48,6 +48,8 @@ MAX_CELLS = 4_000
 MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
 MAX_ADJUSTMENTS = 99
+MAX_OPEN_DAYS = 50
+"""Calls to settle days that are named at once."""
 
 Run = Annotated[
     str,
@@ -202,6 +204,14 @@ class RowLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What of an interval was traded under the home's pseudonyms, and is settled with them."""
+
+    import_wh: Energy
+    export_wh: Energy
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One interval of a connection."""
 
@@ -211,6 +221,13 @@ class Row:
     quality: Annotated[str, Choice("measured", "estimated", "substituted")]
     lines: Annotated[tuple[RowLine, ...], AtMost(MAX_LINES)]
     tokens: Annotated[tuple[Holding, ...], AtMost(MAX_LINES)]
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def metered(self) -> tuple[int, int]:
+        """What the meters counted: import and export under all names."""
+        other = self.elsewhere or Elsewhere(0, 0)
+        return self.import_wh + other.import_wh, self.export_wh + other.export_wh
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +299,28 @@ class MeteredInterval:
     import_wh: int
     export_wh: int
     quality: str
+    elsewhere: Elsewhere | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDay:
+    """Connections of a day that is over and isn't posted by the run whose time has come."""
+
+    day: Day
+    run: Run
+    to: Instant
+    """When the day was over."""
+    from_: Instant
+    together: bool
+    """They are a community: all at once, or none."""
+    connections: Annotated[tuple[Identifier, ...], AtMost(MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDays:
+    """What is to be settled, the oldest day first."""
+
+    days: Annotated[tuple[OpenDay, ...], AtMost(MAX_OPEN_DAYS)]
 
 
 def rows_key(day: str, run: str, connection_id: str) -> str:
@@ -366,6 +405,7 @@ def compute(
                         Holding(token.holder, token.energy_wh, token.retired_wh)
                         for token in tokens[one.connection]
                     ),
+                    found.elsewhere,
                 )
             )
     return {name: _kept(_netted(inputs, found)) for name, found in rows.items()}
@@ -467,7 +507,7 @@ def _energy(row: Row, *kinds: str) -> int:
 
 def _kept(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Without intervals in which nothing was."""
-    return tuple(row for row in rows if row.import_wh or row.export_wh or row.lines)
+    return tuple(row for row in rows if any(row.metered) or row.lines)
 
 
 def summarize(inputs: DayInputs, opened: Rows) -> Summary:
@@ -610,6 +650,7 @@ def check_summary(inputs: DayInputs, summary: Summary) -> None:
             f"the day of {name} was computed under version {summary.terms_version} of the terms, "
             f"but {inputs.terms_version} holds"
         )
+    _check_form(inputs, summary)
     by_kind: dict[str, int] = {}
     for one in summary.sums:
         by_kind[one.kind] = by_kind.get(one.kind, 0) + one.energy_wh
@@ -625,6 +666,38 @@ def check_summary(inputs: DayInputs, summary: Summary) -> None:
         if one.kind in _TRADED and key not in shown:
             raise Conflict(f"the day of {name} lacks {_text(one)}, which was traded")
     _check_fees(inputs, summary, traded, by_kind)
+
+
+def _check_form(inputs: DayInputs, summary: Summary) -> None:
+    """Raise Conflict for what is named twice, and for more lines, so more roundings, than can be.
+
+    Of most kinds an interval has one line with a counterparty at most.
+    """
+    name = summary.connection_id
+    keys = [(one.kind, one.counterparty, one.paid) for one in summary.sums]
+    holders = [one.holder for one in summary.tokens]
+    if keys != sorted(dict.fromkeys(keys)) or holders != sorted(dict.fromkeys(holders)):
+        raise Conflict(f"the day of {name} names sums or holders out of order, or twice")
+    taken = sum(one.lines for one in summary.sums if one.kind == "taken")
+    for one in summary.sums:
+        if one.kind in _TRADED:
+            continue  # computed again to the line
+        most = inputs.intervals
+        if one.kind == "fee":
+            most += taken + _fee_lines(inputs, name, paid=one.paid)
+        if one.lines > most:
+            raise Conflict(
+                f"the day of {name} has {_text(one)} in {one.lines} lines, but can have {most}"
+            )
+
+
+def _fee_lines(inputs: DayInputs, connection_id: str, *, paid: bool) -> int:
+    """Of a connection's trades."""
+    return sum(
+        one.lines
+        for one in trade_sums(inputs, connection_id)
+        if one.kind == "fee" and one.paid == paid
+    )
 
 
 def _text(one: Sum) -> str:
@@ -648,6 +721,12 @@ def _check_energy(name: str, summary: Summary, by_kind: Mapping[str, int]) -> No
             raise Conflict(
                 f"the day of {name}: {what} adds up to {lines_wh} Wh, but {metered_wh} Wh were "
                 "metered"
+            )
+    for part, whole in (("shortfall", "sold"), ("surplus", "bought")):
+        if total(part) > total(whole):
+            raise Conflict(
+                f"the day of {name} has a {part} of {total(part)} Wh, but {total(whole)} were "
+                f"{whole}"
             )
     for one in summary.tokens:
         if one.retired_wh > one.energy_wh:
@@ -679,14 +758,19 @@ def _check_sum(inputs: DayInputs, connection: ConnectionDay, one: Sum) -> None:
             raise Conflict(f"the day of {name} has {_text(one)}, which {counterparty} would pay")
         _check_amount(name, one, price, sign)
     elif one.kind == "shortfall":
-        # Each interval has a price of its own, none below this one.
+        # Each interval has a price of its own: at least this one, at most what was sold dearest.
         least = max(inputs.shortfall_price, inputs.terms.tariff)
+        sales = [x.price_micro_per_kwh + x.fee_micro_per_kwh for x in connection.trades
+                 if x.energy_wh < 0]  # fmt: skip
+        most = max(least, *sales) if sales else least
+        lowest = one.energy_wh * least - 500 * one.lines
+        highest = one.energy_wh * most + 500 * one.lines
         if one.counterparty != inputs.balancer or (
-            -1000 * one.amount_micro < one.energy_wh * least - 500 * one.lines
+            not lowest <= -1000 * one.amount_micro <= highest
         ):
             raise Conflict(
-                f"the day of {name} has {_text(one)}, but {inputs.balancer} gets {least} for each "
-                "kWh at least"
+                f"the day of {name} has {_text(one)}, but {inputs.balancer} gets {least} to {most} "
+                "for each kWh"
             )
     must_be_paid = one.kind == "taken"
     if one.kind not in (*_TRADED, "fee") and one.paid != must_be_paid:
@@ -781,24 +865,44 @@ def differences(inputs: DayInputs, opened: Rows, summary: Summary) -> Iterator[D
         yield Difference(None, "tree", "", summary.tree, tree, 0)
 
 
-def window_difference(inputs: DayInputs, connection_id: str, window: Window) -> Difference | None:
-    """Compute an opened window again; None if each line is right."""
-    first = _window_number(inputs, window.rows[0].interval_start)
+def window_differences(
+    inputs: DayInputs, connection_id: str, windows: Sequence[Window]
+) -> Iterator[Difference]:
+    """Compute opened windows again: of each interval the first line that is wrong.
+
+    If all windows are shown, the intervals between them are known to be empty.
+    """
+    if windows and len(windows) == windows[0].count:
+        rows = [row for window in windows for row in window.rows]
+        starts = range(inputs.from_, inputs.to, inputs.interval_s)
+        yield from _row_differences(inputs, connection_id, rows, starts)
+        return
     length = inputs.interval_s * inputs.terms.netting_intervals
-    start = inputs.from_ + first * length
-    starts = range(start, min(start + length, inputs.to), inputs.interval_s)
-    return next(_row_differences(inputs, connection_id, window.rows, starts), None)
+    for window in windows:
+        number = _window_number(inputs, window.rows[0].interval_start)
+        start = inputs.from_ + number * length
+        starts = range(start, min(start + length, inputs.to), inputs.interval_s)
+        yield from _row_differences(inputs, connection_id, window.rows, starts)
 
 
 def _row_differences(
     inputs: DayInputs, connection_id: str, rows: Sequence[Row], starts: Sequence[int]
 ) -> Iterator[Difference]:
-    """Of each of these intervals the first line that isn't what its row's energy comes to."""
+    """Of each of these intervals the first line that isn't what its row's energy comes to.
+
+    The intervals follow one another, and make up whole netting windows.
+    """
     (connection,) = [one for one in inputs.connections if one.connection_id == connection_id]
     shown = {row.interval_start: row for row in rows}
-    alone = replace(inputs, connections=(replace(connection, community=None),), communities=())
+    alone = replace(
+        inputs,
+        from_=starts[0],
+        to=starts[-1] + inputs.interval_s,
+        connections=(replace(connection, community=None),),
+        communities=(),
+    )
     metered = []
-    for start in range(inputs.from_, inputs.to, inputs.interval_s):
+    for start in starts:
         row = shown.get(start) or Row(start, 0, 0, "measured", (), ())
         given, taken = _energy(row, "shared"), _energy(row, "taken")
         metered.append(

@@ -18,6 +18,7 @@ from consortium.chaincode.api import (
     Instant,
     Integer,
     InvalidArgument,
+    MspId,
     NotFound,
     canonical_json,
     query,
@@ -25,7 +26,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from . import access, settings
+from . import access, gates, settings
 from .clock import utc_text
 from .pages import Bookmark, page
 from .registry import Connection, connection_of, energy_settings
@@ -52,6 +53,8 @@ class Delegation:
     """No sale below it."""
     highest_price: Price
     """No purchase above it."""
+    certified_by: MspId | None = None
+    """Whose CA certifies the trader; None: the home's own utility. Any CA can write any name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,17 @@ def actor_for(
             "or has taken it back"
         )
     delegation = stored_record(Delegation, stored)
+    certifier = delegation.certified_by or connection.utility
+    access.require(
+        creator.msp_id == certifier,
+        creator,
+        f"act under delegation {delegation_id} to {trader}",
+        f"who {certifier} certifies as {trader}",
+    )
     now = settings.now(context, energy_settings(context))
     if now >= delegation.until:
         raise Forbidden(f"delegation {delegation_id} ended at {utc_text(delegation.until)}")
+    gates.before(context, delegation.until)
     if act not in delegation.acts:
         raise Forbidden(
             f"delegation {delegation_id} is for {', '.join(delegation.acts)}, not for {act}"

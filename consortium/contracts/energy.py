@@ -6,6 +6,7 @@ share the chaincode and its policy.
 
 from consortium.chaincode.api import Chaincode
 
+from .agenda import Agenda
 from .balance import Balances
 from .bilateral import Bilaterals
 from .billing import Billing
@@ -15,6 +16,8 @@ from .challenges import Challenges
 from .communities import Communities
 from .credits import Credits
 from .delegations import Delegations
+from .exports import Exports
+from .gates import Gates
 from .grid import Grid
 from .market import Market
 from .oversight import Oversight
@@ -44,6 +47,7 @@ CHAINCODE = Chaincode(
         Responses(),
         Balances(),
         Oversight(),
+        Exports(),
         Settlement(),
         Challenges(),
         Tokens(),
@@ -52,5 +56,7 @@ CHAINCODE = Chaincode(
         Billing(),
         Prepayments(),
         Permits(),
+        Agenda(),
+        Gates(),
     ),
 )

@@ -289,8 +289,9 @@ def _settlement(reader: Reader, parts: Sequence[str]) -> Explained:
     return Explained(
         posted.value,
         "per interval trades first, then sharing, then base rate and tariff; the day's sums by "
-        f"counterparty are posted. {utility} opens the day's rows to the home, a regulator or an "
-        "auditor (daybook:Record), who check them with settlement:Verify; their hash is the "
+        f"counterparty are posted. {utility} opens the day's rows to the home (daybook:Record), "
+        "which checks them with settlement:Verify and may open parts of them to others "
+        "(daybook:Open); auditors compute them again (daybook:Audit); their hash is the "
         f"commitment under {keys[1]} in chaincode metering",
         tuple(inputs),
         again,

@@ -31,7 +31,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from . import access, settings
+from . import access, gates, settings
 from .clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
 from .delegations import actor_for
 from .money import amount_micro
@@ -483,6 +483,7 @@ class Market(Contract):
                 f"the quote was valid until {utc_text(quote.valid_until)}, and the channel's time "
                 f"is {utc_text(now)}; {again}"
             )
+        gates.before(context, quote.window_start)
         _check_window(channel, quote.window_start, quote.window_end)
         if quote.day != day_of(quote.window_start):
             raise InvalidArgument(

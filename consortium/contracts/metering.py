@@ -31,6 +31,7 @@ from consortium.chaincode.api import (
     query,
     read_list,
     read_record,
+    stored_json,
     stored_record,
     transaction,
     under,
@@ -42,6 +43,7 @@ from .clock import DAY_S, Day, Replay, day_start, utc_text
 from .commitments import Commitments, called, collection
 from .dated import Span, check_instant
 from .daybook import Daybook
+from .duties import Duties
 from .feeder import Feeders
 from .intake import Intake
 from .meters import (
@@ -56,6 +58,7 @@ from .meters import (
     meter_of,
 )
 from .pages import Bookmark, page
+from .privacy import Privacy
 from .protections import Protections
 from .readings import (
     Arrival,
@@ -76,6 +79,8 @@ MAX_CHECKED = 10_000
 MAX_WATCHED = 20_000
 """Meters that one query looks after."""
 MAX_OUTAGE_METERS = 1_000
+MAX_SILENCES = 10_000
+"""Intervals of meters that a reported outage is checked for: each is a read of its transaction."""
 _PATHS_AT_ONCE = 1_000
 _COMPARE_FLOOR_WH = 50
 _COMPARE_PPM = 20_000
@@ -184,6 +189,26 @@ def _require_sight(context: Context, meter: Meter) -> _Sight:
     return _Sight(meter) if span is None else _Sight(meter, span.from_, span.until or 10**11)
 
 
+def _check_place(context: Context, meter: Meter) -> None:
+    """Raise Conflict for a meter at another utility's connection, where the registry knows it.
+
+    A connection's list of meters is limited, and a stranger could fill it. Accredited ones are of
+    who operates the metering when they are installed, declared ones of who certifies the home.
+    """
+    wanted: dict[str, Any] = {"connection_id": meter.connection_id}
+    function, field = "registry:Connection", "utility"
+    if meter.source_class == "accredited":
+        wanted["at"] = meter.installed_at
+        function, field = "roles:Parts", "metering_operator"
+    answer = context.call("energy", [function.encode(), canonical_json(wanted)])
+    if answer.status >= 400:
+        return  # Not a connection, as a transformer isn't, or not entered yet.
+    found = stored_json(answer.payload)
+    utility = found.get(field) if isinstance(found, dict) else None
+    if utility != meter.utility:
+        raise Conflict(f"connection {meter.connection_id} is {utility}'s, not {meter.utility}'s")
+
+
 def _residence(context: Context, connection_id: str) -> Span | None:
     """Since when the caller lives there, where the registry knows it."""
     answer = context.call(
@@ -283,6 +308,7 @@ class Metering(Contract):
         _require_owner(context, meter, "register")
         if installed_at:
             check_instant("installed_at", installed_at, _settings(context).interval_s)
+        _check_place(context, meter)
         return meters.enter(context, meter)
 
     @transaction
@@ -726,6 +752,11 @@ class Metering(Contract):
                 f"since is {utc_text(since)}, but no whole interval has passed since then, and the "
                 f"channel's time is {utc_text(now)}"
             )
+        if len(names) * intervals > MAX_SILENCES:
+            raise LimitExceeded(
+                f"{len(names)} meters of {intervals} intervals each are {len(names) * intervals} "
+                f"to check, but one report may have {MAX_SILENCES}; name fewer meters"
+            )
         for name in names:
             meter = meter_of(context, name)
             if meter.utility != utility or not meter.in_place(first, first + interval_s):
@@ -1026,5 +1057,15 @@ def _comparison(
 
 
 CHAINCODE = Chaincode(
-    "metering", (Metering(), Commitments(), Daybook(), Feeders(), Bills(), Protections())
+    "metering",
+    (
+        Metering(),
+        Commitments(),
+        Daybook(),
+        Feeders(),
+        Bills(),
+        Protections(),
+        Duties(),
+        Privacy(),
+    ),
 )

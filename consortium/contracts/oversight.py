@@ -31,11 +31,12 @@ from . import access, roles, settings
 from .auctions import Result
 from .balance import Alert, Balance, Learned
 from .commitments import called
-from .explained import KINDS, Explained, Reader
+from .explained import KINDS, Explained, Reader, number, text
 from .pages import Bookmark, page
 from .registry import Connection, energy_settings
 from .reliability import Interruption, indices
 from .settings import EnergySettings
+from .wallet import MAX_OPEN, supplier_account
 
 MAX_CONNECTIONS = 100_000
 MAX_RESULTS = 3_000
@@ -120,7 +121,7 @@ class Oversight(Contract):
                 allowed = allowed or access.is_operator(creator, utility)
                 allowed = allowed or access.is_home(creator, utility, name)
             else:  # An account of a utility: SUPPLIER-…, GRID-…, ext/bank/….
-                own = creator.msp_id.removesuffix("MSP").upper().replace(".", "-")
+                own = supplier_account(creator.msp_id).removeprefix("SUPPLIER-")
                 theirs = name in (f"ext/bank/{creator.msp_id}",) or name.partition("-")[2] == own
                 allowed = allowed or (theirs and access.is_supplier(creator, creator.msp_id))
         access.require(
@@ -229,6 +230,30 @@ class Oversight(Contract):
         }
 
     @query
+    def zero_sum(
+        self,
+        context: Context,
+        *,
+        limit: Annotated[int, Integer(1, 2_000)] = 500,
+        bookmark: Bookmark | None = None,
+    ) -> dict[str, Any]:
+        """What accounts hold, summed page by page: over all pages it is zero."""
+        accounts = total = 0
+        start, end = f"acct/{bookmark}0" if bookmark else "acct/", "acct0"
+        last = bookmark
+        while True:
+            key = next((key for key, _ in context.range(start, end)), None)
+            if key is None:
+                return {"accounts": accounts, "sum_micro": total, "bookmark": None}
+            if accounts == limit:
+                return {"accounts": accounts, "sum_micro": total, "bookmark": last}
+            parts = key.split("/")
+            last = "/".join(parts[1:4] if parts[1] == "ext" else parts[1:2])
+            total += _held(context, last)
+            accounts += 1
+            start = f"acct/{last}0"
+
+    @query
     def network(
         self,
         context: Context,
@@ -297,6 +322,21 @@ def _outages(context: Context, utility: str) -> Iterator[_Outage]:
         if bookmark is None:
             return
     raise LimitExceeded(f"{utility} has reported more than {MAX_OUTAGES} outages")
+
+
+def _held(context: Context, account: str) -> int:
+    """What an account has: in shards, in entries not yet swept, in holds not yet ended."""
+    held = count = 0
+    for part in ("avail", "in", "hold"):
+        for _, value in context.range(*under(f"acct/{account}/{part}/")):
+            count += 1
+            if count > MAX_OPEN:
+                raise LimitExceeded(f"account {account} has more than {MAX_OPEN} open entries")
+            record = stored_json(value)
+            if part == "hold" and text(record, "state") != "pending":
+                continue
+            held += number(record, "amount_micro")
+    return held
 
 
 def _add(figures: list[int], volume_wh: int, price: int | None) -> None:

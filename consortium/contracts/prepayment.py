@@ -125,10 +125,12 @@ def draw_energy(prepaid: Prepaid, supplier: str, energy_wh: int) -> Prepaid:
             f"{supplier} in advance; compute it once more"
         )
     left = []
-    for lot in prepaid.lots:
+    last = max((at for at, lot in enumerate(prepaid.lots) if lot.supplier == supplier), default=-1)
+    for index, lot in enumerate(prepaid.lots):
         part = min(lot.energy_wh, energy_wh) if lot.supplier == supplier else 0
         energy_wh -= part
-        if part < lot.energy_wh:
+        # The last stays, used up or not: a correction gives energy back at its price.
+        if part < lot.energy_wh or index == last:
             left.append(replace(lot, energy_wh=lot.energy_wh - part))
     return replace(prepaid, lots=tuple(left))
 

@@ -34,7 +34,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from . import access, settings
+from . import access, gates, settings
 from .baseline import response_wh
 from .clock import utc_text
 from .delegations import actor_for
@@ -363,3 +363,4 @@ class Responses(Contract):
             raise Conflict(f"event {event.event_id} was cancelled")
         if settings.now(context, energy_settings(context)) >= limit:
             raise Conflict(f"event {event.event_id}: {what} {utc_text(limit)}")
+        gates.before(context, limit)

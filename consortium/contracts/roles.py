@@ -34,7 +34,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from . import access, dated, settings
+from . import access, dated, gates, settings
 from .clock import DAY_S, utc_text
 from .dated import Span
 from .registry import Connection, connection_of, energy_settings
@@ -270,6 +270,7 @@ class Roles(Contract):
             connection_id,
             role,
             dated.begin(spans, what, holder, from_, self._now(context)),
+            from_,
         )
 
     @transaction
@@ -283,7 +284,7 @@ class Roles(Contract):
         spans = spans_of(context, connection_id, role)
         what = f"the part {role} at {connection_id}"
         return self._store(
-            context, connection_id, role, dated.finish(spans, what, at, self._now(context))
+            context, connection_id, role, dated.finish(spans, what, at, self._now(context)), at
         )
 
     @transaction
@@ -309,6 +310,7 @@ class Roles(Contract):
             connection_id,
             "home",
             dated.begin(spans, what, resident, from_, self._now(context), known_before=True),
+            from_ if spans else None,
         )
 
     @transaction
@@ -321,7 +323,7 @@ class Roles(Contract):
         changed = dated.finish(spans, f"the home at {connection_id}", at, self._now(context))
         if context.get_state(f"switch/{connection_id}") is not None:
             context.del_state(f"switch/{connection_id}")
-        return self._store(context, connection_id, "home", changed)
+        return self._store(context, connection_id, "home", changed, at)
 
     @transaction
     def request_switch(
@@ -367,7 +369,7 @@ class Roles(Contract):
         changed = dated.begin(spans, f"the supply of {connection_id}", wanted.supplier, from_, now)
         context.del_state(f"switch/{connection_id}")
         context.set_event("supplier_switch", canonical_json(wanted))
-        return self._store(context, connection_id, "supplier", changed)
+        return self._store(context, connection_id, "supplier", changed, from_)
 
     @transaction
     def cancel_switch(
@@ -398,7 +400,7 @@ class Roles(Contract):
             context.del_state(f"switch/{connection_id}")
             return list(spans)
         changed = dated.cancel(spans, f"the supply of {connection_id}", from_, self._now(context))
-        return self._store(context, connection_id, "supplier", changed)
+        return self._store(context, connection_id, "supplier", changed, from_)
 
     @query
     def switch(self, context: Context, *, connection_id: Identifier) -> Switch | None:
@@ -462,9 +464,17 @@ class Roles(Contract):
         return None if stored is None else stored_record(Switch, stored)
 
     def _store(
-        self, context: Context, connection_id: str, role: str, spans: tuple[Span, ...]
+        self,
+        context: Context,
+        connection_id: str,
+        role: str,
+        spans: tuple[Span, ...],
+        until: int | None,
     ) -> list[Span]:
+        """Write spans if they changed, which may happen until an instant."""
         if spans != spans_of(context, connection_id, role):
+            if until is not None:
+                gates.before(context, until)
             context.put_state(f"role/{connection_id}/{role}", canonical_json(_Spans(spans)))
         return list(spans)
 
@@ -525,3 +535,4 @@ class Roles(Contract):
                 f"{utc_text(now + SWITCH_LEAD_S)}, {SWITCH_LEAD_S // 3600} hours ahead, and "
                 f"{utc_text(now + SWITCH_AHEAD_S)}"
             )
+        gates.before(context, from_ - SWITCH_LEAD_S)

@@ -48,6 +48,7 @@ from . import (
     commitments,
     communities,
     credits,
+    gates,
     roles,
     settings,
     tokens,
@@ -265,6 +266,36 @@ def posted_day(context: Context, connection_id: str, day: str) -> Posted | None:
     return None if stored is None else stored_record(Posted, stored)
 
 
+def day_times(context: Context, supplier: str, day: str) -> tuple[int, int, int] | None:
+    """When a supplier's day begins, ends and becomes final; None where it isn't settled."""
+    at = day_start(day)
+    terms = terms_on(context, supplier, at)
+    if terms is None:
+        return None
+    calendar = _calendar(context, terms, at)
+    start, end = (at, at + DAY_S) if calendar is None else calendar.bounds(day)
+    return start, end, _final_at(terms, calendar, day)
+
+
+def market_left(context: Context, day: str) -> tuple[int, int, int]:
+    """What the clearing house has left of a day; of how many lines and connections."""
+    left = lines = count = 0
+    for _, value in context.range(*under(f"clear/{day}/")):
+        if count == MAX_CLEARED:
+            raise LimitExceeded(f"day {day} has more than {MAX_CLEARED} connections")
+        cleared = stored_record(_Cleared, value)
+        left -= cleared.amount_micro
+        lines += cleared.lines
+        count += 1
+    return left, lines, count
+
+
+def market_closed(context: Context, day: str) -> int | None:
+    """What was moved to the roundings when the clearing house's day was closed; None: open."""
+    stored = context.get_state(f"cleared/{day}")
+    return None if stored is None else stored_record(_Closed, stored).amount_micro
+
+
 def _calendar(context: Context, terms: DayTerms, at: int) -> Calendar | None:
     if terms.region is None:
         return None
@@ -475,6 +506,7 @@ class Settlement(Contract):
                 f"day is {day}, but the channel's time is {utc_text(now)}: prices of deviations "
                 "are published before the day, or the terms' hold"
             )
+        gates.before(context, day_start(day))
         context.put_state(key, canonical_json(deviation))
         return deviation
 
@@ -492,7 +524,7 @@ class Settlement(Contract):
         """What is public of a day of some connections: prices, firm trades, communities."""
         creator = context.creator
         found = day_inputs(context, utility, day, connections)
-        own = creator.attributes.get(access.CONNECTION)
+        own = next((name for name in connections if access.is_home(creator, utility, name)), None)
         together = [
             one.connection_id
             for one in found.connections
@@ -684,29 +716,21 @@ class Settlement(Contract):
             "close the clearing house's day",
             "operators of any utility",
         )
-        left = lines = count = 0
-        for _, value in context.range(*under(f"clear/{day}/")):
-            if count == MAX_CLEARED:
-                raise LimitExceeded(f"day {day} has more than {MAX_CLEARED} connections")
-            cleared = stored_record(_Cleared, value)
-            left -= cleared.amount_micro
-            lines += cleared.lines
-            count += 1
+        left, lines, count = market_left(context, day)
         if 2 * abs(left) > lines:
             raise Conflict(
                 f"the clearing house has {left} micro-units left of {day}, but its {lines} lines "
                 f"can be rounded by {lines // 2} at most: not all days are posted"
             )
-        key = f"cleared/{day}"
-        stored = context.get_state(key)
-        before = 0 if stored is None else stored_record(_Closed, stored).amount_micro
+        closed = market_closed(context, day)
+        before = closed or 0
         if left != before:
             now = settings.now(context, energy_settings(context))
             ledger = Ledger(context, now)
             ledger.transfer(Transfer(MARKET, ROUNDING, left - before, "rounding", day))
             ledger.write()
-        if stored is None or left != before:
-            context.put_state(key, canonical_json(_Closed(left)))
+        if left != closed:
+            context.put_state(f"cleared/{day}", canonical_json(_Closed(left)))
         return {"day": day, "connections": count, "lines": lines, "rounding_micro": left}
 
     # Looking

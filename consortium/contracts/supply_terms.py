@@ -157,7 +157,8 @@ def _settled(
             stretch.calendar.start_of(stretch.from_day),
             stretch.calendar.start_of(stretch.to_day),
         ):
-            rules = settlement.terms_on(context, terms.supplier, stretch.calendar.start_of(day))
+            # As settlement asks: by the day's name, or their first local day would be paid twice.
+            rules = settlement.terms_on(context, terms.supplier, day_start(day))
             if rules is None:
                 found.append(SettledDay(day, None, True))
                 continue

@@ -97,6 +97,10 @@ class TariffBook(Contract):
             f"suppliers and operators of {terms.supplier}",
         )
         tariffs.check_terms(terms)
+        if context.get_state(f"terms/{TARIFF}/{terms.tariff}/{1:06d}") is not None:
+            first = agreements.terms_of(context, TARIFF, terms.tariff, 1, Tariff)
+            if first.supplier != terms.supplier:
+                raise Conflict(f"tariff {terms.tariff} is {first.supplier}'s; choose another name")
         return agreements.propose(context, TARIFF, terms.tariff, effective_from, terms)
 
     @transaction

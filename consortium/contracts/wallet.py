@@ -79,7 +79,8 @@ Account = Annotated[
         "an account: a connection id, SUPPLIER-<NAME>, GRID-<NAME> or ext/bank/<MSP id>",
     ),
 ]
-Amount = Annotated[int, Integer(1, 10**15, "micro-units")]
+MAX_AMOUNT = 10**15
+Amount = Annotated[int, Integer(1, MAX_AMOUNT, "micro-units")]
 SignedAmount = Annotated[int, Integer(-(10**18), 10**18, "micro-units")]
 Shard = Annotated[int, Integer(0, OWNER_SHARDS - 1)]
 HoldId = Annotated[str, Text(r"[A-Za-z0-9-]{1,80}", "a hold id: 1 to 80 letters, digits, hyphens")]
@@ -180,8 +181,11 @@ class _Amount:
 # Names of accounts
 
 
-def _account_name(msp_id: str) -> str:
-    return msp_id.removesuffix("MSP").upper().replace(".", "-")
+def _account_name(party: str) -> str:
+    """A utility's, by its MSP id; a company, which `roles` names in capitals, has none like it."""
+    if party == party.upper():
+        return f"COMPANY-{party.replace('.', '-')}"
+    return party.removesuffix("MSP").upper().replace(".", "-")
 
 
 def supplier_account(msp_id: str) -> str:
@@ -620,6 +624,11 @@ class Wallet(Contract):
                 received = convert_micro(
                     amount_micro, stored_record(Conversion, published).rate_micro
                 )
+                if not 0 < received <= MAX_AMOUNT:
+                    raise Conflict(
+                        f"{amount_micro} micro-units of {paid_in} come to {received} of "
+                        f"{channel.currency}, but a deposit is of 1 to {MAX_AMOUNT}"
+                    )
             deposit = Deposit(
                 account, received, bank_reference, context.transaction_id, paid_in, amount_micro
             )

@@ -256,6 +256,11 @@ class CertificateAuthority:
             load_key((directory / cls.KEY_FILE).read_bytes()),
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether certificate and key belong together."""
+        return self._key.public_key() == self.certificate.public_key()
+
     def save(self, directory: Path) -> None:
         """Write certificate and key (mode 0600) into `directory`."""
         write_private(directory / self.KEY_FILE, key_pem(self._key))

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from consortium.chaincode.api import Creator
-from consortium.chaincode.executor import Invocation, SimulatorContext
+from consortium.chaincode.executor import Invocation
 from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
 from consortium.ledger.ledger import CommittedBlock
 from consortium.ledger.state import StateView
 from consortium.wire import rwset_pb2
+from tests.consortium.contracts.world import _Context
 from tests.consortium.ledger.channel import (
     CHANNEL_ID,
     UTILITIES,
@@ -89,7 +90,7 @@ class LedgerWorld:
             CHANNEL_ID,
             collections=lambda _view, _name: [f"readings-{name}MSP" for name in UTILITIES],
         )
-        context = SimulatorContext(invocation, simulator)
+        context = _Context(invocation, simulator)
         payload = self._chaincodes[name].invoke(context, invocation.args)
         results = simulator.results()
         return Endorsed(name, results.rwset, json.loads(payload), results.private)

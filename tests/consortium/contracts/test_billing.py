@@ -22,7 +22,7 @@ from tests.consortium.contracts.billing_world import (
     at,
     billed_march,
 )
-from tests.consortium.contracts.town import DAY, START, Town, final_time
+from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     BOREAL_SUPPLIER,
@@ -276,6 +276,55 @@ def test_bills_are_of_what_trades_have_left(rest: str) -> None:
     seller = town.world.submit(OPERATOR, "bill:Compute", **{**compute, "connection_id": "SELL"})
     # 0.10 a day; the 400 Wh that nobody bought bring 0.02.
     assert int(seller["total_micro"]) == 100_000 - (20_000 if rest == "billed" else 0)
+
+
+def test_the_first_local_day_of_settlement_terms_is_not_paid_twice() -> None:
+    """It begins before the terms do, which begin with the UTC day of its name."""
+    town = Town.of("BUY-1")
+    hour = 3600
+    calendar = {
+        "region": "CET",
+        "offsets": [{"from": 0, "offset_s": hour}],
+        "known_until": START + 10 * 86_400,
+        "holidays": [],
+    }
+    # In force before the settlement terms.
+    for function, terms in (("ProposeCalendar", calendar), ("Propose", FLAT)):
+        town.world.submit(
+            OPERATOR, f"tariff:{function}", terms=terms, effective_from=START - 2 * hour
+        )
+    town.world.submit(BOREAL_OPERATOR, "tariff:ApproveCalendar", region="CET", version=1)
+    town.world.submit(BOREAL_OPERATOR, "tariff:Approve", tariff="FLAT", version=1)
+    local = {**TERMS, "supplier": "AuroraMSP", "region": "CET", "rest": "settled"}
+    day = "2026-11-23"
+    agreed = town.world.submit(
+        OPERATOR, "settlement:ProposeTerms", terms=local, effective_from=START + 86_400
+    )
+    town.world.submit(
+        BOREAL_OPERATOR,
+        "settlement:ApproveTerms",
+        supplier="AuroraMSP",
+        version=agreed["version"],
+    )
+    supply = {
+        **SUPPLY,
+        "connection_id": "BUY-1",
+        "region": "CET",
+        "regulated_tariff": None,
+        "from_day": day,
+        "period": "day",
+    }
+    town.world.submit(OPERATOR, "billing:AgreeSupply", supply=supply)
+    for each in (DAY, day):
+        town.read_intervals("BUY-1", dict.fromkeys(range(96), (100, 0)), each)
+    town.settle(day=day)
+    town.world.submit(
+        OPERATOR, "bill:Compute", connection_id="BUY-1", from_day=day, to_day="2026-11-24"
+    )
+    record = town.world.evaluate(
+        town.homes["BUY-1"], "bill:Record", connection_id="BUY-1", from_day=day
+    )
+    assert record["import_wh"] == "0"
 
 
 def test_a_day_settled_anew_is_billed_anew() -> None:
@@ -609,3 +658,23 @@ def test_unknown_connections_and_strangers(
         with pytest.raises(InvalidArgument, match="connection_id is"):
             billed_once.submit(caller, function, connection_id=field, **fields)
     assert billed_once.world.state.values() == before
+
+
+def test_an_agent_bills_what_is_over_and_settled(billed: BillingWorld) -> None:
+    billed.read("2019-04-01", "2019-05-01", 100)
+    assert billed.evaluate(OPERATOR, "duties:Due") == []
+    billed.world.now = at("2019-05-01", 6)
+    [compute] = billed.evaluate(OPERATOR, "duties:Due")
+    assert (compute["function"], compute["utility"]) == ("bill:Compute", "AuroraMSP")
+    statement = billed.submit(OPERATOR, "bill:Compute", **compute["argument"])
+    [post] = billed.evaluate(OPERATOR, "duties:Due")
+    assert (post["chaincode"], post["function"]) == ("energy", "billing:Post")
+    assert post["argument"] == {"statement": statement}
+    billed.submit(OPERATOR, "billing:Post", **post["argument"])
+    assert [number for number, _, _ in numbers(billed)] == ["1", "2"]
+    assert billed.evaluate(OPERATOR, "duties:Due") == []
+    # March's bill is due and nobody has paid it.
+    [remind] = billed.evaluate(OPERATOR, "agenda:Due")
+    assert remind["function"] == "billing:Dun"
+    billed.submit(OPERATOR, "billing:Dun", **remind["argument"])
+    assert billed.evaluate(OPERATOR, "agenda:Due") == []

@@ -19,6 +19,7 @@ TERMS: dict[str, Any] = {
     "max_energy_wh": 1000,
     "lowest_price": 50_000,
     "highest_price": 100_000,
+    "certified_by": "BorealMSP",
 }
 
 

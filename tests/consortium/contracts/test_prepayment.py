@@ -253,7 +253,7 @@ def test_lots() -> None:
     full = Prepaid((Lot("A", 5, 1), Lot("B", 9, 1), Lot("A", 7, 2)))
     assert full.energy_wh("A") == 12
     assert draw_energy(full, "A", 6).lots == (Lot("B", 9, 1), Lot("A", 6, 2))
-    assert draw_energy(full, "A", 12).lots == (Lot("B", 9, 1),)
+    assert draw_energy(full, "A", 12).lots == (Lot("B", 9, 1), Lot("A", 0, 2))
     assert draw_energy(full, "A", -3).lots[-1] == Lot("A", 10, 2)
     assert draw_energy(full, "B", -3).lots[-1] == Lot("B", 3, 1)
     assert draw_energy(full, "A", 0) == full

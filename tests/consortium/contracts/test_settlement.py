@@ -834,3 +834,69 @@ def test_settling_disturbs_nobody() -> None:
     calls.append(world.simulate(OPERATOR, "wallet:Sweep", {"account": "CP-2", "entries": []}))
     assert world.state.commit(*(call.results for call in calls)) == [0] * 5
     assert sum(world.money().values()) == 0
+
+
+def do_due(town: Town) -> list[str]:
+    """Make all calls that are due at Aurora, as its agent does, until there are none."""
+    done: list[str] = []
+    while True:
+        due = [
+            one
+            for asked in ("duties:Due", "agenda:Due", "book:Due")
+            for one in town.world.evaluate(OPERATOR, asked)
+        ]
+        if not due:
+            return done
+        for one in due:
+            assert one.get("endorsing", ["AuroraMSP"]) in ([], ["AuroraMSP"])
+            town.world.submit(OPERATOR, one["function"], frozen=True, **one["argument"])
+            done.append(one["function"])
+        assert len(done) < 100
+
+
+def test_an_agent_settles_days_by_itself() -> None:
+    town = Town.of("BUY", "SELL", product=True)
+    town.order("SELL", "offer", 1000, 90_000, 50)
+    town.order("BUY", "bid", 1000, 100_000, 50)
+    town.clear(50)
+    for index in range(95):
+        at = {50: (1000, 0)}
+        town.read_intervals("BUY", {index: at.get(index, (0, 0))})
+        town.read_intervals("SELL", {index: (0, 1000) if index == 50 else (0, 0)})
+    town.world.now = START + DAY_S
+    assert do_due(town) == []  # the last interval isn't read yet
+    town.read("BUY", 95)
+    assert do_due(town) == ["daybook:Commit", "settlement:Post"]
+    town.read("SELL", 95)
+    assert do_due(town) == ["daybook:Commit", "settlement:Post", "settlement:CloseMarket"]
+    assert town.sums("SELL")["sold"] == (1000, 90_000)
+    town.world.now = final_time()
+    assert do_due(town) == ["daybook:Commit", "settlement:Post"]
+    posted = town.world.evaluate(OPERATOR, "settlement:Posted", connection_id="BUY", day=DAY)
+    assert posted["run"] == "final"
+    assert town.world.evaluate(BOREAL_OPERATOR, "duties:Due") == []
+    with pytest.raises(Forbidden, match="may not see what is due at AuroraMSP"):
+        town.world.evaluate(town.homes["BUY"], "duties:Due")
+
+
+def test_what_never_came_is_estimated_once_it_would_be_late() -> None:
+    town = Town.of("CP-1", "CP-2")
+    town.read_intervals("CP-1", {at: (0, 1000 if at == 48 else 0) for at in range(96)})
+    town.read_intervals("CP-2", dict.fromkeys(range(95), (0, 0)))
+    town.read("CP-2", 95, 100, day="2026-11-21")
+    town.world.submit(  # without a meter, which must not keep the others
+        OPERATOR,
+        "registry:RegisterConnection",
+        connection_id="CP-3",
+        utility="AuroraMSP",
+        zone="NORTH",
+        max_export_w=10_000,
+        max_import_w=20_000,
+    )
+    town.world.now = START + DAY_S
+    assert do_due(town) == ["daybook:Commit", "settlement:Post"]
+    assert town.sums("CP-1")["feed_in"] == (1000, 50_000)
+    town.world.now += 6 * 3600
+    assert do_due(town) == ["daybook:Commit", "settlement:Post"]
+    record = town.record("CP-2")
+    assert record["summary"]["estimated"] == "1"
