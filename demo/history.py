@@ -58,7 +58,8 @@ def live_through(hood: Neighbourhood, replay: Replay, until: int) -> list[Hour]:
     begin = int(replay.real_time(hood.time))
     hours = []
     hour = begin - begin % HOUR_S + HOUR_S
-    hood.advance(replay.channel_time(hour), coarse=True)
+    # With a fast clock the two days are less than an hour, and the next full one is yet to come.
+    hood.advance(min(until, replay.channel_time(hour)), coarse=True)
     while replay.channel_time(hour + HOUR_S) <= until:
         hours.append(_hour(hood, home, replay, hour))
         hour += HOUR_S

@@ -411,7 +411,7 @@ def prefilled(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def connect_home(
-    api: Api, invitation: Mapping[str, str], msp_id: str, battery: Mapping[str, float]
+    api: Api, invitation: str, msp_id: str, battery: Mapping[str, float]
 ) -> None:
     """Adds the GridLedger integration: the invitation as given, the plant as suggested.
 
@@ -422,9 +422,11 @@ async def connect_home(
     async def answer(step: Mapping[str, Any]) -> dict[str, Any]:
         match step["step_id"]:
             case "user":
-                return dict(invitation)
+                return {"invitation": invitation}
             case "member":
                 return {"msp_id": msp_id}
+            case "confirm":
+                return {}
             case _:
                 return prefilled(step) | dict(battery)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from consortium.node.agreements import ZONE, Beginning, supply
 from demo.files import write_atomically
 from demo.homes import HomeSpec, Interval, Neighbourhood
 from gridledger_client import (
@@ -30,8 +31,10 @@ from gridledger_client import (
 )
 from gridledger_client.readings import BATCH_LIMIT, batch_transient
 
-ZONE: Final = "NORTH"
 METER_MAX_POWER_W: Final = 40_000
+TRANSFORMER_VA: Final = 400_000
+TRANSFORMER_NO_LOAD_W: Final = 430
+"""Of an oil-filled transformer of that size under Regulation (EU) 548/2014, tier 1."""
 MAX_QUEUED_BATCHES: Final = 200
 """With so many waiting, intervals stay in the meters, whose memory is bounded too."""
 RETRY_FIRST_S: Final = 1.0
@@ -90,30 +93,114 @@ class HeadEnd:
 
     async def register(self) -> None:
         """Enters connections and meters, which changes nothing where they are entered already."""
-        # One after the other: the ledger's blocks have room, but a first start should be calm.
-        for home in self.homes:
+        await asyncio.gather(*(self._register(home) for home in self.homes))
+
+    async def _register(self, home: HomeSpec) -> None:
+        await self._client.submit(
+            "energy",
+            "registry:RegisterConnection",
+            {
+                "connection_id": home.connection_id,
+                "utility": self.utility,
+                "zone": ZONE,
+                "max_export_w": home.max_export_w,
+                "max_import_w": home.max_import_w,
+            },
+        )
+        await self._client.submit(
+            "metering",
+            "metering:RegisterMeter",
+            {
+                "meter_id": home.meter_id,
+                "connection_id": home.connection_id,
+                "utility": self.utility,
+                "source_class": "accredited",
+                "public_key": self._keys[home.meter_id].public_key_pem,
+                "max_power_w": METER_MAX_POWER_W,
+            },
+        )
+
+    async def supply(self, begin: Beginning) -> None:
+        """Agrees on each home's supply, and says what hangs where in the grid."""
+        name = self.utility.removesuffix("MSP").upper()
+        source = {
+            "source_id": f"SUBSTATION-{name}",
+            "utility": self.utility,
+            "kind": "substation",
+            "zone": ZONE,
+        }
+        transformer = {
+            "transformer_id": f"TRANSFORMER-{name}",
+            "utility": self.utility,
+            "zone": ZONE,
+            "rated_va": TRANSFORMER_VA,
+            "no_load_w": TRANSFORMER_NO_LOAD_W,
+        }
+        await asyncio.gather(
+            self._client.submit("energy", "grid:RegisterSource", {"source": source}),
+            self._client.submit("energy", "grid:RegisterTransformer", {"transformer": transformer}),
+            *(self._supply(home, begin) for home in self.homes),
+        )
+        await asyncio.gather(
+            self._hang(
+                "grid:Fed",
+                "grid:Feed",
+                {"source_id": source["source_id"]},
+                "transformers",
+                [f"TRANSFORMER-{name}"],
+                begin,
+            ),
+            self._hang(
+                "grid:Behind",
+                "grid:Connect",
+                {"transformer_id": f"TRANSFORMER-{name}"},
+                "connections",
+                [home.connection_id for home in self.homes],
+                begin,
+            ),
+        )
+
+    async def _hang(
+        self,
+        known: str,
+        function: str,
+        above: Mapping[str, object],
+        field: str,
+        names: Sequence[str],
+        begin: Beginning,
+    ) -> None:
+        there = {one["child"] for one in await self._client.evaluate("energy", known, above)}
+        if missing := [name for name in names if name not in there]:
+            await self._client.submit(
+                "energy", function, {**above, field: missing, "from": begin.at}
+            )
+
+    async def _supply(self, home: HomeSpec, begin: Beginning) -> None:
+        name = home.connection_id
+        known = await self._client.evaluate("energy", "billing:Supplies", {"connection_id": name})
+        if not known["versions"]:
             await self._client.submit(
                 "energy",
-                "registry:RegisterConnection",
-                {
-                    "connection_id": home.connection_id,
-                    "utility": self.utility,
-                    "zone": ZONE,
-                    "max_export_w": home.max_export_w,
-                    "max_import_w": home.max_import_w,
-                },
+                "billing:AgreeSupply",
+                {"supply": supply(name, self.utility, begin.first_day)},
             )
+        if await self._client.evaluate(
+            "energy", "grid:Plants", {"connection_id": name, "at": begin.at}
+        ):
+            return
+        if home.pv_peak_w or home.battery_capacity_wh:
+            plant = {
+                "plant_id": f"PLANT-{home.number:02d}",
+                "connection_id": name,
+                "kind": "solar" if home.pv_peak_w else "battery",
+                "peak_w": home.pv_peak_w,
+                "inverter_w": max(home.pv_peak_w, home.battery_power_w),
+                "battery_wh": home.battery_capacity_wh,
+            }
+            if home.battery_capacity_wh:
+                plant["battery_efficiency_ppm"] = home.battery_efficiency_per_mille**2
             await self._client.submit(
-                "metering",
-                "metering:RegisterMeter",
-                {
-                    "meter_id": home.meter_id,
-                    "connection_id": home.connection_id,
-                    "utility": self.utility,
-                    "source_class": "accredited",
-                    "public_key": self._keys[home.meter_id].public_key_pem,
-                    "max_power_w": METER_MAX_POWER_W,
-                },
+                "energy", "grid:RegisterPlant", {"plant": plant, "from": begin.at}
             )
 
     def wake(self) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Final
 import aiohttp
 
 from consortium.node import network as ledger_network
+from consortium.node.agreements import beginning, ensure_agreements
 from consortium.node.contracts import client as staff_client
 from consortium.node.contracts import ensure_contracts
 from consortium.node.network import Network, NetworkError
@@ -43,14 +44,19 @@ from demo.homes import (
 )
 from demo.inverter import Inverter
 from demo.meters import Batch, HeadEnd
-from gridledger_client import GatewayClient, GridLedgerError, fingerprint
+from demo.neighbours import Neighbours
+from gridledger_client import Event, GatewayClient, GridLedgerError, Invitation, fingerprint
 
 DEFAULT_DATA_DIR: Final = Path(".gridledger")
 DEFAULT_HOMES: Final = 12
 DEFAULT_INTERVAL_S: Final = 60
 DEFAULT_HA_PORT: Final = 8123
-MAX_RATE: Final = 60
+MAX_RATE: Final = 720
 INVERTER_PORT: Final = 18_080
+LEAST_STEP_S: Final = 0.1
+"""Real time that passes at least from one move of all homes to the next."""
+TELL_READINGS_EVERY_S: Final = 8.0
+"""Real seconds, for each utility, where a hurried clock makes intervals shorter than that."""
 EVENTS_RETRY_S: Final = 5.0
 HOMES_FILE: Final = "homes.json"
 
@@ -87,6 +93,7 @@ class Demo:
         self._saving = asyncio.Lock()
         self._history: list[history.Hour] = []
         self._last_trouble = ""
+        self._tell_again: dict[str, float] = {}
         self.is_new = not (self.folder / "network.json").exists()
 
     async def run(self) -> None:
@@ -121,7 +128,9 @@ class Demo:
             for number, utility in enumerate(utilities)
         ]
         await self._register()
-        sellers = await self._sellers()
+        clients = await self._home_clients()
+        sellers = trading.Sellers(self.hood, clients, self._trouble, rate=self.replay.rate)
+        neighbours = Neighbours(self.network, self.hood, clients, self._now, self._trouble)
 
         go_on = await self._stack.enter_async_context(_background())
         go_on(self._let_time_pass())
@@ -130,6 +139,8 @@ class Demo:
         go_on(self._report_trades())
         go_on(trading.publish_rates(self.suppliers, self._now, self._trouble))
         go_on(sellers.run())
+        go_on(neighbours.trade())
+        go_on(neighbours.pay_bills())
 
         inverter = Inverter(self.hood.homes[0], self.replay, on_command=self._save)
         await inverter.start(_free_port(INVERTER_PORT))
@@ -205,13 +216,18 @@ class Demo:
         if done.exists():
             return
         self.say(f"entering {len(self.hood.homes)} homes with their accredited meters")
-        await asyncio.gather(*(head_end.register() for head_end in self.head_ends))
-        self.say("opening accounts and publishing the day's rates")
         await asyncio.gather(
+            ensure_agreements(self.network, self.say),
+            *(head_end.register() for head_end in self.head_ends),
+        )
+        self.say("opening accounts, agreeing on supplies, publishing the day's rates")
+        begin = beginning(self.network)
+        await asyncio.gather(
+            *(head_end.supply(begin) for head_end in self.head_ends),
             *(
                 supplier.open_accounts([home.connection_id for home in head_end.homes])
                 for supplier, head_end in zip(self.suppliers, self.head_ends, strict=True)
-            )
+            ),
         )
         today = trading.days(self._now())[0]
         await asyncio.gather(*(supplier.publish(today) for supplier in self.suppliers))
@@ -273,12 +289,18 @@ class Demo:
                     await self._save()  # before anything of it is signed
                     for head_end in self.head_ends:
                         head_end.wake()
-                await asyncio.sleep((STEP_S - self._now() % STEP_S) / self.replay.rate)
+                left_s = (STEP_S - self._now() % STEP_S) / self.replay.rate
+                await asyncio.sleep(max(LEAST_STEP_S, left_s))
         finally:
             await self._save()
 
     def _on_batch(self, batch: Batch) -> None:
         self._last_trouble = ""
+        now = time.monotonic()
+        hurried = self.network.interval_s < TELL_READINGS_EVERY_S * self.replay.rate
+        if hurried and now < self._tell_again.get(batch.utility, now) and not batch.refused:
+            return  # there would be little else to read
+        self._tell_again[batch.utility] = now + TELL_READINGS_EVERY_S
         interval = datetime.fromtimestamp(batch.last_interval, UTC).strftime("%H:%M:%S")
         known = f", {batch.duplicate} known already" if batch.duplicate else ""
         self.say(
@@ -294,25 +316,54 @@ class Demo:
             self._last_trouble = text
             self.say(text)
 
+    def _told(self, event: Event) -> str | None:
+        """An event of the market as a line, None for one that isn't told."""
+        found = event.json()
+        match event.name:
+            case "trade":
+                return (
+                    f"{found['connection_id']} sold {int(found['energy_wh']) / 1000:.2f} kWh to "
+                    f"{found['supplier']} for {int(found['net_micro']) / 1e6:.3f} "
+                    f"{found['currency']} net"
+                )
+            case "book_cleared":
+                zones = [zone["local"] for zone in found["zones"]]
+                volume_wh = sum(int(zone["volume_wh"]) for zone in zones)
+                if not volume_wh:
+                    return None
+                start = datetime.fromtimestamp(int(found["interval_start"]), UTC)
+                return (
+                    f"neighbours trade {volume_wh / 1000:.3f} kWh for {start:%H:%M:%S}, "
+                    f"at {int(zones[0]['price']) / 1e6:.4f} a kWh"
+                )
+            case "settled":
+                return (
+                    f"{found['utility']} has settled {found['day']} ({found['run']}) for "
+                    f"{', '.join(found['posted'])}"
+                )
+            case "bill":
+                return (
+                    f"bill {found['number']} of {found['connection_id']} for {found['from_day']}: "
+                    f"{int(found['total_micro']) / 1e6:.2f}"
+                )
+            case "payment":
+                return f"{found['connection_id']} paid {int(found['amount_micro']) / 1e6:.2f}"
+        return None
+
     async def _report_trades(self) -> None:
-        """Prints each sale as the ledger's event stream tells it."""
+        """Prints what happens in the market as the ledger's event stream tells it."""
         client = next(iter(self.staff.values()))
         while True:
             try:
                 async for event in client.chaincode_events("energy"):
-                    if event.name == "trade":
-                        trade = event.json()
-                        self.say(
-                            f"block {event.block_number}: {trade['connection_id']} sold "
-                            f"{int(trade['energy_wh']) / 1000:.2f} kWh to {trade['supplier']} "
-                            f"for {int(trade['net_micro']) / 1e6:.3f} {trade['currency']} net"
-                        )
+                    if (line := self._told(event)) is not None:
+                        self.say(f"block {event.block_number}: {line}")
             except GridLedgerError as error:
                 self._trouble(f"the event stream broke off: {error}")
             await asyncio.sleep(EVENTS_RETRY_S)
 
-    async def _sellers(self) -> trading.Sellers:
-        """Enrols every home but the first, which is Home Assistant's."""
+    async def _home_clients(self) -> dict[str, GatewayClient]:
+        """Enrols every home but the first, which is Home Assistant's; clients by connection."""
         clients = {}
         first = not (self._own / "identities").exists()
         if first:
@@ -342,7 +393,7 @@ class Demo:
                     self.network.tls_bundle_pem,
                 )
             )
-        return trading.Sellers(self.hood, clients, self._trouble, rate=self.replay.rate)
+        return clients
 
     def _register_home(self, enrollment_id: str, connection_id: str, msp_id: str) -> str:
         return self.network.register_identity(
@@ -354,7 +405,7 @@ class Demo:
 
     # The first home -------------------------------------------------------------------------
 
-    async def _invitation(self) -> dict[str, str]:
+    async def _invitation(self) -> str:
         """What the first home's owner gets from the utility: it works once."""
         utility = self.network.utilities[0]
         connection_id = self._connection(0)
@@ -362,25 +413,26 @@ class Demo:
         secret = await asyncio.to_thread(
             self._register_home, enrollment_id, connection_id, utility.msp_id
         )
-        others = [each.gateway_address for each in self.network.utilities[1:]]
-        return {
-            "gateways": ", ".join([utility.gateway_address, *others]),
-            "ca_url": utility.ca_url,
-            "channel": self.network.channel,
-            "enrollment_id": enrollment_id,
-            "secret": secret,
-            "fingerprint": fingerprint(self.network.tls_bundle_pem),
-        }
+        return Invitation(
+            tuple(each.gateway_address for each in self.network.utilities),
+            utility.ca_url,
+            self.network.channel,
+            fingerprint(self.network.tls_bundle_pem),
+            enrollment_id,
+            secret,
+            utility.msp_id,
+            connection_id,
+        ).encode()
 
     async def _invite(self) -> None:
         invitation = await self._invitation()
-        lines = "\n".join(f"  {name:14}{value}" for name, value in invitation.items())
         self.console.plain(
             f"""
 The ledger runs, and {len(self.hood.homes) - 1} homes sell to it. To connect a Home Assistant of
-your own on this machine as {self._connection(0)}, add the integration GridLedger with:
+your own on this machine as {self._connection(0)}, add the integration GridLedger with this
+invitation:
 
-{lines}
+{invitation}
 
 Or look around:  .venv/bin/gridledger network status --data-dir {self.folder}
                  .venv/bin/gridledger block show newest --data-dir {self.folder}
@@ -432,6 +484,7 @@ It opens on the GridLedger dashboard: the sun over {self._connection(0)}, its ba
 microgrid pays. Things to try:
   - Developer tools > Actions > "GridLedger: Sell energy", 0.5 kWh. The answer is the trade, as it
     stands in every utility's ledger; watch the battery deliver it in the next minutes.
+  - The dashboard's trade view: the neighbours' order book, and an order of your own in it.
   - Settings > Automations > "Deliver sold energy": what sends that command to the inverter.
   - .venv/bin/gridledger block show newest
   - .venv/bin/gridledger verify, after Ctrl-C: walks every utility's chain.
@@ -532,7 +585,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--rate",
         type=int,
         metavar="N",
-        help=f"how fast the channel's clock runs (1, up to {MAX_RATE}: a day in 24 minutes)",
+        help=f"how fast the channel's clock runs (1, up to {MAX_RATE}: a day in two minutes)",
     )
     parser.add_argument(
         "--data-dir",

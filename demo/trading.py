@@ -19,7 +19,14 @@ from typing import Final
 
 from demo.files import write_atomically
 from demo.homes import DATA, Home, HomesError, Mode, Neighbourhood
-from gridledger_client import Credentials, GatewayClient, GridLedgerError, Identity, enroll
+from gridledger_client import (
+    Credentials,
+    GatewayClient,
+    GridLedgerError,
+    Identity,
+    TransactionRefused,
+    enroll,
+)
 
 MICRO_PER_CENT_PER_MWH: Final = 10
 """A euro cent per MWh is ten micro-euros per kWh."""
@@ -34,6 +41,8 @@ INITIAL_HOME_DEPOSIT_MICRO: Final = 25_000_000
 SALE_EVERY_S: Final = (20.0, 50.0)
 """Real seconds from one home's sale to the next home's, at random between these."""
 LEAST_SALE_WH: Final = 50
+CONFLICT: Final = 409
+"""Status of a contract's refusal for what stands on the ledger already."""
 LEAD_S: Final = 10
 """Real seconds that a quote and its authorisation may take before the window begins."""
 
@@ -82,16 +91,20 @@ class Supplier:
         deposits = {f"SUPPLIER-{name}": INITIAL_SUPPLIER_DEPOSIT_MICRO} | dict.fromkeys(
             connection_ids, INITIAL_HOME_DEPOSIT_MICRO
         )
-        for account, amount_micro in deposits.items():
-            await self.client.submit(
-                "energy",
-                "wallet:Deposit",
-                {
-                    "account": account,
-                    "amount_micro": amount_micro,
-                    "bank_reference": f"OPENING-{account}",
-                },
+        await asyncio.gather(
+            *(
+                self.client.submit(
+                    "energy",
+                    "wallet:Deposit",
+                    {
+                        "account": account,
+                        "amount_micro": amount_micro,
+                        "bank_reference": f"OPENING-{account}",
+                    },
+                )
+                for account, amount_micro in deposits.items()
             )
+        )
 
     async def publish(self, day: str) -> None:
         """Publishes the day's rates; the same again changes nothing."""
@@ -107,22 +120,43 @@ class Supplier:
                 },
             )
 
+    async def publish_deviations(self, day: str) -> None:
+        """Publishes what a kWh costs that was sold and not delivered, or bought and not taken."""
+        price = rates(day, self.number)
+        await self.client.submit(
+            "energy",
+            "settlement:PublishPrices",
+            {
+                "day": day,
+                "shortfall_price": price["sell"] * 13 // 10,
+                "surplus_price": price["buy"] // 2,
+            },
+        )
+
 
 async def publish_rates(
     suppliers: Sequence[Supplier], now: Callable[[], int], on_trouble: Callable[[str], None]
 ) -> None:
-    """Publishes today's and tomorrow's rates as days come, until cancelled."""
+    """Publishes today's and tomorrow's rates as days come, until cancelled.
+
+    And tomorrow's prices of deviations, which are published before the day or not at all.
+    """
     published: set[str] = set()
     while True:
-        for day in days(now()):
+        today, tomorrow = days(now())
+        for day in (today, tomorrow):
             if day not in published:
                 try:
                     await asyncio.gather(*(supplier.publish(day) for supplier in suppliers))
+                    if day == tomorrow:
+                        await asyncio.gather(
+                            *(supplier.publish_deviations(day) for supplier in suppliers)
+                        )
                 except GridLedgerError as error:
                     on_trouble(f"the rates of {day} wait: {error}")
                 else:
                     published.add(day)
-        await asyncio.sleep(30)
+        await asyncio.sleep(10)
 
 
 async def enrolled_identity(
@@ -216,6 +250,8 @@ class Sellers:
                     try:
                         await self.sell(home, wanted)
                     except (GridLedgerError, HomesError) as error:
+                        if isinstance(error, TransactionRefused) and error.status == CONFLICT:
+                            break  # it is promised to neighbours meanwhile
                         self._on_trouble(f"{home.spec.connection_id} could not sell: {error}")
                     break
 

@@ -49,13 +49,17 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
     secrets = await vault.async_load_secrets(hass, unique_id)
     if secrets is None:
         raise ConfigEntryAuthFailed(translation_domain=DOMAIN, translation_key="secrets_missing")
-    await hass.async_add_import_executor_job(importlib.import_module, f"{__package__}.coordinator")
+    for module in ("archive", "coordinator", "keeper", "market"):
+        await hass.async_add_import_executor_job(importlib.import_module, f"{__package__}.{module}")
     from .client import GatewayClient, GridLedgerError, Identity, MeterKey
     from .coordinator import GridLedgerRuntime, HomeCoordinator
     from .entity import async_link_devices
+    from .keeper import HomeKeeper
     from .outbox import Outbox, OutboxError
+    from .renewal import async_keep_renewed
     from .selling import Seller
     from .session import LedgerSession
+    from .statistics import async_keep_statistics
 
     try:
         identity = Identity(
@@ -79,10 +83,13 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
     session = LedgerSession(hass, entry, client, outbox, meter_key, entry.data[CONF_CONNECTION])
     home = HomeCoordinator(hass, entry, session, outbox, plant)
     session.home = home
-    entry.runtime_data = GridLedgerRuntime(session, home, Seller(hass, session, plant), outbox)
+    seller = Seller(hass, session, plant)
+    keeper = HomeKeeper(hass, entry, session, home, seller)
+    entry.runtime_data = GridLedgerRuntime(session, home, seller, outbox, keeper)
     try:
         await session.async_load()
         await home.async_start()
+        await keeper.async_start()
         await dashboard.async_add_resource(hass)
         await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
         async_link_devices(hass, entry)
@@ -90,16 +97,29 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
         await _async_stop(hass, entry)  # an entry that failed to load must not go on listening
         raise
     session.async_start()
+    async_keep_renewed(hass, entry, session)
+    async_keep_statistics(hass, entry, session)
 
     async def stop(_: Event) -> None:
         await _async_stop(hass, entry)
 
     entry.async_on_unload(hass.bus.async_listen_once(EVENT_HOMEASSISTANT_STOP, stop))
+    loaded = dict(entry.data)
+
+    async def updated(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
+        """Reload where to connect or what is measured has changed; all else applies in place."""
+        if dict(entry.data) != loaded:
+            hass.config_entries.async_schedule_reload(entry.entry_id)
+        else:
+            await keeper.async_configure()
+
+    entry.async_on_unload(entry.add_update_listener(updated))
     return True
 
 
 async def _async_stop(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
     runtime = entry.runtime_data
+    await runtime.keeper.async_stop()
     await runtime.home.async_stop()
     await runtime.session.async_stop()
     await hass.async_add_executor_job(runtime.outbox.close)
@@ -116,7 +136,11 @@ async def async_unload_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) 
 async def async_remove_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
     """Delete the home's keys and readings, and with the last home the dashboard's module."""
     unique_id = str(entry.unique_id)
+    secrets = await vault.async_load_secrets(hass, unique_id)
     await vault.async_remove_secrets(hass, unique_id)
+    if secrets is not None:
+        await vault.async_forget_pending(hass, secrets["key"])
+    await vault.keeper_store(hass, unique_id).async_remove()
     path = vault.outbox_path(hass, unique_id)
 
     def remove() -> None:

@@ -1,6 +1,7 @@
-"""Whether the ledger can be reached."""
+"""Whether the ledger is there, the plant's sensors can be relied on, and a bill is overdue."""
 
-from typing import override
+from collections.abc import Mapping
+from typing import Any, Final, override
 
 from homeassistant.components.binary_sensor import (
     BinarySensorDeviceClass,
@@ -8,11 +9,13 @@ from homeassistant.components.binary_sensor import (
     BinarySensorEntityDescription,
 )
 from homeassistant.const import EntityCategory
-from homeassistant.core import HomeAssistant
+from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 
-from .coordinator import GridLedgerConfigEntry
+from .coordinator import GridLedgerConfigEntry, HomeCoordinator
 from .entity import Device, GridLedgerEntity
+from .keeper import HomeKeeper
+from .plant_form import plant_warnings
 from .session import LedgerSession
 
 PARALLEL_UPDATES = 0
@@ -24,14 +27,42 @@ CONNECTED = BinarySensorEntityDescription(
     entity_category=EntityCategory.DIAGNOSTIC,
 )
 
+FAULT = BinarySensorEntityDescription(
+    key="plant_fault",
+    translation_key="plant_fault",
+    device_class=BinarySensorDeviceClass.PROBLEM,
+)
+
+OVERDUE = BinarySensorEntityDescription(
+    key="bill_overdue",
+    translation_key="bill_overdue",
+    device_class=BinarySensorDeviceClass.PROBLEM,
+    entity_registry_enabled_default=False,
+)
+
+
+SURPLUS = BinarySensorEntityDescription(
+    key="surplus_available", translation_key="surplus_available"
+)
+_SURPLUS_ON_W: Final = 300.0
+_SURPLUS_OFF_W: Final = 100.0
+
 
 async def async_setup_entry(
     hass: HomeAssistant,
     entry: GridLedgerConfigEntry,
     async_add_entities: AddConfigEntryEntitiesCallback,
 ) -> None:
-    """Set up the one binary sensor."""
-    async_add_entities([ConnectedSensor(entry, entry.runtime_data.session, CONNECTED, Device.HOME)])
+    """Set up the binary sensors."""
+    runtime = entry.runtime_data
+    async_add_entities(
+        [
+            ConnectedSensor(entry, runtime.session, CONNECTED, Device.HOME),
+            FaultSensor(entry, runtime.home, FAULT, Device.HOME),
+            SurplusSensor(entry, runtime.keeper, SURPLUS, Device.HOME),
+            OverdueSensor(entry, runtime.session, OVERDUE, Device.MARKET),
+        ]
+    )
 
 
 class ConnectedSensor(GridLedgerEntity[LedgerSession], BinarySensorEntity):
@@ -42,3 +73,72 @@ class ConnectedSensor(GridLedgerEntity[LedgerSession], BinarySensorEntity):
     def is_on(self) -> bool:
         """Return whether the ledger is connected."""
         return self.coordinator.data.connected
+
+
+class FaultSensor(GridLedgerEntity[HomeCoordinator], BinarySensorEntity):
+    """On while a sensor of the plant has no value, or one that can't be used."""
+
+    _unrecorded_attributes = frozenset({"sensors"})
+
+    @property
+    @override
+    def is_on(self) -> bool:
+        """Return whether something is wrong, beyond coarse steps or silence."""
+        return bool(self._faults())
+
+    @property
+    @override
+    def extra_state_attributes(self) -> Mapping[str, Any]:
+        """Name the sensors and what is wrong with each."""
+        return {"sensors": self._faults()}
+
+    def _faults(self) -> dict[str, str]:
+        return {
+            one.entity_id: one.kind
+            for one in plant_warnings(self.hass, self.coordinator.plant)
+            if one.kind not in ("coarse", "old")
+        }
+
+
+class OverdueSensor(GridLedgerEntity[LedgerSession], BinarySensorEntity):
+    """On while something is due that isn't paid or disputed."""
+
+    @property
+    @override
+    def is_on(self) -> bool | None:
+        """Return whether something is due."""
+        account = self.coordinator.data.account
+        return None if account is None else account.due_micro > 0
+
+
+class SurplusSensor(GridLedgerEntity[HomeKeeper], BinarySensorEntity):
+    """On while the sun leaves more than what is on takes, averaged, with hysteresis."""
+
+    _on: bool | None = None
+
+    @property
+    @override
+    def is_on(self) -> bool | None:
+        """Return whether there is surplus, None while the grid's power isn't known."""
+        return self._on
+
+    def _look(self) -> bool:
+        """Decide anew; return whether it has changed."""
+        surplus, before = self.coordinator.data.decision.surplus_w, self._on
+        if surplus is None:
+            self._on = None
+        else:
+            self._on = surplus >= (_SURPLUS_OFF_W if before else _SURPLUS_ON_W)
+        return self._on is not before
+
+    @override
+    async def async_added_to_hass(self) -> None:
+        """Look for the first time."""
+        self._look()
+        await super().async_added_to_hass()
+
+    @callback
+    @override
+    def _handle_coordinator_update(self) -> None:
+        if self._look():
+            self.async_write_ha_state()

@@ -8,7 +8,14 @@ from homeassistant.const import Platform
 DOMAIN: Final = "gridledger"
 LOGGER: Logger = getLogger(__package__)
 
-PLATFORMS: Final = [Platform.BINARY_SENSOR, Platform.EVENT, Platform.SENSOR]
+PLATFORMS: Final = [
+    Platform.BINARY_SENSOR,
+    Platform.CALENDAR,
+    Platform.EVENT,
+    Platform.SELECT,
+    Platform.SENSOR,
+    Platform.SWITCH,
+]
 
 CONF_GATEWAYS: Final = "gateways"
 CONF_CA_URL: Final = "ca_url"
@@ -21,6 +28,14 @@ CONF_BUNDLE: Final = "ca_bundle"
 CONF_BUNDLE_FILE: Final = "ca_bundle_file"
 CONF_MSP_ID: Final = "msp_id"
 CONF_PLANT: Final = "plant"
+CONF_INVITATION: Final = "invitation"
+CONF_OTHER: Final = "other"
+CONF_WAY: Final = "way"
+CONF_IDENTITY: Final = "identity"
+CONF_ADMINISTRATORS_ONLY: Final = "administrators_only"
+CONF_DAILY_LIMIT: Final = "daily_limit"
+CONF_BUY_PRICE: Final = "buy_price"
+CONF_SELL_PRICE: Final = "sell_price"
 
 # The plant form. Energy sensors may be several (tariff registers, strings of panels).
 CONF_GRID_IMPORT: Final = "grid_import_energy"
@@ -64,8 +79,52 @@ ATTR_REQUEST_ID: Final = "request_id"
 
 SERVICE_QUOTE_SALE: Final = "quote_sale"
 SERVICE_SELL_ENERGY: Final = "sell_energy"
+SERVICE_PLACE_ORDER: Final = "place_order"
+SERVICE_CANCEL_ORDER: Final = "cancel_order"
+SERVICE_LIST_ORDERS: Final = "list_orders"
+SERVICE_GET_PRICES: Final = "get_prices"
+SERVICE_GET_ARCHIVE: Final = "get_archive"
+SERVICE_GET_PROOF: Final = "get_proof"
+SERVICE_EXPORT_DATA: Final = "export_data"
+SERVICE_LEAVE_NETWORK: Final = "leave_network"
+SERVICE_GET_BILLS: Final = "get_bills"
+SERVICE_PAY_BILL: Final = "pay_bill"
+SERVICE_TOP_UP: Final = "top_up"
+SERVICE_CLAIM_CERTIFICATE: Final = "claim_certificate"
+SERVICE_DELEGATE: Final = "delegate"
+SERVICE_END_DELEGATION: Final = "end_delegation"
+SERVICE_JOIN_RESPONSE_EVENT: Final = "join_response_event"
+SERVICE_GET_PLAN: Final = "get_plan"
+SERVICE_RUN_APPLIANCE: Final = "run_appliance"
+SERVICE_OVERRIDE: Final = "override"
 
-ISSUES: Final = ("foreign_reading", "readings_refused")
+ATTR_SIDE: Final = "side"
+ATTR_PRICE: Final = "price"
+ATTR_PRODUCT: Final = "product"
+ATTR_START: Final = "start"
+ATTR_END: Final = "end"
+ATTR_ORDER_ID: Final = "order_id"
+ATTR_DAYS: Final = "days"
+ATTR_FORMAT: Final = "format"
+ATTR_TRANSACTION_ID: Final = "transaction_id"
+ATTR_CONFIRM: Final = "confirm"
+
+DEFAULT_PRODUCT: Final = "ANY"
+
+ISSUES: Final = ("certificate_expires", "foreign_reading", "readings_refused", "permit")
 """Kinds of repair issues; a home's own carries its entry's id behind."""
 
 EVENT_TRADE_COMMITTED: Final = "committed"
+SIGNAL_TRADE: Final = f"{DOMAIN}_trade"
+SIGNAL_ORDER: Final = f"{DOMAIN}_order"
+SIGNAL_PRICE: Final = f"{DOMAIN}_price"
+SIGNAL_BILL: Final = f"{DOMAIN}_bill"
+SIGNAL_PERMIT: Final = f"{DOMAIN}_permit"
+SIGNAL_RESPONSE: Final = f"{DOMAIN}_response"
+"""Sent with an entry's id and data, for triggers."""
+ORDER_EVENTS: Final = {"open": "placed", "cleared": "cleared", "cancelled": "cancelled"}
+EVENTS_ORDER: Final = ("placed", "cleared", "cancelled", "changed")
+PERMIT_STATES: Final = ("granted", "warned", "limited", "suspended")
+EVENTS_BILL: Final = ("issued", "due", "reminder", "final_notice", "paid")
+EVENTS_RESPONSE: Final = ("announced", "cancelled", "joined", "left", "settled")
+EVENTS_FAULT: Final = ("appeared", "cleared")

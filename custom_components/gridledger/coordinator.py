@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from homeassistant.config_entries import ConfigEntry
 from homeassistant.const import (
@@ -63,6 +63,9 @@ from .outbox import Outbox
 from .selling import Seller
 from .session import LedgerSession
 
+if TYPE_CHECKING:
+    from .keeper import HomeKeeper
+
 type GridLedgerConfigEntry = ConfigEntry[GridLedgerRuntime]
 
 _FACT_METER: Final = "meter"
@@ -79,6 +82,7 @@ class GridLedgerRuntime:
     home: HomeCoordinator
     seller: Seller
     outbox: Outbox
+    keeper: HomeKeeper
 
 
 def _list(value: Any) -> list[str]:
@@ -473,6 +477,11 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
                 CONF_GRID_POWER,
                 CONF_BATTERY_POWER,
                 CONF_BATTERY_LEVEL,
+                CONF_PV_ENERGY,
+                CONF_GRID_IMPORT,
+                CONF_GRID_EXPORT,
+                CONF_BATTERY_CHARGE,
+                CONF_BATTERY_DISCHARGE,
             )
             if self.plant.get(field)
         }

@@ -9,14 +9,16 @@ from homeassistant.loader import async_get_integration
 
 from .const import DOMAIN, LOGGER
 
-MODULE_URL: Final = f"/{DOMAIN}/gridledger.js"
-_MODULE_PATH: Final = Path(__file__).parent / "frontend" / "gridledger.js"
+_FOLDER_URL: Final = f"/{DOMAIN}"
+MODULE_URL: Final = f"{_FOLDER_URL}/gridledger.js"
+"""Imports the folder's other modules with its own version."""
+_FOLDER: Final = Path(__file__).parent / "frontend"
 
 
 async def async_serve_module(hass: HomeAssistant) -> None:
-    """Serve the module under a path of our own."""
+    """Serve the modules under a path of our own."""
     await hass.http.async_register_static_paths(
-        [StaticPathConfig(MODULE_URL, str(_MODULE_PATH), cache_headers=True)]
+        [StaticPathConfig(_FOLDER_URL, str(_FOLDER), cache_headers=True)]
     )
 
 

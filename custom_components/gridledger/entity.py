@@ -1,5 +1,6 @@
 """What all entities share: which device they belong to, and their names."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Any, override
 
@@ -32,6 +33,21 @@ class Device(StrEnum):
     PV = "pv"
     BATTERY = "battery"
     MARKET = "market"
+
+
+@callback
+def async_drop_devices(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, kept: Collection[Device]
+) -> None:
+    """Take the home's devices out that its plant has no sensors for any more."""
+    registry = dr.async_get(hass)
+    base = str(entry.unique_id)
+    stale = {
+        (DOMAIN, f"{base}_{device}") for device in (Device.PV, Device.BATTERY) if device not in kept
+    }
+    for device in dr.async_entries_for_config_entry(registry, entry.entry_id):
+        if device.identifiers & stale:
+            registry.async_update_device(device.id, remove_config_entry_id=entry.entry_id)
 
 
 class GridLedgerEntity[C: DataUpdateCoordinator[Any]](CoordinatorEntity[C]):

@@ -80,6 +80,31 @@ class Trade:
         }
 
 
+def order_as_response(
+    order: Mapping[str, Any], clock: ChannelClock, currency: str
+) -> dict[str, Any]:
+    """Return an order in the units of people.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing or no number.
+    """
+    start = int(order["interval_start"])
+    filled_wh = int(order.get("local_wh") or 0) + int(order.get("hub_wh") or 0)
+    return {
+        "order_id": str(order["order_id"]),
+        "side": str(order["side"]),
+        "product": str(order["product"]),
+        "state": str(order.get("state") or order.get("status") or ""),
+        "energy_kwh": int(order["energy_wh"]) / 1000,
+        "filled_kwh": filled_wh / 1000,
+        "price_per_kwh": int(order["price_micro_per_kwh"]) / 1e6,
+        "currency": currency,
+        "start": clock.real_datetime(start).isoformat(),
+        "end": clock.real_datetime(start + clock.interval_s).isoformat(),
+        "interval_start": start,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """What a supplier pays (``buy``) or asks (``sell``) for a kWh on one day."""
@@ -104,6 +129,136 @@ class Rate:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBill:
+    """A bill that isn't paid. Instants are channel time, money micro-units."""
+
+    number: int
+    open_micro: int
+    disputed_micro: int
+    due_at: int
+    dunning: int
+    """1: reminded. 2: final notice given."""
+
+    @classmethod
+    def from_json(cls, stated: Mapping[str, Any]) -> Self:
+        """Read a contract's standing of a bill.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or no number.
+        """
+        claim = int(stated["total_micro"]) - int(stated["credited_micro"])
+        return cls(
+            int(stated["number"]),
+            claim - int(stated["paid_micro"]),
+            int(stated["disputed_micro"]),
+            int(stated["due_at"]),
+            int(stated["dunning"]),
+        )
+
+    def as_response(self, clock: ChannelClock, currency: str) -> dict[str, Any]:
+        """Return the bill in the units of people and automations."""
+        return {
+            "number": self.number,
+            "open": self.open_micro / 1e6,
+            "disputed": self.disputed_micro / 1e6,
+            "currency": currency,
+            "due": clock.real_datetime(self.due_at).isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Whether the home may be supplied, why, and what comes next if nothing is paid."""
+
+    state: str
+    reason: str
+    next_step: str
+    next_at: int | None
+    limit_w: int | None
+    due_micro: int
+
+    @classmethod
+    def from_json(cls, stated: Mapping[str, Any]) -> Self:
+        """Read a contract's status.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or no number.
+        """
+        next_at, limit_w = stated["next_at"], int(stated.get("limit_w") or 0)
+        return cls(
+            str(stated["state"]),
+            str(stated["reason"]),
+            str(stated["next_step"]),
+            None if next_at is None else int(next_at),
+            limit_w or None,
+            int(stated["amount_due_micro"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepaid:
+    """What is left of a credit that was paid in advance."""
+
+    credit_micro: int
+    credit_wh: int
+    days_left: int | None
+    """None before the first bill."""
+    low: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseEvent:
+    """What a grid operator asks for. Instants are channel time."""
+
+    event_id: str
+    operator: str
+    kind: str
+    start: int
+    end: int
+    reward_micro_per_kwh: int
+    opt_in_until: int
+    cancelled: bool
+    participation: str | None
+    """How this home takes part: opted_in, committed, settled or left; None: it doesn't."""
+
+    def as_response(self, clock: ChannelClock, currency: str) -> dict[str, Any]:
+        """Return the event in the units of people and automations."""
+        return {
+            "event_id": self.event_id,
+            "operator": self.operator,
+            "kind": self.kind,
+            "start": clock.real_datetime(self.start).isoformat(),
+            "end": clock.real_datetime(self.end).isoformat(),
+            "opt_in_until": clock.real_datetime(self.opt_in_until).isoformat(),
+            "reward_per_kwh": self.reward_micro_per_kwh / 1e6,
+            "currency": currency,
+            "participation": self.participation,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountData:
+    """How the home stands with its supplier and its grid operator."""
+
+    open_micro: int = 0
+    due_micro: int = 0
+    disputed_micro: int = 0
+    billed_to: str | None = None
+    bills: tuple[OpenBill, ...] = ()
+    permit: Permit | None = None
+    """None where the home isn't supplied by a contract of this ledger."""
+    prepaid: Prepaid | None = None
+    """None where it pays afterwards."""
+    responses: tuple[ResponseEvent, ...] = ()
+    """Running and to come, in the home's zone."""
+
+    @property
+    def next_due(self) -> int | None:
+        """When the next open bill is due (channel time)."""
+        return min((bill.due_at for bill in self.bills), default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerData:
     """What the home knows of its ledger at a moment."""
@@ -113,8 +268,13 @@ class LedgerData:
     balance_micro: int | None = None
     rates: tuple[Rate, ...] = ()
     trades: Mapping[str, Trade] = field(default_factory=dict)
+    grid_fee_micro_per_kwh: int = 0
     max_export_w: int | None = None
     """What the connection point may give to the grid."""
+    orders: Mapping[str, Mapping[str, Any]] | None = None
+    """Orders for intervals ahead by id, as the contract states them. None: not known."""
+    account: AccountData | None = None
+    """Bills, permit and response events. None: not known yet."""
     market_known: bool = False
     """Whether balance, rates and trades have been read since the start."""
     queued: int = 0
@@ -127,6 +287,25 @@ class LedgerData:
         """The supplier rate that pays a home most."""
         buying = [rate for rate in self.rates if rate.kind == "buy"]
         return max(buying, key=lambda rate: rate.price_micro_per_kwh, default=None)
+
+    @property
+    def best_sell_rate(self) -> Rate | None:
+        """The supplier rate that costs a home least."""
+        selling = [rate for rate in self.rates if rate.kind == "sell"]
+        return min(selling, key=lambda rate: rate.price_micro_per_kwh, default=None)
+
+    @property
+    def open_orders(self) -> int | None:
+        """How many orders wait in the books."""
+        if self.orders is None:
+            return None
+        return len([one for one in self.orders.values() if one.get("state") == "open"])
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the ledger says that the home may not be supplied."""
+        permit = None if self.account is None else self.account.permit
+        return permit is not None and permit.state == "suspended"
 
     def trades_from(self, start: float, end: float) -> Sequence[Trade]:
         """Return trades whose delivery begins within channel times ``[start, end)``."""

@@ -167,6 +167,15 @@ class Outbox:
         """Return the newest readings, newest first, whatever their state."""
         return self._readings("1 ORDER BY interval_start DESC LIMIT ?", limit)
 
+    def between(self, start: int, end: int, limit: int) -> list[StoredReading]:
+        """Return readings of intervals that begin within ``[start, end)``, oldest first."""
+        return self._readings(
+            "interval_start >= ? AND interval_start < ? ORDER BY interval_start LIMIT ?",
+            start,
+            end,
+            limit,
+        )
+
     def _readings(self, where: str, *values: Any) -> list[StoredReading]:
         rows = self._all(
             "SELECT interval_start, fields, state, transaction_id, note FROM reading WHERE "  # noqa: S608

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from math import floor
 from secrets import token_hex
 from typing import Any
@@ -27,6 +27,7 @@ from .const import (
     CONF_BATTERY_LEVEL,
     CONF_BATTERY_MAX_POWER,
     CONF_BATTERY_RESERVE,
+    CONF_DAILY_LIMIT,
     DEFAULT_RESERVE_PERCENT,
     DOMAIN,
 )
@@ -157,6 +158,28 @@ class Seller:
             self._plant.get(CONF_BATTERY_MAX_POWER),
         )
 
+    def battery(self) -> dict[str, float | None] | None:
+        """Return what is stored (kWh) and what of it could be promised now, None without any."""
+        try:
+            capability = self.capability()
+        except ServiceValidationError:
+            return None
+        sellable = None
+        if (clock := self._session.clock) is not None:
+            now = clock.channel(dt_util.utcnow().timestamp())
+            current = clock.interval_at(now)
+            promised = sum(
+                trade.energy_from(current) for trade in self._session.data.trades.values()
+            )
+            sellable = max(0.0, capability.stored_wh - capability.reserve_wh - promised) / 1000
+        return {
+            "stored_kwh": capability.stored_wh / 1000,
+            "reserve_kwh": capability.reserve_wh / 1000,
+            "capacity_kwh": self._plant.get(CONF_BATTERY_CAPACITY),
+            "sellable_kwh": sellable,
+            "max_power_w": capability.max_power_w,
+        }
+
     def _clock(self) -> ChannelClock:
         if self._session.clock is None:
             raise _failed("not_connected")
@@ -173,9 +196,43 @@ class Seller:
                 stored=f"{capability.stored_wh / 1000:.3f}",
                 reserve=f"{capability.reserve_wh / 1000:.3f}",
             )
+        limit_kwh = self._session.config_entry.options.get(CONF_DAILY_LIMIT)
+        if limit_kwh is None:
+            return
+        midnight = dt_util.start_of_local_day(clock.real_datetime(window.start))
+        start, end = (
+            clock.channel(day.timestamp())
+            for day in (
+                midnight,
+                dt_util.start_of_local_day(midnight.date() + timedelta(days=1)),
+            )
+        )
+        sold = sum(trade.energy_wh for trade in self._session.data.trades_from(start, end))
+        if sold + energy_wh > limit_kwh * 1000:
+            raise _invalid(
+                "daily_limit_reached", limit=f"{limit_kwh:.1f}", sold=f"{sold / 1000:.3f}"
+            )
 
     def _now(self) -> float:
         return self._clock().channel(dt_util.utcnow().timestamp())
+
+    def _within(self, max_power_w: float | None) -> Capability:
+        capability = self.capability()
+        if max_power_w is None:
+            return capability
+        most = min(max_power_w, capability.max_power_w or max_power_w)
+        return replace(capability, max_power_w=most)
+
+    def sellable_wh(self, start: datetime, end: datetime, max_power_w: float | None = None) -> int:
+        """Return the most that can be sold for a window, in whole Wh of each interval.
+
+        Raises:
+            ServiceValidationError: there is no battery, or the window can't be sold for.
+            HomeAssistantError: the ledger was never reached.
+        """
+        capability, clock, ledger = self._within(max_power_w), self._clock(), self._session.data
+        window = delivery_window(clock, self._now(), 1, lambda _: 1, start, end)
+        return capability.sellable_wh(window, clock, ledger, self._now())
 
     async def quote(
         self,
@@ -183,14 +240,17 @@ class Seller:
         start: datetime | None = None,
         end: datetime | None = None,
         supplier: str | None = None,
+        max_power_w: float | None = None,
     ) -> dict[str, Any]:
         """Return the contract's quote for a sale that the battery can deliver.
+
+        ``max_power_w`` asks for less than the battery's greatest power.
 
         Raises:
             ServiceValidationError: it can't be delivered, or the contract says no.
             HomeAssistantError: the ledger is away.
         """
-        capability, clock = self.capability(), self._clock()
+        capability, clock = self._within(max_power_w), self._clock()
         await self._read_market()
         ledger = self._session.data
         window = delivery_window(

@@ -16,12 +16,14 @@ from homeassistant.const import (
     EntityCategory,
     UnitOfEnergy,
     UnitOfPower,
+    UnitOfTime,
 )
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 from homeassistant.helpers.event import async_track_time_interval
 from homeassistant.util import dt as dt_util
 
+from .accounts import permit_as_response
 from .const import (
     CONF_BATTERY_CAPACITY,
     CONF_BATTERY_LEVEL,
@@ -31,9 +33,11 @@ from .const import (
     CONF_GRID_POWER,
     CONF_PV_ENERGY,
     CONF_PV_POWER,
+    PERMIT_STATES,
 )
 from .coordinator import GridLedgerConfigEntry, HomeCoordinator
-from .entity import Device, GridLedgerEntity
+from .entity import Device, GridLedgerEntity, async_drop_devices
+from .keeper_sensor import async_setup_sensors
 from .models import HomeData, LedgerData
 from .session import LedgerSession
 
@@ -49,6 +53,8 @@ class HomeSensorDescription(SensorEntityDescription):
     """Any of these."""
     needs_too: tuple[str, ...] = ()
     """All of these."""
+    mirrors: str | None = None
+    """The form's field that it repeats where that is one sensor: then disabled by default."""
     value_fn: Callable[[HomeData], float | None]
 
 
@@ -60,6 +66,7 @@ def _power(
         translation_key=key,
         device=device,
         needs=(needs,),
+        mirrors=None if key == "consumption_power" else key,
         device_class=SensorDeviceClass.POWER,
         native_unit_of_measurement=UnitOfPower.WATT,
         state_class=SensorStateClass.MEASUREMENT,
@@ -76,6 +83,7 @@ def _energy(
         translation_key=key,
         device=device,
         needs=needs,
+        mirrors=None if key == "consumption_energy" else key,
         device_class=SensorDeviceClass.ENERGY,
         native_unit_of_measurement=UnitOfEnergy.KILO_WATT_HOUR,
         state_class=SensorStateClass.TOTAL_INCREASING,
@@ -94,6 +102,7 @@ HOME_SENSORS: tuple[HomeSensorDescription, ...] = (
         translation_key="battery_level",
         device=Device.BATTERY,
         needs=(CONF_BATTERY_LEVEL,),
+        mirrors=CONF_BATTERY_LEVEL,
         device_class=SensorDeviceClass.BATTERY,
         native_unit_of_measurement=PERCENTAGE,
         state_class=SensorStateClass.MEASUREMENT,
@@ -151,7 +160,7 @@ class LedgerSensorDescription(SensorEntityDescription):
     live: bool = True
     currency_unit: str | None = None
     daily: bool = False
-    value_fn: Callable[[LedgerSession, LedgerData, Today | None], float | datetime | None]
+    value_fn: Callable[[LedgerSession, LedgerData, Today | None], float | str | datetime | None]
     attributes_fn: Callable[[LedgerSession, LedgerData], Mapping[str, Any]] | None = None
 
 
@@ -173,6 +182,29 @@ def _delivery_power(session: LedgerSession, data: LedgerData, today: Today | Non
         return None
     current = session.clock.interval_at(today.now)
     return round(data.committed_wh(current) * 3600 / session.clock.interval_s)
+
+
+def _permit_attributes(session: LedgerSession, data: LedgerData) -> Mapping[str, Any]:
+    if data.account is None or data.account.permit is None or session.clock is None:
+        return {}
+    shown = permit_as_response(data.account.permit, session.clock, data.currency)
+    return {key: shown[key] for key in ("reason", "next_step", "next_at", "limit_w", "due")}
+
+
+def _prepaid_attributes(session: LedgerSession, data: LedgerData) -> Mapping[str, Any]:
+    if data.account is None or (prepaid := data.account.prepaid) is None:
+        return {}
+    return {
+        "credit": prepaid.credit_micro / 1e6,
+        "credit_kwh": prepaid.credit_wh / 1000,
+        "low": prepaid.low,
+    }
+
+
+def _bill_due(session: LedgerSession, data: LedgerData, today: Today | None) -> datetime | None:
+    if session.clock is None or data.account is None or data.account.next_due is None:
+        return None
+    return session.clock.real_datetime(data.account.next_due)
 
 
 def _best_rate(session: LedgerSession, data: LedgerData, today: Today | None) -> float | None:
@@ -232,6 +264,93 @@ LEDGER_SENSORS: tuple[LedgerSensorDescription, ...] = (
         attributes_fn=_best_rate_attributes,
     ),
     LedgerSensorDescription(
+        key="buy_price",
+        translation_key="buy_price",
+        currency_unit="{currency}/kWh",
+        state_class=SensorStateClass.MEASUREMENT,
+        suggested_display_precision=4,
+        value_fn=lambda session, data, today: (
+            None if data.best_sell_rate is None else data.best_sell_rate.price_micro_per_kwh / 1e6
+        ),
+    ),
+    LedgerSensorDescription(
+        key="open_orders",
+        translation_key="open_orders",
+        state_class=SensorStateClass.MEASUREMENT,
+        value_fn=lambda session, data, today: data.open_orders,
+    ),
+    LedgerSensorDescription(
+        key="permit",
+        translation_key="permit",
+        live=False,
+        device_class=SensorDeviceClass.ENUM,
+        options=list(PERMIT_STATES),
+        value_fn=lambda session, data, today: (
+            None
+            if data.account is None or data.account.permit is None
+            else data.account.permit.state
+        ),
+        attributes_fn=_permit_attributes,
+    ),
+    LedgerSensorDescription(
+        key="bill_open",
+        translation_key="bill_open",
+        live=False,
+        device_class=SensorDeviceClass.MONETARY,
+        state_class=SensorStateClass.TOTAL,
+        currency_unit="{currency}",
+        suggested_display_precision=2,
+        entity_registry_enabled_default=False,
+        value_fn=lambda session, data, today: (
+            None if data.account is None else data.account.open_micro / 1e6
+        ),
+    ),
+    LedgerSensorDescription(
+        key="bill_due",
+        translation_key="bill_due",
+        live=False,
+        device_class=SensorDeviceClass.TIMESTAMP,
+        entity_registry_enabled_default=False,
+        value_fn=_bill_due,
+    ),
+    LedgerSensorDescription(
+        key="prepaid_days",
+        translation_key="prepaid_days",
+        live=False,
+        device_class=SensorDeviceClass.DURATION,
+        native_unit_of_measurement=UnitOfTime.DAYS,
+        state_class=SensorStateClass.MEASUREMENT,
+        entity_registry_enabled_default=False,
+        value_fn=lambda session, data, today: (
+            None
+            if data.account is None or data.account.prepaid is None
+            else data.account.prepaid.days_left
+        ),
+        attributes_fn=_prepaid_attributes,
+    ),
+    LedgerSensorDescription(
+        key="certificate_expires",
+        translation_key="certificate_expires",
+        device=Device.HOME,
+        live=False,
+        device_class=SensorDeviceClass.TIMESTAMP,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda session, data, today: (
+            session.client.identity.certificate.not_valid_after_utc
+        ),
+    ),
+    LedgerSensorDescription(
+        key="readings_refused",
+        translation_key="readings_refused",
+        device=Device.HOME,
+        live=False,
+        state_class=SensorStateClass.MEASUREMENT,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda session, data, today: data.refused,
+    ),
+    LedgerSensorDescription(
         key="energy_sold_today",
         translation_key="energy_sold_today",
         daily=True,
@@ -274,13 +393,18 @@ async def async_setup_entry(
     """Set up the sensors that this home can have."""
     runtime = entry.runtime_data
     plant = runtime.home.plant
+    possible = [
+        description
+        for description in HOME_SENSORS
+        if any(plant.get(need) for need in description.needs)
+        and all(plant.get(need) for need in description.needs_too)
+    ]
+    async_drop_devices(hass, entry, {description.device for description in possible})
     async_add_entities(
         [
             *(
                 HomeSensor(entry, runtime.home, description, description.device)
-                for description in HOME_SENSORS
-                if any(plant.get(need) for need in description.needs)
-                and all(plant.get(need) for need in description.needs_too)
+                for description in possible
             ),
             *(
                 LedgerSensor(entry, runtime.session, description, description.device)
@@ -288,12 +412,23 @@ async def async_setup_entry(
             ),
         ]
     )
+    async_setup_sensors(entry, async_add_entities)
 
 
 class HomeSensor(GridLedgerEntity[HomeCoordinator], SensorEntity):
     """A sensor over the home's own measurements."""
 
     entity_description: HomeSensorDescription
+
+    @property
+    @override
+    def entity_registry_enabled_default(self) -> bool:
+        """What only repeats one of the owner's sensors is there for who wants it."""
+        field, plant = self.entity_description.mirrors, self.coordinator.plant
+        given = plant.get(field) if field else None
+        if not given or plant.get(f"invert_{field}"):
+            return True
+        return not isinstance(given, str) and len(given) > 1
 
     @property
     @override
@@ -342,7 +477,7 @@ class LedgerSensor(GridLedgerEntity[LedgerSession], SensorEntity):
 
     @property
     @override
-    def native_value(self) -> float | datetime | None:
+    def native_value(self) -> float | str | datetime | None:
         """Return the value; None before the ledger has told it."""
         session = self.coordinator
         return self.entity_description.value_fn(session, session.data, _today(session))

@@ -1,10 +1,11 @@
-"""The actions ``gridledger.quote_sale`` and ``gridledger.sell_energy``.
+"""The actions: quote and sell, orders, prices, the archive, and leaving.
 
 Registered once, at start, so this module imports nothing that needs installed requirements.
 """
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import voluptuous as vol
 from homeassistant.config_entries import ConfigEntryState
@@ -19,19 +20,41 @@ from homeassistant.exceptions import ServiceValidationError
 from homeassistant.helpers import config_validation as cv
 from homeassistant.util import dt as dt_util
 
+from .account_services import async_setup_account_services
 from .const import (
     ATTR_CONFIG_ENTRY,
+    ATTR_CONFIRM,
+    ATTR_DAYS,
+    ATTR_END,
     ATTR_ENERGY,
+    ATTR_FORMAT,
     ATTR_MIN_PRICE,
+    ATTR_ORDER_ID,
+    ATTR_PRICE,
+    ATTR_PRODUCT,
     ATTR_QUOTE,
     ATTR_REQUEST_ID,
+    ATTR_SIDE,
+    ATTR_START,
     ATTR_SUPPLIER,
+    ATTR_TRANSACTION_ID,
     ATTR_WINDOW_END,
     ATTR_WINDOW_START,
+    CONF_ADMINISTRATORS_ONLY,
+    DEFAULT_PRODUCT,
     DOMAIN,
+    SERVICE_CANCEL_ORDER,
+    SERVICE_EXPORT_DATA,
+    SERVICE_GET_ARCHIVE,
+    SERVICE_GET_PRICES,
+    SERVICE_GET_PROOF,
+    SERVICE_LEAVE_NETWORK,
+    SERVICE_LIST_ORDERS,
+    SERVICE_PLACE_ORDER,
     SERVICE_QUOTE_SALE,
     SERVICE_SELL_ENERGY,
 )
+from .keeper_services import async_setup_keeper_services
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry, GridLedgerRuntime
@@ -66,26 +89,79 @@ SELL_SCHEMA: Any = vol.All(
 )
 
 
+_ID = vol.All(cv.string, vol.Match(r"^[A-Za-z0-9-]{1,64}$", msg="use letters, digits and -"))
+_HOME: Final[dict[vol.Marker, Any]] = {vol.Optional(ATTR_CONFIG_ENTRY): cv.string}
+ORDER_SCHEMA: Any = vol.Schema(
+    {
+        **_HOME,
+        vol.Required(ATTR_SIDE): vol.In(["buy", "sell"]),
+        vol.Required(ATTR_ENERGY): _ENERGY,
+        vol.Required(ATTR_PRICE): vol.All(vol.Coerce(float), vol.Range(min=-100, max=100)),
+        vol.Required(ATTR_START): cv.datetime,
+        vol.Optional(ATTR_PRODUCT, default=DEFAULT_PRODUCT): cv.string,
+        vol.Optional(ATTR_ORDER_ID): _ID,
+    }
+)
+CANCEL_SCHEMA: Any = vol.Schema({**_HOME, vol.Required(ATTR_ORDER_ID): _ID})
+LIST_SCHEMA: Any = vol.Schema(_HOME)
+PRICES_SCHEMA: Any = vol.Schema(
+    {
+        **_HOME,
+        vol.Optional(ATTR_DAYS, default=2): vol.All(vol.Coerce(int), vol.Range(min=1, max=14)),
+    }
+)
+ARCHIVE_SCHEMA: Any = vol.Schema(
+    {
+        **_HOME,
+        vol.Required(ATTR_START): cv.datetime,
+        vol.Optional(ATTR_END): cv.datetime,
+        vol.Optional(ATTR_FORMAT, default="data"): vol.In(["data", "csv"]),
+    }
+)
+PROOF_SCHEMA: Any = vol.Schema(
+    {
+        **_HOME,
+        vol.Required(ATTR_TRANSACTION_ID): vol.All(
+            cv.string, vol.Match(r"^[0-9a-f]{64}$", msg="64 hexadecimal digits")
+        ),
+    }
+)
+LEAVE_SCHEMA: Any = vol.Schema({**_HOME, vol.Required(ATTR_CONFIRM): cv.boolean})
+
+
 @callback
 def async_setup_services(hass: HomeAssistant) -> None:
     """Register the actions."""
-    hass.services.async_register(
-        DOMAIN,
-        SERVICE_QUOTE_SALE,
-        _quote_sale,
-        schema=QUOTE_SCHEMA,
-        supports_response=SupportsResponse.ONLY,
+    async_setup_keeper_services(hass, _runtime)
+    async_setup_account_services(hass, _runtime, _trading, _asked)
+    only, optional = SupportsResponse.ONLY, SupportsResponse.OPTIONAL
+    actions: tuple[
+        tuple[
+            str,
+            Callable[[ServiceCall], Coroutine[Any, Any, ServiceResponse]],
+            Any,
+            SupportsResponse,
+        ],
+        ...,
+    ] = (
+        (SERVICE_QUOTE_SALE, _quote_sale, QUOTE_SCHEMA, only),
+        (SERVICE_SELL_ENERGY, _sell_energy, SELL_SCHEMA, optional),
+        (SERVICE_PLACE_ORDER, _place_order, ORDER_SCHEMA, optional),
+        (SERVICE_CANCEL_ORDER, _cancel_order, CANCEL_SCHEMA, optional),
+        (SERVICE_LIST_ORDERS, _list_orders, LIST_SCHEMA, only),
+        (SERVICE_GET_PRICES, _get_prices, PRICES_SCHEMA, only),
+        (SERVICE_GET_ARCHIVE, _get_archive, ARCHIVE_SCHEMA, only),
+        (SERVICE_GET_PROOF, _get_proof, PROOF_SCHEMA, only),
+        (SERVICE_EXPORT_DATA, _export_data, LIST_SCHEMA, only),
+        (SERVICE_LEAVE_NETWORK, _leave_network, LEAVE_SCHEMA, optional),
     )
-    hass.services.async_register(
-        DOMAIN,
-        SERVICE_SELL_ENERGY,
-        _sell_energy,
-        schema=SELL_SCHEMA,
-        supports_response=SupportsResponse.OPTIONAL,
-    )
+    for name, handler, schema, response in actions:
+        hass.services.async_register(
+            DOMAIN, name, handler, schema=schema, supports_response=response
+        )
 
 
-def _runtime(call: ServiceCall) -> GridLedgerRuntime:
+def _entry(call: ServiceCall) -> GridLedgerConfigEntry:
     """Return the home that a call means: the named one, or the only one."""
     entries: list[GridLedgerConfigEntry] = call.hass.config_entries.async_entries(DOMAIN)
     if (wanted := call.data.get(ATTR_CONFIG_ENTRY)) is not None:
@@ -97,7 +173,38 @@ def _runtime(call: ServiceCall) -> GridLedgerRuntime:
         raise _invalid("entry_not_loaded")
     if len(loaded) > 1:
         raise _invalid("entry_ambiguous")
-    return loaded[0].runtime_data
+    return loaded[0]
+
+
+def _runtime(call: ServiceCall) -> GridLedgerRuntime:
+    return _entry(call).runtime_data
+
+
+async def _is_administrator(call: ServiceCall) -> bool:
+    """Whether a call comes from an administrator, or from an automation of theirs."""
+    if call.context.user_id is None:
+        return True
+    user = await call.hass.auth.async_get_user(call.context.user_id)
+    return user is not None and user.is_admin
+
+
+async def _trading(call: ServiceCall) -> GridLedgerRuntime:
+    """Return the home, if whoever calls may trade in its name."""
+    entry = _entry(call)
+    if entry.options.get(CONF_ADMINISTRATORS_ONLY) and not await _is_administrator(call):
+        raise _invalid("administrators_only")
+    return entry.runtime_data
+
+
+async def _asked[T](question: Awaitable[T]) -> T:
+    """Wait for the ledger's answer, or say in the owner's words why there is none."""
+    from .client import GridLedgerError
+    from .selling import translated
+
+    try:
+        return await question
+    except GridLedgerError as error:
+        raise translated(error) from error
 
 
 def _instant(call: ServiceCall, name: str) -> datetime | None:
@@ -140,7 +247,7 @@ async def _quote_sale(call: ServiceCall) -> ServiceResponse:
 
 async def _sell_energy(call: ServiceCall) -> ServiceResponse:
     """Sell: a quote exactly as given, or as much energy as asked at today's best rate."""
-    runtime = _runtime(call)
+    runtime = await _trading(call)
     session = runtime.session
     quote, request_id = call.data.get(ATTR_QUOTE), call.data.get(ATTR_REQUEST_ID)
     if quote is None:
@@ -170,6 +277,134 @@ def _sold(session: LedgerSession, trade: Trade, block: int) -> ServiceResponse:
         "status": "committed",
         "block": block,
     }
+
+
+async def _place_order(call: ServiceCall) -> ServiceResponse:
+    """Place an order in the neighbours' book."""
+    from .market import async_place
+
+    runtime = await _trading(call)
+    start = _instant(call, ATTR_START)
+    assert start is not None
+    return await _asked(
+        async_place(
+            runtime.session,
+            "bid" if call.data[ATTR_SIDE] == "buy" else "offer",
+            round(call.data[ATTR_ENERGY] * 1000),
+            round(call.data[ATTR_PRICE] * 1e6),
+            call.data[ATTR_PRODUCT],
+            start.timestamp(),
+            call.data.get(ATTR_ORDER_ID),
+        )
+    )
+
+
+async def _cancel_order(call: ServiceCall) -> ServiceResponse:
+    """Take an open order back."""
+    from .market import async_cancel
+
+    runtime = await _trading(call)
+    return await _asked(async_cancel(runtime.session, call.data[ATTR_ORDER_ID]))
+
+
+async def _list_orders(call: ServiceCall) -> ServiceResponse:
+    """List the orders of intervals ahead."""
+    from .market import async_orders
+
+    orders = await _asked(async_orders(_runtime(call).session))
+    return {"orders": orders}  # type: ignore[dict-item]
+
+
+async def _get_prices(call: ServiceCall) -> ServiceResponse:
+    """List suppliers' rates, today and ahead."""
+    from .market import async_prices
+
+    session = _runtime(call).session
+    prices = await _asked(async_prices(session, call.data[ATTR_DAYS]))
+    return {"currency": session.data.currency, "prices": prices}  # type: ignore[dict-item]
+
+
+async def _get_archive(call: ServiceCall) -> ServiceResponse:
+    """Return a span's readings, trades and postings, as data or as CSV."""
+    from .archive import as_csv, async_archive
+
+    runtime = _runtime(call)
+    start, end = _instant(call, ATTR_START), _instant(call, ATTR_END)
+    assert start is not None
+    if end is None:
+        end = start + timedelta(days=1)
+    if end <= start:
+        raise _invalid("window_empty")
+    found = await _asked(async_archive(runtime.session, runtime.outbox, start, end))
+    if call.data[ATTR_FORMAT] == "csv":
+        for name in ("readings", "trades", "postings"):
+            found[name] = as_csv(found[name])
+    return found
+
+
+async def _get_proof(call: ServiceCall) -> ServiceResponse:
+    """Say where a transaction stands in the chain, and who endorsed it."""
+    from .archive import async_proof
+
+    return await _asked(async_proof(_runtime(call).session, call.data[ATTR_TRANSACTION_ID]))
+
+
+async def _export_data(call: ServiceCall) -> ServiceResponse:
+    """Return everything that is kept of the home, here and on the ledger."""
+    from .archive import async_archive
+    from .market import async_orders
+
+    entry = _entry(call)
+    runtime = entry.runtime_data
+    archive = await _asked(
+        async_archive(
+            runtime.session,
+            runtime.outbox,
+            dt_util.utc_from_timestamp(0),
+            dt_util.utcnow() + timedelta(days=366),
+        )
+    )
+    plant: Any = dict(runtime.home.plant)
+    return {
+        "home": entry.title,
+        "network": runtime.session.client.channel,
+        "utility": runtime.session.msp_id,
+        "meter": runtime.session.meter_id,
+        "plant": plant,
+        "orders": await _asked(async_orders(runtime.session)),
+        **archive,
+    }
+
+
+async def _leave_network(call: ServiceCall) -> ServiceResponse:
+    """End what is open, delete the keys, and remove the home."""
+    from .market import async_cancel, async_orders
+
+    entry = _entry(call)
+    if not await _is_administrator(call):
+        raise _invalid("administrators_only")
+    if not call.data[ATTR_CONFIRM]:
+        raise _invalid("not_confirmed")
+    session = entry.runtime_data.session
+    await _asked(session.async_refresh_market())
+    clock, data = session.clock, session.data
+    assert clock is not None
+    now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
+    if promised := sum(trade.energy_from(now) for trade in data.trades.values()):
+        raise _invalid("still_promised", energy=f"{promised / 1000:.3f}")
+    if data.queued:
+        raise _invalid("still_queued", readings=str(data.queued))
+    orders = [
+        order
+        for order in await _asked(async_orders(session))
+        if order["state"] == "open" and order["interval_start"] >= now
+    ]
+    for order in orders:
+        await _asked(async_cancel(session, order["order_id"]))
+    # Its owner may still ask the utility for it: the account is the connection's, not the key's.
+    balance = (data.balance_micro or 0) / 1e6
+    await call.hass.config_entries.async_remove(entry.entry_id)
+    return {"left": True, "orders_cancelled": len(orders), "balance": balance}
 
 
 def _invalid(key: str, **placeholders: str) -> ServiceValidationError:

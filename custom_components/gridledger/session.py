@@ -10,16 +10,17 @@ the integration waits for the network.
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from homeassistant.config_entries import ConfigEntry
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers import issue_registry as ir
+from homeassistant.helpers.dispatcher import async_dispatcher_send
 from homeassistant.helpers.update_coordinator import DataUpdateCoordinator
 from homeassistant.util import dt as dt_util
 
+from . import accounts
 from .client import (
     AuthenticationFailed,
     Event,
@@ -38,11 +39,15 @@ from .const import (
     CHAINCODE_METERING,
     DOMAIN,
     LOGGER,
+    ORDER_EVENTS,
     RECONCILE_S,
     RETENTION_S,
+    SIGNAL_ORDER,
+    SIGNAL_PRICE,
+    SIGNAL_TRADE,
     TRADES_KEPT,
 )
-from .models import LedgerData, Rate, Trade
+from .models import LedgerData, Rate, Trade, order_as_response
 from .outbox import Outbox, StoredReading
 
 if TYPE_CHECKING:
@@ -62,6 +67,7 @@ _OLD_EVENT_S: Final = 300.0
 _COMPARED_AT_ONCE: Final = 1000
 _PRUNE_APART_S: Final = 3600.0
 _TRADE_PAGES: Final = 50
+_ORDERS_SHOWN: Final = 200
 _WINDOW_INTERVALS: Final = 96
 """A sale's window is at most this long, so older trades deliver nothing any more."""
 
@@ -94,11 +100,17 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         self._readings_waiting = asyncio.Event()
         self._refresh_wanted = asyncio.Event()
         self._trade_listeners: list[Callable[[Trade], None]] = []
+        self._order_listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._checkpoint_stored_at = 0.0
         self._batch_limit = BATCH_READINGS
         self._told_down = False
         self._told_unexpected = ""
         self._market_lock = asyncio.Lock()
+        self.days_settled = 0
+        """Grows with each day of this home that is settled or corrected."""
+        self._zone: str | None = None
+        self._account_wanted = True
+        self._account_read_at: float | None = None
         self._pruned_at = -_PRUNE_APART_S
 
     @property
@@ -139,6 +151,12 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         """Call ``listener`` for each trade of this home as it is committed."""
         self._trade_listeners.append(listener)
         return lambda: self._trade_listeners.remove(listener)
+
+    @callback
+    def async_on_order(self, listener: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+        """Call ``listener`` for each order of this home whose state has changed."""
+        self._order_listeners.append(listener)
+        return lambda: self._order_listeners.remove(listener)
 
     async def _run(self) -> None:
         """Stay connected; after a failure wait a little longer each time, up to a minute."""
@@ -183,7 +201,11 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         """Connect, and then follow, send and ask until something fails."""
         settings = await self.client.evaluate(CHAINCODE_METERING, "metering:Settings")
         currency = await self.client.evaluate(CHAINCODE_ENERGY, "registry:Settings")
-        settings = {**settings, "currency": currency.get("currency", "EUR")}
+        settings = {
+            **settings,
+            "currency": currency.get("currency", "EUR"),
+            "grid_fee_micro_per_kwh": currency.get("grid_fee_micro_per_kwh", 0),
+        }
         if not self._adopt_settings(settings):
             raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
         await self._disk(self.outbox.store_fact, _FACT_SETTINGS, settings)
@@ -201,7 +223,11 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             clock = ChannelClock.from_settings(settings)
         except KeyError, TypeError, ValueError:
             return False
-        self.data = replace(self.data, currency=str(settings.get("currency") or "EUR"))
+        self.data = replace(
+            self.data,
+            currency=str(settings.get("currency") or "EUR"),
+            grid_fee_micro_per_kwh=int(settings.get("grid_fee_micro_per_kwh") or 0),
+        )
         if clock != self.clock:
             self.clock = clock
             if self.home is not None:
@@ -223,6 +249,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             # Its operator hasn't entered it yet: readings flow, sales are refused with the reason.
             LOGGER.debug("No connection point %s: %s", self.connection_id, error)
             return
+        self._zone = str(connection["zone"])
         self.data = replace(self.data, max_export_w=int(connection["max_export_w"]))
 
     # The market -----------------------------------------------------------------------------
@@ -236,6 +263,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         async with self._market_lock:  # or an older answer could replace a newer one
             try:
                 await self._refresh_market()
+                if self._account_wanted:
+                    await self._refresh_account()
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise GridLedgerError(f"the market's answer can't be read: {error!r}") from error
 
@@ -245,11 +274,13 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         local_midnight = self.clock.channel(dt_util.start_of_local_day().timestamp())
         since = min(local_midnight, now - _WINDOW_INTERVALS * self.clock.interval_s)
         evaluate = self.client.evaluate
-        balance, rates, trades = await asyncio.gather(
+        balance, rates, trades, orders = await asyncio.gather(
             evaluate(CHAINCODE_ENERGY, "wallet:Balance", {"account": self.connection_id}),
             evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": self.clock.day(now)}),
             self._read_trades(int(since)),
+            self._read_orders(self.clock.interval_at(now)),
         )
+        before = self.data
         rates = rates.get("rates", []) if isinstance(rates, dict) else rates
         self.async_set_updated_data(
             replace(
@@ -257,9 +288,82 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 balance_micro=int(balance["balance_micro"]),
                 rates=tuple(Rate.from_json(rate) for rate in rates),
                 trades=trades,
+                orders=orders,
                 market_known=True,
             )
         )
+        for order_id, order in (orders or {}).items():
+            # What the first look finds is no news.
+            known = before.orders
+            if known is None or order.get("state") == known.get(order_id, {}).get("state"):
+                continue
+            for listener in list(self._order_listeners):
+                listener(order)
+            self._signal(
+                SIGNAL_ORDER,
+                {
+                    **order_as_response(order, self.clock, self.data.currency),
+                    "change": ORDER_EVENTS.get(str(order.get("state")), "changed"),
+                },
+            )
+        for kind, old, new in (
+            ("sell", before.best_buy_rate, self.data.best_buy_rate),
+            ("buy", before.best_sell_rate, self.data.best_sell_rate),
+        ):
+            prices = [
+                None if rate is None else rate.price_micro_per_kwh / 1e6 for rate in (old, new)
+            ]
+            if prices[0] != prices[1]:
+                self._signal(
+                    SIGNAL_PRICE, {"kind": kind, "from_price": prices[0], "price": prices[1]}
+                )
+
+    @callback
+    def async_look_again(self) -> None:
+        """Read the market again soon: what this home does itself makes no event always."""
+        self._refresh_wanted.set()
+
+    @callback
+    def async_account_changed(self) -> None:
+        """Say that bills, permit or response events may have changed: read them again soon."""
+        self._account_wanted = True
+        self._refresh_wanted.set()
+
+    async def _refresh_account(self) -> None:
+        """Read bills, permit and response events, and tell what has changed."""
+        assert self.clock is not None
+        self._account_wanted = False
+        try:
+            found = await accounts.async_read_account(self, self._zone)
+        except BaseException:
+            self._account_wanted = True
+            raise
+        now = self.clock.channel(dt_util.utcnow().timestamp())
+        since = now if self._account_read_at is None else self._account_read_at
+        told = accounts.news(self.data, found, self.clock, since, now)
+        self._account_read_at = now
+        self.async_set_updated_data(replace(self.data, account=found))
+        accounts.async_show_issue(self.hass, self, self.data)
+        for name, change, data in told:
+            self._signal(name, {**data, "change": change})
+
+    @callback
+    def _signal(self, name: str, data: dict[str, Any]) -> None:
+        """Tell triggers."""
+        async_dispatcher_send(self.hass, name, self.config_entry.entry_id, data)
+
+    async def _read_orders(self, since: int) -> dict[str, Mapping[str, Any]] | None:
+        """Read the orders of intervals ahead, the first page; None where there are no books."""
+        try:
+            page = await self.client.evaluate(
+                CHAINCODE_ENERGY,
+                "book:Orders",
+                {"connection_id": self.connection_id, "from": since, "limit": _ORDERS_SHOWN},
+            )
+        except TransactionRefused as error:
+            LOGGER.debug("No orders of %s: %s", self.connection_id, error)
+            return None
+        return {str(order["order_id"]): order for order in page["orders"]}
 
     async def _read_trades(self, since: int) -> dict[str, Trade]:
         trades: dict[str, Trade] = {}
@@ -294,9 +398,11 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         while True:
             now = clock.channel(dt_util.utcnow().timestamp())
             until_day_s = (clock.day_start(now) + 86400 - now) / clock.rate
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(min(apart_s, until_day_s + _REFRESH_APART_S)):
                     await self._refresh_wanted.wait()
+            except TimeoutError:
+                self._account_wanted = True
             self._refresh_wanted.clear()
             await self.async_refresh_market()
             await asyncio.sleep(_REFRESH_APART_S)
@@ -322,6 +428,10 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
     def _handle_event(self, event: Event) -> bool:
         """Take one event; return whether it concerned this home."""
         if event.name != "trade":
+            if event.name in accounts.EVENTS and self._is_ours(event):
+                self._account_wanted = True
+            if event.name == "settled" and self.connection_id in str(event.json()):
+                self.days_settled += 1
             self._refresh_wanted.set()
             return False
         try:
@@ -341,8 +451,17 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if not old:
             for listener in list(self._trade_listeners):
                 listener(trade)
+            self._signal(SIGNAL_TRADE, trade.as_response(self.clock, self.data.currency))
         self._refresh_wanted.set()
         return True
+
+    def _is_ours(self, event: Event) -> bool:
+        """Whether an event names this home, or none."""
+        try:
+            told = event.json()
+            return told.get("connection_id") in (None, self.connection_id)
+        except ValueError, AttributeError:
+            return True  # then read what there is
 
     # Readings -------------------------------------------------------------------------------
 

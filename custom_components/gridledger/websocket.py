@@ -3,6 +3,9 @@
 Imported at start: nothing here needs installed requirements.
 """
 
+import asyncio
+from collections.abc import Awaitable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import voluptuous as vol
@@ -10,23 +13,50 @@ from homeassistant.components import websocket_api
 from homeassistant.config_entries import ConfigEntryState
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers import entity_registry as er
+from homeassistant.helpers import issue_registry as ir
 from homeassistant.util import dt as dt_util
 
-from .const import DOMAIN
+from .const import CONF_CA_URL, DEFAULT_PRODUCT, DOMAIN
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry
 
 _READINGS_SHOWN: Final = 30
 _TRADES_SHOWN: Final = 50
+_BILLS_SHOWN: Final = 50
+_SPAN_LIMIT: Final = timedelta(days=32)
 
 _HOMES: Any = {vol.Required("type"): f"{DOMAIN}/homes"}
 _OVERVIEW: Any = {vol.Required("type"): f"{DOMAIN}/overview", vol.Required("entry_id"): str}
 
 
+_MARKET: Any = {vol.Required("type"): f"{DOMAIN}/market", vol.Required("entry_id"): str}
+_ARCHIVE: Any = {
+    vol.Required("type"): f"{DOMAIN}/archive",
+    vol.Required("entry_id"): str,
+    vol.Required("start"): str,
+    vol.Required("end"): str,
+}
+_PROOF: Any = {
+    vol.Required("type"): f"{DOMAIN}/proof",
+    vol.Required("entry_id"): str,
+    vol.Required("transaction_id"): str,
+}
+_BILLS: Any = {vol.Required("type"): f"{DOMAIN}/bills", vol.Required("entry_id"): str}
+_BILL: Any = {
+    vol.Required("type"): f"{DOMAIN}/bill",
+    vol.Required("entry_id"): str,
+    vol.Required("from_day"): str,
+    vol.Required("run"): int,
+}
+_PLANT: Any = {vol.Required("type"): f"{DOMAIN}/plant", vol.Required("entry_id"): str}
+
+
 @callback
 def async_setup_commands(hass: HomeAssistant) -> None:
     """Register the commands."""
+    for command in (ws_market, ws_archive, ws_proof, ws_plant, ws_bills, ws_bill):
+        websocket_api.async_register_command(hass, command)
     websocket_api.async_register_command(hass, ws_homes)
     websocket_api.async_register_command(hass, ws_overview)
 
@@ -37,6 +67,173 @@ def _loaded(hass: HomeAssistant) -> list[GridLedgerConfigEntry]:
         for entry in hass.config_entries.async_entries(DOMAIN)
         if entry.state is ConfigEntryState.LOADED
     ]
+
+
+def _home(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> GridLedgerConfigEntry | None:
+    """Return the home that a command names; say so where there is none."""
+    for entry in _loaded(hass):
+        if entry.entry_id == msg["entry_id"]:
+            return entry
+    connection.send_error(msg["id"], websocket_api.ERR_NOT_FOUND, "No such home is loaded")
+    return None
+
+
+async def _answer(
+    connection: websocket_api.ActiveConnection,
+    msg: dict[str, Any],
+    question: Awaitable[dict[str, Any]],
+) -> None:
+    """Answer with what the ledger says, or with why it says nothing."""
+    from .client import GridLedgerError
+
+    try:
+        connection.send_result(msg["id"], await question)
+    except GridLedgerError as error:
+        connection.send_error(msg["id"], websocket_api.ERR_HOME_ASSISTANT_ERROR, str(error))
+
+
+@websocket_api.websocket_command(_MARKET)
+@websocket_api.async_response
+async def ws_market(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return rates, the book, own orders, and what the battery could sell."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .market import async_depth, async_orders, async_prices
+
+    runtime = entry.runtime_data
+    session = runtime.session
+
+    async def read() -> dict[str, Any]:
+        prices, depth, orders = await asyncio.gather(
+            async_prices(session, 2), async_depth(session, DEFAULT_PRODUCT), async_orders(session)
+        )
+        return {
+            "currency": session.data.currency,
+            "prices": prices,
+            "book": depth,
+            "orders": orders,
+            "battery": runtime.seller.battery(),
+            "max_export_w": session.data.max_export_w,
+        }
+
+    await _answer(connection, msg, read())
+
+
+@websocket_api.websocket_command(_ARCHIVE)
+@websocket_api.async_response
+async def ws_archive(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return a span's readings by the hour, its trades and postings."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    start, end = (dt_util.parse_datetime(msg[name]) for name in ("start", "end"))
+    if start is None or end is None or not start < end <= start + _SPAN_LIMIT:
+        connection.send_error(msg["id"], websocket_api.ERR_INVALID_FORMAT, "start or end")
+        return
+    from .archive import async_archive
+
+    runtime = entry.runtime_data
+    question = async_archive(runtime.session, runtime.outbox, start, end)
+    await _answer(connection, msg, question)
+
+
+@websocket_api.websocket_command(_PROOF)
+@websocket_api.async_response
+async def ws_proof(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return where a transaction stands in the chain, and who endorsed it."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .archive import async_proof
+
+    session = entry.runtime_data.session
+    await _answer(connection, msg, async_proof(session, msg["transaction_id"]))
+
+
+@websocket_api.websocket_command(_BILLS)
+@websocket_api.async_response
+async def ws_bills(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return the home's bills and credit notes, the newest first."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .accounts import async_bills
+
+    session = entry.runtime_data.session
+
+    async def read() -> dict[str, Any]:
+        return {"bills": (await async_bills(session))[:_BILLS_SHOWN]}
+
+    await _answer(connection, msg, read())
+
+
+@websocket_api.websocket_command(_BILL)
+@websocket_api.async_response
+async def ws_bill(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return all lines of a bill."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .accounts import async_bill_lines
+
+    session = entry.runtime_data.session
+    await _answer(connection, msg, async_bill_lines(session, msg["from_day"], msg["run"]))
+
+
+@websocket_api.websocket_command(_PLANT)
+@websocket_api.async_response
+async def ws_plant(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return the plant's sensors, what is odd about them, and how metering and ledger stand."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .plant_form import plant_sensors, plant_warnings
+    from .renewal import renewal_due
+
+    runtime = entry.runtime_data
+    session, plant = runtime.session, runtime.home.plant
+    odd = {(one.field, one.entity_id): one.kind for one in plant_warnings(hass, plant)}
+    certificate = session.client.identity.certificate
+    summary = await hass.async_add_executor_job(runtime.outbox.summary)
+    issues = ir.async_get(hass).issues
+    connection.send_result(
+        msg["id"],
+        {
+            "sensors": [
+                {"field": field, "entity_id": entity_id, "odd": odd.get((field, entity_id))}
+                for field, entity_id in plant_sensors(plant)
+            ],
+            "connected": session.data.connected,
+            "gateway": session.client.address,
+            "gateways": list(session.client.addresses),
+            "utility": session.msp_id,
+            "channel": session.client.channel,
+            "connection_id": session.connection_id,
+            "meter_id": session.meter_id,
+            "metering": bool(runtime.home.meter and runtime.home.meter.started),
+            "queued": summary.queued,
+            "refused": summary.refused,
+            "certificate_until": certificate.not_valid_after_utc.isoformat(),
+            "renewal_at": renewal_due(session.client.identity).isoformat(),
+            "renews_itself": CONF_CA_URL in entry.data,
+            "battery": runtime.seller.battery(),
+            "max_export_w": session.data.max_export_w,
+            "issues": [
+                issue.translation_key
+                for (domain, issue_id), issue in issues.items()
+                if domain == DOMAIN and issue_id.endswith(entry.entry_id) and issue.active
+            ],
+        },
+    )
 
 
 @websocket_api.websocket_command(_HOMES)
@@ -74,11 +271,7 @@ async def ws_overview(
     hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
 ) -> None:
     """Return a home's latest trades, rates and readings."""
-    for entry in _loaded(hass):
-        if entry.entry_id == msg["entry_id"]:
-            break
-    else:
-        connection.send_error(msg["id"], websocket_api.ERR_NOT_FOUND, "No such home is loaded")
+    if (entry := _home(hass, connection, msg)) is None:
         return
     runtime = entry.runtime_data
     session = runtime.session

@@ -47,3 +47,10 @@ def test_sums_end_where_the_recorder_begins(lived: tuple[Neighbourhood, list[Hou
     for row in imports["sensor.inverter_pv_power"]:
         assert 0 <= row["min"] <= row["mean"] <= row["max"] <= 8000
     assert 0 < hood.homes[0].soc_percent < 100
+
+
+@pytest.mark.parametrize("rate", [60, 720])
+def test_with_a_fast_clock_it_ends_there_too(rate: int) -> None:
+    hood = Neighbourhood.create(1, 900, ORIGIN - HISTORY_S)
+    live_through(hood, Replay(ORIGIN, ANCHOR, rate), ORIGIN)
+    assert hood.time == ORIGIN

@@ -248,7 +248,23 @@ def check_readings_rise(readings: list[dict[str, Any]]) -> None:
     assert len({reading["interval_start"] for reading in readings}) == len(readings)
 
 
+async def test_what_repeats_the_owners_sensors_is_disabled(hass: HomeAssistant, home: Any) -> None:
+    entities = er.async_entries_for_config_entry(er.async_get(hass), home.entry_id)
+    disabled = {
+        entity.unique_id.removeprefix(f"{home.unique_id}_")
+        for entity in entities
+        if entity.disabled_by
+    }
+    assert {"pv_power", "battery_level", "grid_power", "grid_import_energy"} <= disabled
+    assert not {"consumption_power", "stored_energy", "best_rate", "balance"} & disabled
+    assert len(entities) - len(disabled) <= 25
+
+
 async def test_entities(hass: HomeAssistant, home: Any) -> None:
+    for entity in er.async_entries_for_config_entry(er.async_get(hass), home.entry_id):
+        er.async_get(hass).async_update_entity(entity.entity_id, disabled_by=None)
+    await hass.config_entries.async_reload(home.entry_id)
+    await eventually(lambda: home.runtime_data.session.data.connected)
     await House(hass).live(2.5)
     report_plant(hass, imported=1001, exported=501)
     home.runtime_data.home._publish()
@@ -271,7 +287,9 @@ async def test_entities(hass: HomeAssistant, home: Any) -> None:
     assert float(value["energy_sold_today"]) == 0
     assert float(value["delivery_power"]) == 0
     assert float(value["grid_import_energy"]) > 0
-    assert len(entities) <= 25
+    assert value["plant_fault"] == "off"
+    assert value["open_orders"] == "0"
+    assert dt_util.parse_datetime(value["certificate_expires"]) > dt_util.utcnow()
     devices = dr.async_entries_for_config_entry(dr.async_get(hass), home.entry_id)
     [root] = [device for device in devices if (DOMAIN, home.unique_id) in device.identifiers]
     assert {d.via_device_id for d in devices if d is not root} == {root.id}
@@ -410,7 +428,7 @@ async def test_the_cards_read_everything(
     await client.send_json_auto_id({"type": "gridledger/homes"})
     [shown] = (await client.receive_json())["result"]["homes"]
     assert shown["sources"]["battery_level"] == [LEVEL]
-    assert {"pv_power", "trade", "ledger_connected"} <= set(shown["entities"])
+    assert {"consumption_power", "trade", "ledger_connected"} <= set(shown["entities"])
     await client.send_json_auto_id({"type": "gridledger/overview", "entry_id": home.entry_id})
     overview = (await client.receive_json())["result"]
     assert overview["connected"] is True

@@ -359,6 +359,37 @@ def test_a_command_that_cannot_be_carried_out(
 # -- verify ------------------------------------------------------------------------------------
 
 
+def test_export_of_a_home(running: RunningNetwork, shell: Shell, tmp_path: Path) -> None:
+    """All that two chaincodes have of it, in a file that is its owner's alone."""
+    connection = {
+        "connection_id": "CP-EXPORT",
+        "utility": "AuroraMSP",
+        "zone": "NORTH",
+        "max_export_w": 10_000,
+        "max_import_w": 20_000,
+    }
+    shell.json(
+        "contract", "invoke", "energy", "registry:RegisterConnection", json.dumps(connection)
+    )
+    out = tmp_path / "home.json"
+    done = shell.json("export", "CP-EXPORT", "--out", str(out))
+    assert done == {"file": str(out), "private": 0, "public": 1}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    file = json.loads(out.read_text())
+    assert (file["format"], file["utility"]) == ("gridledger-export/1", "AuroraMSP")
+    assert file["channel"] == running.network.channel
+    assert file["private"] == []
+    assert [record["key"] for record in file["public"]] == ["connection/CP-EXPORT"]
+    assert file["public"][0]["value"]["zone"] == "NORTH"
+    refused = shell.refused("export", "CP-EXPORT", "--out", str(out))
+    assert refused == f"{out} exists already; name another file with --out"
+    other = str(tmp_path / "other.json")
+    assert "CP-NONE is not registered" in shell.refused("export", "CP-NONE", "--out", other)
+    foreign = shell.refused("export", "CP-EXPORT", "--out", other, "--utility", "Boreal")
+    assert "may not export what is kept of CP-EXPORT" in foreign
+    assert not Path(other).exists()
+
+
 def test_verify_while_the_network_runs(running: RunningNetwork, shell: Shell) -> None:
     """It only reads: the peers go on writing meanwhile, and verify clean themselves."""
     done = shell("verify")

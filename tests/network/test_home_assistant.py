@@ -35,7 +35,7 @@ from demo.home_assistant import (
     connect_home,
 )
 from demo.homes import ORIGIN
-from gridledger_client import GatewayClient, GridLedgerError, fingerprint
+from gridledger_client import GatewayClient, GridLedgerError, Invitation, fingerprint
 
 from .conftest import RunningNetwork, start_network, stop_network
 
@@ -56,6 +56,7 @@ METER = f"HA-{CONNECTION}"
 CAPACITY_KWH = 10.0
 RESERVE_PERCENT = 20
 BATTERY_W = 5000
+EFFICIENCY = 0.95
 WITHIN_S = 90
 DIRECTIONS = ("import", "export")
 
@@ -69,13 +70,27 @@ class Flow:
     export_w: int
 
 
+@dataclass(frozen=True)
+class Command:
+    """What the battery was told: it ends by itself. Instants are real epoch seconds."""
+
+    at: float
+    mode: str
+    power_w: int
+    until: float
+
+
 class Inverter:
-    """An inverter whose registers, in Wh, are a function of time."""
+    """An inverter whose registers, in Wh, are a function of time.
+
+    Its battery does nothing by itself; told to discharge, it does so until the command ends.
+    """
 
     base_wh = (12_345_678, 2_345_678)
 
     def __init__(self) -> None:
-        self.level_percent = 80.0
+        self.commands: list[Command] = []
+        self._level = (time.time(), 80.0)
         self._flows = [Flow(time.time(), 0, 0)]
         self._runner: web.AppRunner | None = None
 
@@ -102,6 +117,31 @@ class Inverter:
             if flow.since <= until and end >= since
         )
 
+    @property
+    def level_percent(self) -> float:
+        """How full the battery is now."""
+        since, level = self._level
+        drawn = 0.0
+        now = time.time()
+        ends = [command.at for command in self.commands[1:]] + [now]
+        for command, end in zip(self.commands, ends[: len(self.commands)], strict=True):
+            seconds = max(0.0, min(end, command.until, now) - max(since, command.at))
+            if command.mode == "discharge":
+                drawn += command.power_w * seconds / 3600 / EFFICIENCY
+        return level - drawn / (10 * CAPACITY_KWH)
+
+    @level_percent.setter
+    def level_percent(self, level: float) -> None:
+        self._level = (time.time(), level)
+
+    @property
+    def command(self) -> Command | None:
+        """The command that holds, None in automatic."""
+        last = self.commands[-1] if self.commands else None
+        if last is None or last.mode == "auto" or last.until <= time.time():
+            return None
+        return last
+
     def registers_wh(self) -> tuple[int, int]:
         """What the registers show now."""
         now = self.energy_wh(time.time())
@@ -111,6 +151,7 @@ class Inverter:
         """Listen on loopback; return the address."""
         application = web.Application()
         application.router.add_get("/api/status", self._status)
+        application.router.add_post("/api/battery", self._battery)
         self._runner = web.AppRunner(application, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -120,8 +161,17 @@ class Inverter:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _battery(self, request: web.Request) -> web.Response:
+        told = await request.json()
+        until = datetime.fromisoformat(told["until"]).timestamp()
+        self.commands.append(
+            Command(time.time(), told["mode"], int(told.get("power_w") or 0), until)
+        )
+        return web.json_response({})
+
     async def _status(self, _request: web.Request) -> web.Response:
-        flow = self._flows[-1]
+        flow, command = self._flows[-1], self.command
+        given = command.power_w if command is not None and command.mode == "discharge" else 0
         imported, exported = self.registers_wh()
         return web.json_response(
             {
@@ -129,14 +179,14 @@ class Inverter:
                 "pv_energy_wh": 0,
                 "load_power_w": 0,
                 "load_energy_wh": 0,
-                "grid_power_w": flow.import_w - flow.export_w,
+                "grid_power_w": flow.import_w - flow.export_w - given,
                 "import_energy_wh": imported,
                 "export_energy_wh": exported,
-                "battery_power_w": 0,
+                "battery_power_w": given,
                 "battery_soc_percent": self.level_percent,
                 "battery_charge_energy_wh": 0,
                 "battery_discharge_energy_wh": 0,
-                "battery_mode": "auto",
+                "battery_mode": "auto" if command is None else command.mode,
             }
         )
 
@@ -332,18 +382,18 @@ async def prepare(running: RunningNetwork) -> None:
         await supplier.client.close()
 
 
-def invitation(running: RunningNetwork) -> dict[str, str]:
+def invitation(running: RunningNetwork) -> str:
     """What the home's owner gets from its utility."""
     aurora = running.network.utility("Aurora")
     enrollment_id = CONNECTION.lower()
-    return {
-        "gateways": ", ".join(each.gateway_address for each in running.network.utilities),
-        "ca_url": aurora.ca_url,
-        "channel": running.network.channel,
-        "enrollment_id": enrollment_id,
-        "secret": running.register("Aurora", enrollment_id, role="home", connection=CONNECTION),
-        "fingerprint": fingerprint(running.network.tls_bundle_pem),
-    }
+    return Invitation(
+        tuple(each.gateway_address for each in running.network.utilities),
+        aurora.ca_url,
+        running.network.channel,
+        fingerprint(running.network.tls_bundle_pem),
+        enrollment_id,
+        running.register("Aurora", enrollment_id, role="home", connection=CONNECTION),
+    ).encode()
 
 
 async def sample_each_second(house: HomeAssistant) -> None:
@@ -604,3 +654,59 @@ async def check_bad_sales(site: Site, api: Api) -> None:
     with pytest.raises(HomeAssistantError, match=r"500 .*ledger can't be reached"):
         await call(api, "sell_energy", {"energy": 0.1})
     await site.start_ledger()
+
+
+async def control_battery(api: Api) -> None:
+    """Add battery control: the owner's actions, which the inverter ends by itself."""
+    [entry] = await api.get("/api/config/config_entries/entry?domain=gridledger")
+    flows = "/api/config/config_entries/subentries/flow"
+    step = await api.post(flows, {"handler": [entry["entry_id"], "battery_control"]})
+    step = await api.post(f"{flows}/{step['flow_id']}", {"preset": "custom"})
+    command = {
+        "action": "rest_command.inverter_battery",
+        "data": {name: f"{{{{ {name} }}}}" for name in ("mode", "power_w", "until")},
+    }
+    step = await api.post(
+        f"{flows}/{step['flow_id']}",
+        {
+            "advise_only": False,
+            "falls_back": True,
+            "round_trip": 90,
+            "wear": 0,
+            "priority": 5,
+            **{f"action_{mode}": [command] for mode in ("auto", "hold", "charge", "discharge")},
+        },
+    )
+    assert step["type"] == "create_entry", step
+
+
+async def test_killed_while_it_sells_stored_energy(site: Site) -> None:
+    """The inverter falls back by itself, above the reserve; a new start ends what is left."""
+    inverter = site.inverter
+    inverter.flow(0, 0)
+    async with await site.house.connect() as api:
+        await control_battery(api)
+        # Four minutes of delivery, for which the battery has enough when they are sold ...
+        sold = await call(api, "sell_energy", {"energy": 0.3})
+        assert sold["status"] == "committed"
+        # ... and not any more when they begin.
+        inverter.level_percent = RESERVE_PERCENT + 0.95
+
+    def discharges() -> bool:
+        return inverter.command is not None and inverter.command.mode == "discharge"
+
+    await eventually(discharges, within_s=150)
+    await site.kill_home_assistant()
+    command = inverter.command
+    assert command is not None
+    assert command.until - time.time() < 80, "the reserve is nearer than the end of the sale"
+    await asyncio.sleep(command.until - time.time() + 1)
+    assert inverter.command is None
+    left = inverter.level_percent
+    assert RESERVE_PERCENT <= left < RESERVE_PERCENT + 0.95
+
+    told = len(inverter.commands)
+    await site.start_home_assistant()
+    await eventually(lambda: len(inverter.commands) > told, within_s=150)
+    assert {each.mode for each in inverter.commands[told:]} <= {"auto", "hold"}
+    assert inverter.level_percent == left

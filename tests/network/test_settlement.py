@@ -1,7 +1,7 @@
-"""A day is settled on a real network: private at one utility, checked and paid by all.
+"""A day is settled and billed by the utilities' agents: private at one, checked by all.
 
 Channel time runs at a day in twenty seconds. Aurora's peers alone hold the readings; Boreal's and
-Cielo's endorse the payment, by the commitments that they have.
+Cielo's endorse payment and bill, by the commitments that they have.
 """
 
 import asyncio
@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from consortium.contracts.clock import DAY_S, day_of
+from consortium.contracts.clock import DAY_S, day_start
 from consortium.identity.certificates import generate_key, key_pem
+from consortium.node import agreements
+from consortium.node.agreements import beginning, channel_time, ensure_agreements, supply
 from consortium.node.network import Replay, create_network
-from gridledger_client import GatewayClient, TransactionRefused
+from gridledger_client import GatewayClient, GridLedgerError, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, batch_transient
 
 from .conftest import RunningNetwork, start_network, stop_network
@@ -26,49 +28,17 @@ HOUR_S = 3600
 RATE = DAY_S // 20
 ORIGIN = 1_795_219_200
 """2026-11-21T00:00:00Z."""
-TERMS = {
-    "supplier": "AuroraMSP",
-    "region": None,
-    "tariff": 300_000,
-    "base_rate": 50_000,
-    "rest": "settled",
-    "shortfall_price": 350_000,
-    "surplus_price": 40_000,
-    "import_fee": 0,
-    "shared_fee": 0,
-    "netting_intervals": 1,
-    "final_after_working_days": 10,
-    "adjustable_days": 425,
-}
+MARGIN_S = 4.0
+NOON = 13
+"""The hour of a Central European day at which it is noon in UTC."""
 HOMES = {"CP-BUY": (600, 0), "CP-SUN": (0, 1000)}
 """What each imports and exports at noon."""
 
 
-def channel_time(replay: Replay) -> int:
-    return replay.origin + (int(time.time()) - replay.anchor) * replay.rate
-
-
-async def agreed_day(aurora: GatewayClient, boreal: GatewayClient, replay: Replay) -> int:
-    """Agree on terms and return the first day on which they hold."""
-    while True:
-        start = (channel_time(replay) + DAY_S // 2) // DAY_S * DAY_S + DAY_S
-        try:
-            proposed = await aurora.submit(
-                "energy", "settlement:ProposeTerms", {"terms": TERMS, "effective_from": start}
-            )
-            await boreal.submit(
-                "energy",
-                "settlement:ApproveTerms",
-                {"supplier": "AuroraMSP", "version": proposed.result["version"]},
-            )
-        except TransactionRefused:  # the machine was too slow, and the day has come
-            continue
-        return start
-
-
-async def read(aurora: GatewayClient, running: RunningNetwork, start: int) -> None:
-    """Aurora's meters, and a day of signed readings."""
+async def read(aurora: GatewayClient, running: RunningNetwork, day: str) -> None:
+    """Aurora's meters and supplies, and a day of signed readings."""
     readings = []
+    start = day_start(day) - HOUR_S  # Central European Time
     for name, (import_wh, export_wh) in HOMES.items():
         await aurora.submit(
             "energy",
@@ -80,6 +50,9 @@ async def read(aurora: GatewayClient, running: RunningNetwork, start: int) -> No
                 "max_export_w": 10_000,
                 "max_import_w": 20_000,
             },
+        )
+        await aurora.submit(
+            "energy", "billing:AgreeSupply", {"supply": supply(name, "AuroraMSP", day)}
         )
         key = MeterKey(key_pem(generate_key()), name.encode() * 4)
         await aurora.submit(
@@ -99,18 +72,16 @@ async def read(aurora: GatewayClient, running: RunningNetwork, start: int) -> No
                     f"M-{name}",
                     start + hour * HOUR_S,
                     HOUR_S,
-                    import_wh if hour == 12 else 0,
-                    export_wh if hour == 12 else 0,
-                    import_wh if hour >= 12 else 0,
-                    export_wh if hour >= 12 else 0,
+                    import_wh if hour == NOON else 0,
+                    export_wh if hour == NOON else 0,
+                    import_wh if hour >= NOON else 0,
+                    export_wh if hour >= NOON else 0,
                 ),
                 running.network.channel,
             )
             for hour in range(24)
         ]
-    replay = running.network.replay
-    assert replay is not None
-    left_s = (start + DAY_S - channel_time(replay)) / replay.rate
+    left_s = (start + DAY_S - channel_time(running.network)) / RATE
     await asyncio.sleep(max(0, left_s) + 2)
     accepted = await aurora.submit(
         "metering",
@@ -122,56 +93,74 @@ async def read(aurora: GatewayClient, running: RunningNetwork, start: int) -> No
     assert accepted.result["accepted"] == str(24 * len(HOMES)), accepted.result
 
 
-async def test_a_day_is_settled(tmp_path: Path) -> None:
+async def answered(client: GatewayClient, function: str, argument: dict[str, Any]) -> Any:
+    """What a query answers, as soon as it does."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                return await client.evaluate("energy", function, argument)
+            except GridLedgerError:
+                await asyncio.sleep(0.3)
+
+
+async def test_a_day_is_settled_and_billed_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = {"rest": "settled", "tariff": 300_000, "base_rate": 50_000}
+    usual = agreements.settlement_terms
+    monkeypatch.setattr(agreements, "settlement_terms", lambda name: {**usual(name), **terms})
     replay = Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE)
     network = create_network(tmp_path / "data", interval_s=HOUR_S, replay=replay, base_port=27_300)
+    for utility in network.utilities:
+        settings = utility.directory / "peer" / "agent.json"
+        settings.write_text('{"poll_s": 0.5, "days_poll_s": 1}')
     running = await asyncio.to_thread(start_network, network, tmp_path / "log")
     try:
         async with (
             running.client("Aurora") as aurora,
             running.client("Boreal") as boreal,
         ):
-            start = await agreed_day(aurora, boreal, replay)
-            await read(aurora, running, start)
-            await settle(aurora, boreal, day_of(start))
+            agreed = await ensure_agreements(network, margin_s=MARGIN_S)
+            assert len(agreed) == 5 + 2 * len(network.utilities)
+            day = beginning(network, MARGIN_S).first_day
+            await read(aurora, running, day)
+            await settled(aurora, boreal, day)
+            await billed(aurora, day)
+            await checked(aurora, boreal, day)
+            assert await ensure_agreements(network, margin_s=MARGIN_S) == []
     finally:
         await asyncio.to_thread(stop_network, running)
 
 
-async def settle(aurora: GatewayClient, boreal: GatewayClient, day: str) -> None:
+async def settled(aurora: GatewayClient, boreal: GatewayClient, day: str) -> None:
+    """The day is posted without anybody's doing, and nothing else can be."""
     where = {"utility": "AuroraMSP", "day": day, "run": "provisional"}
-    committed = await aurora.submit(
-        "metering",
-        "daybook:Commit",
-        {**where, "connections": sorted(HOMES)},
-        endorsing_organizations=["AuroraMSP"],
-    )
-    records: list[dict[str, Any]] = committed.result["records"]
-    # Boreal's peer has the hashes, and not the records.
-    told = await boreal.evaluate(
-        "metering",
-        "commitment:Of",
-        {"utility": "AuroraMSP", "keys": [one["key"] for one in records]},
-        endorsing_organizations=["BorealMSP"],
-    )
-    assert [one["commitment"] for one in told["commitments"]] == [
-        one["commitment"] for one in records
-    ]
-    summaries = [
-        (await aurora.evaluate("metering", "daybook:Record", {**where, "connection_id": name}))[
-            "summary"
-        ]
-        for name in sorted(HOMES)
-    ]
+    summaries = []
+    for name in sorted(HOMES):
+        posted = await answered(aurora, "settlement:Posted", {"connection_id": name, "day": day})
+        found = await aurora.evaluate(
+            "metering", "daybook:Record", {**where, "connection_id": name}
+        )
+        assert posted["summary"] == found["summary"]
+        summaries.append(found["summary"])
+        # Boreal's peer has the hash, and not the record.
+        told = await boreal.evaluate(
+            "metering",
+            "commitment:Of",
+            {"utility": "AuroraMSP", "keys": [f"st/{day}/provisional/{name}"]},
+            endorsing_organizations=["BorealMSP"],
+        )
+        assert [one["commitment"] for one in told["commitments"]] == [posted["commitment"]]
     altered = copy.deepcopy(summaries)
     altered[0]["sums"][0]["amount_micro"] = "-179999"
     with pytest.raises(TransactionRefused, match="has committed to"):
         await aurora.submit("energy", "settlement:Post", {**where, "summaries": altered})
-    posted = await aurora.submit("energy", "settlement:Post", {**where, "summaries": summaries})
-    assert posted.result["posted"] == sorted(HOMES)
+    again = await aurora.submit("energy", "settlement:Post", {**where, "summaries": summaries})
+    assert again.result["known"] == sorted(HOMES)
     for name, expected in (("CP-BUY", "-180000"), ("CP-SUN", "50000")):
-        balance = await aurora.evaluate("energy", "wallet:Balance", {"account": name})
-        assert balance["balance_micro"] == expected
+        statement = await aurora.evaluate("energy", "wallet:Statement", {"account": name})
+        amounts = {one["kind"]: one["amount_micro"] for one in statement["entries"]}
+        assert amounts["import" if name == "CP-BUY" else "feed_in"] == expected
     lot = await boreal.evaluate(
         "energy",
         "token:Lot",
@@ -181,3 +170,34 @@ async def settle(aurora: GatewayClient, boreal: GatewayClient, day: str) -> None
     assert lot["holdings"] == [
         {"holder": "SUPPLIER-AURORA", "energy_wh": "1000", "retired_wh": "0"}
     ]
+
+
+async def billed(aurora: GatewayClient, day: str) -> None:
+    """The bill is posted too: what settlement paid isn't in it again, only the standing charge."""
+    for name in sorted(HOMES):
+        found = await answered(aurora, "billing:Bill", {"connection_id": name, "number": 1})
+        assert found["document"]["from_day"] == day
+        # 0.23 and 8.1 % of tax, to the cent.
+        assert found["document"]["total_micro"] == "250000"
+
+
+async def checked(aurora: GatewayClient, boreal: GatewayClient, day: str) -> None:
+    """Boreal, whose peer holds none of it, is shown one interval, and adds the money up."""
+    where = {"utility": "AuroraMSP", "day": day, "run": "provisional"}
+    sun = {**where, "connection_id": "CP-SUN"}
+    (row,) = (await aurora.evaluate("metering", "daybook:Record", sun))["opened"]["rows"]
+    opening = await aurora.evaluate(
+        "metering", "daybook:Open", {**sun, "interval_start": row["interval_start"]}
+    )
+    own = {"endorsing_organizations": ["BorealMSP"]}
+    found = await boreal.evaluate("energy", "challenge:Check", {"opening": opening}, **own)
+    assert found == {"committed": True, "holds": True, "difference": None}
+    opening["windows"][0]["rows"][0]["export_wh"] = "1001"
+    found = await boreal.evaluate("energy", "challenge:Check", {"opening": opening}, **own)
+    assert not found["committed"]
+    audited = await aurora.evaluate(
+        "metering", "daybook:Audit", {**where, "connections": sorted(HOMES)}
+    )
+    assert [one["verdict"] for one in audited] == ["agrees", "agrees"]
+    summed = await boreal.evaluate("energy", "oversight:ZeroSum", {}, **own)
+    assert (summed["sum_micro"], summed["bookmark"]) == ("0", None)

@@ -9,7 +9,15 @@ The same folder is the package ``gridledger_client`` for command line, demonstra
 it imports nothing of Home Assistant.
 """
 
-from .enrolment import AuthorityInfo, Credentials, enroll, fetch_bundle, fetch_info, fingerprint
+from .enrolment import (
+    AuthorityInfo,
+    Credentials,
+    enroll,
+    fetch_bundle,
+    fetch_info,
+    fingerprint,
+    reenroll,
+)
 from .errors import (
     AuthenticationFailed,
     CommitFailed,
@@ -30,6 +38,7 @@ from .gateway import (
     SignedTransaction,
 )
 from .identity import Identity, generate_key_pem
+from .invitation import Invitation
 from .readings import MeterKey, Quality, Reading, SignedReading
 
 __all__ = [
@@ -47,6 +56,7 @@ __all__ = [
     "GridLedgerError",
     "Identity",
     "InvalidInput",
+    "Invitation",
     "MeterKey",
     "PreparedTransaction",
     "Quality",
@@ -60,4 +70,5 @@ __all__ = [
     "fetch_info",
     "fingerprint",
     "generate_key_pem",
+    "reenroll",
 ]

@@ -10,10 +10,11 @@ import hashlib
 import json
 import ssl
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from cryptography import x509
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from .errors import AuthenticationFailed, ConnectionFailed, GridLedgerError, InvalidInput, Timeout
-from .identity import generate_key_pem, load_private_key
+from .identity import Identity, generate_key_pem, load_private_key
 
 _ATTRIBUTES_OID = x509.ObjectIdentifier("1.2.3.4.5.6.7.8.1")
 DEADLINE_S = 20
@@ -234,22 +235,87 @@ async def enroll(
         InvalidInput: bundle, address or answer can't be used.
     """
     key_pem = key_pem or generate_key_pem()
-    key = load_private_key(key_pem)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, enrollment_id)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
     login = f"{enrollment_id}:{secret}".encode()
-    result = await _call(
+    return await _certify(
         session,
-        "POST",
-        ca_url.rstrip("/") + "/api/v1/enroll",
-        trusting(trust_pem),
-        headers={"Authorization": f"Basic {b64encode(login).decode()}"},
-        json={
+        ca_url,
+        "enroll",
+        enrollment_id,
+        key_pem,
+        trust_pem,
+        lambda _path, _body: f"Basic {b64encode(login).decode()}",
+    )
+
+
+async def reenroll(
+    ca_url: str,
+    identity: Identity,
+    trust_pem: bytes,
+    *,
+    session: aiohttp.ClientSession | None = None,
+    key_pem: bytes | None = None,
+) -> Credentials:
+    """Have a successor of a certificate issued that is still valid; no secret is needed.
+
+    The request is signed with the certificate's key. ``key_pem`` is the successor's key, made
+    here unless given.
+
+    Raises:
+        AuthenticationFailed: the CA doesn't take the certificate any more.
+        ConnectionFailed, Timeout, InvalidInput: as for :func:`enroll`.
+    """
+    names = identity.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    certificate = b64encode(identity.certificate_pem).decode()
+
+    def token(path: str, body: bytes) -> str:
+        # fabric-ca's token: the certificate, and a signature over all that is asked.
+        parts = (path.encode(), body, identity.certificate_pem)
+        payload = ".".join(("POST", *(b64encode(part).decode() for part in parts)))
+        return f"{certificate}.{b64encode(identity.sign(payload.encode())).decode()}"
+
+    return await _certify(
+        session,
+        ca_url,
+        "reenroll",
+        str(names[0].value) if names else "",
+        key_pem or generate_key_pem(),
+        trust_pem,
+        token,
+    )
+
+
+async def _certify(
+    session: aiohttp.ClientSession | None,
+    ca_url: str,
+    verb: str,
+    common_name: str,
+    key_pem: bytes,
+    trust_pem: bytes,
+    authorization: Callable[[str, bytes], str],
+) -> Credentials:
+    """Ask a CA for a certificate; ``authorization`` makes the header from path and body."""
+    key = load_private_key(key_pem)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    body = json.dumps(
+        {
             "certificate_request": request.public_bytes(serialization.Encoding.PEM).decode(),
             "profile": "",
             "label": "",
             "caname": "",
+        }
+    ).encode()
+    url = f"{ca_url.rstrip('/')}/api/v1/{verb}"
+    result = await _call(
+        session,
+        "POST",
+        url,
+        trusting(trust_pem),
+        headers={
+            "Authorization": authorization(urlsplit(url).path, body),
+            "Content-Type": "application/json",
         },
+        data=body,
     )
     certificate_pem = _pem_field(result, "Cert")
     if _certificates(certificate_pem)[0].public_key() != key.public_key():

@@ -79,6 +79,8 @@ class PreparedTransaction:
     endorsing_organizations: tuple[str, ...] = ()
     raw: bool = False
     """Whether the answer is bytes rather than JSON."""
+    identity: Identity | None = None
+    """Who proposed it and has to sign it, though a renewed identity may have taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,7 @@ class GatewayClient:
             self.identity.sign(proposal),
             tuple(endorsing_organizations),
             raw=not (argument is None or isinstance(argument, Mapping)),
+            identity=self.identity,
         )
 
     async def evaluate(
@@ -314,7 +317,7 @@ class GatewayClient:
         )
         envelope = response.prepared_transaction
         result = _checked_result(prepared, envelope.payload)
-        envelope.signature = self.identity.sign(envelope.payload)
+        envelope.signature = (prepared.identity or self.identity).sign(envelope.payload)
         return SignedTransaction(prepared.transaction_id, envelope.SerializeToString(), result)
 
     async def submit_signed(self, signed: SignedTransaction) -> None:

@@ -1,5 +1,6 @@
 /*
- * GridLedger's dashboard: a strategy and its cards. One module, no build step, no outside request.
+ * GridLedger's dashboard: a strategy, and the cards of its first view. No build step, no
+ * outside request; views.js has the other cards, shared.js what they all need.
  *
  * What core has (history graphs, tiles) is used as it is; drawn here is only what core lacks: the
  * flow with the neighbours, sales, and readings with their way into the ledger. Texts come from
@@ -7,231 +8,27 @@
  * and a table, and nothing moves where the reader asked for less motion.
  */
 
-const DOMAIN = "gridledger";
+// The version in our own address: what we import is never older or newer than we are.
+const VERSION = new URL(import.meta.url).search;
+const {
+  DOMAIN,
+  loadHomes,
+  loadTexts,
+  escapeHtml,
+  language,
+  formatNumber,
+  formatPower,
+  formatMoney,
+  formatTime,
+  watts,
+  number,
+  STYLE,
+  heading,
+  table,
+  GridLedgerCard,
+} = await import(`./shared.js${VERSION}`);
+
 const GRAPH_HOURS = 3;
-
-/* What all cards share ------------------------------------------------------------------------ */
-
-let homesPromise;
-
-/** The homes and their entities; asked once, and again after a failure. */
-function loadHomes(hass, fresh = false) {
-  if (!homesPromise || fresh) {
-    homesPromise = hass
-      .callWS({ type: `${DOMAIN}/homes` })
-      .then((result) => result.homes)
-      .catch((error) => {
-        homesPromise = undefined;
-        throw error;
-      });
-  }
-  return homesPromise;
-}
-
-const textPromises = new Map();
-
-/** The texts of the reader's language, English behind them. */
-function loadTexts(hass) {
-  const language = hass.language || "en";
-  if (!textPromises.has(language)) {
-    textPromises.set(
-      language,
-      hass
-        .callWS({
-          type: "frontend/get_translations",
-          language,
-          category: "common",
-          integration: [DOMAIN],
-        })
-        .then(({ resources }) => {
-          const prefix = `component.${DOMAIN}.common.`;
-          const texts = {};
-          for (const [key, text] of Object.entries(resources)) {
-            if (key.startsWith(prefix)) texts[key.slice(prefix.length)] = text;
-          }
-          return texts;
-        })
-        .catch((error) => {
-          textPromises.delete(language);
-          throw error;
-        }),
-    );
-  }
-  return textPromises.get(language);
-}
-
-function escapeHtml(value) {
-  return String(value).replace(
-    /[&<>"']/g,
-    (char) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[char],
-  );
-}
-
-function language(hass) {
-  return hass.locale?.language || hass.language || "en";
-}
-
-function formatNumber(hass, value, digits) {
-  return new Intl.NumberFormat(language(hass), {
-    minimumFractionDigits: digits,
-    maximumFractionDigits: digits,
-  }).format(value);
-}
-
-function formatPower(hass, watts) {
-  if (watts === null || watts === undefined) return "–";
-  const size = Math.abs(watts);
-  return size < 1000
-    ? `${formatNumber(hass, Math.round(size), 0)} W`
-    : `${formatNumber(hass, size / 1000, size < 10000 ? 2 : 1)} kW`;
-}
-
-function formatMoney(hass, amount, currency, digits = 2) {
-  try {
-    return new Intl.NumberFormat(language(hass), {
-      style: "currency",
-      currency,
-      minimumFractionDigits: digits,
-      maximumFractionDigits: digits,
-    }).format(amount);
-  } catch {
-    return `${formatNumber(hass, amount, digits)} ${currency}`;
-  }
-}
-
-function formatTime(hass, iso) {
-  const date = new Date(iso);
-  const sameDay = date.toDateString() === new Date().toDateString();
-  return date.toLocaleString(language(hass), {
-    ...(sameDay ? {} : { day: "numeric", month: "short" }),
-    hour: "2-digit",
-    minute: "2-digit",
-  });
-}
-
-/** A state's number in watts, null where there is none: unavailable is not zero. */
-function watts(hass, entityId) {
-  const state = hass.states[entityId];
-  const value = state ? Number.parseFloat(state.state) : Number.NaN;
-  if (!Number.isFinite(value)) return null;
-  const factor = { mW: 0.001, W: 1, kW: 1000, MW: 1e6 }[state.attributes.unit_of_measurement];
-  return factor === undefined ? null : value * factor;
-}
-
-function number(hass, entityId) {
-  const value = entityId ? Number.parseFloat(hass.states[entityId]?.state) : Number.NaN;
-  return Number.isFinite(value) ? value : null;
-}
-
-const STYLE = `
-  :host { display: block; }
-  ha-card { height: 100%; box-sizing: border-box; overflow: hidden; }
-  .card { padding: 16px; container-type: inline-size; }
-  @container (max-width: 430px) { .wide { display: none; } }
-  h2 { font-size: var(--ha-font-size-l, 16px); font-weight: 500; margin: 0 0 12px;
-       color: var(--primary-text-color); display: flex; align-items: center; gap: 8px; }
-  h2 ha-icon { color: var(--secondary-text-color); --mdc-icon-size: 20px; }
-  h2 .side { margin-inline-start: auto; font-size: 12px; font-weight: 400;
-             color: var(--secondary-text-color); }
-  .scroll { overflow-x: auto; }
-  table { width: 100%; border-collapse: collapse; font-size: 14px;
-          font-variant-numeric: tabular-nums; }
-  th { text-align: start; font-weight: 500; font-size: 12px; color: var(--secondary-text-color);
-       padding: 4px 8px 6px 0; white-space: nowrap; }
-  td { padding: 8px 8px 8px 0; border-top: 1px solid var(--divider-color); white-space: nowrap; }
-  .num { text-align: end; }
-  th:last-child, td:last-child { padding-inline-end: 0; }
-  .quiet { color: var(--secondary-text-color); }
-  .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
-  .state { display: inline-flex; align-items: center; gap: 4px; }
-  .state ha-icon { --mdc-icon-size: 16px; }
-  code { font-size: 12px; color: var(--secondary-text-color); }
-  .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden;
-            clip-path: inset(50%); white-space: nowrap; }
-`;
-
-/** Base of the cards: finds its home and texts, redraws once a frame at most. */
-class GridLedgerCard extends HTMLElement {
-  setConfig(config) {
-    this._config = config || {};
-  }
-
-  set hass(hass) {
-    this._hass = hass;
-    if (!this._started) {
-      this._started = true;
-      this._begin();
-    } else if (this._home) {
-      this._soon();
-    }
-  }
-
-  get texts() {
-    return this._texts || {};
-  }
-
-  t(key, values = {}) {
-    return (this.texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
-  }
-
-  async _begin() {
-    if (!this.shadowRoot) this.attachShadow({ mode: "open" });
-    try {
-      this._texts = await loadTexts(this._hass);
-      let homes = await loadHomes(this._hass);
-      if (!homes.length) homes = await loadHomes(this._hass, true);
-      this._home =
-        homes.find((home) => home.entry_id === this._config.entry_id) ??
-        (this._config.entry_id ? undefined : homes[0]);
-    } catch (error) {
-      this._texts = this._texts || {};
-      console.warn("GridLedger:", error);
-    }
-    if (!this._home) {
-      this.shadowRoot.innerHTML = `<style>${STYLE}</style><ha-card><div class="card">
-        <p class="empty">${escapeHtml(this.t("not_set_up"))}</p></div></ha-card>`;
-      // Set up later, or Home Assistant is still starting: look again.
-      setTimeout(() => {
-        homesPromise = undefined;
-        this._started = false;
-      }, 10000);
-      return;
-    }
-    this.build();
-    this._soon();
-  }
-
-  _soon() {
-    if (this._frame) return;
-    this._frame = requestAnimationFrame(() => {
-      this._frame = undefined;
-      this.draw();
-    });
-  }
-
-  state(key) {
-    return this._hass.states[this._home.entities[key]];
-  }
-
-  moreInfo(entityId) {
-    if (!entityId) return;
-    this.dispatchEvent(
-      new CustomEvent("hass-more-info", { bubbles: true, composed: true, detail: { entityId } }),
-    );
-  }
-
-  build() {}
-
-  draw() {}
-
-  getCardSize() {
-    return 5;
-  }
-
-  getGridOptions() {
-    return { columns: "full", rows: "auto" };
-  }
-}
 
 /* The flow ------------------------------------------------------------------------------------ */
 
@@ -658,25 +455,12 @@ class GridLedgerOverviewCard extends GridLedgerCard {
       this._ask();
     }
   }
-
-  heading(icon, text, side = "") {
-    return `<h2><ha-icon icon="${icon}" aria-hidden="true"></ha-icon>${escapeHtml(text)}
-      <span class="side">${escapeHtml(side)}</span></h2>`;
-  }
-
-  table(name, headers, rows) {
-    const head = headers
-      .map(([text, kind = ""]) => `<th scope="col" class="${kind}">${escapeHtml(text)}</th>`)
-      .join("");
-    return `<div class="scroll" tabindex="0" role="region" aria-label="${escapeHtml(name)}"><table><thead><tr>${head}</tr></thead>
-      <tbody>${rows.join("")}</tbody></table></div>`;
-  }
 }
 
 class GridLedgerTradesCard extends GridLedgerOverviewCard {
   render({ trades, currency }) {
-    const heading = this.heading("mdi:handshake-outline", this.t("trades"));
-    if (!trades.length) return `${heading}<p class="empty">${escapeHtml(this.t("no_trades"))}</p>`;
+    const head = heading("mdi:handshake-outline", this.t("trades"));
+    if (!trades.length) return `${head}<p class="empty">${escapeHtml(this.t("no_trades"))}</p>`;
     const rows = trades.slice(0, this._config.rows ?? 8).map((trade) => {
       const window = `${formatTime(this._hass, trade.window_start)} – ${formatTime(this._hass, trade.window_end)}`;
       return `<tr><td>${escapeHtml(window)}</td>
@@ -684,11 +468,11 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
         <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
         <td class="num wide quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
         <td class="num"><b>${escapeHtml(formatMoney(this._hass, trade.net, currency))}</b></td>
-        <td><code title="${escapeHtml(trade.transaction_id)}">${escapeHtml(trade.transaction_id.slice(0, 8))}</code></td></tr>`;
+        <td class="wide"><code title="${escapeHtml(trade.transaction_id)}">${escapeHtml(trade.transaction_id.slice(0, 8))}</code></td></tr>`;
     });
     return (
-      heading +
-      this.table(
+      head +
+      table(
         this.t("trades"),
         [
           [this.t("when")],
@@ -696,7 +480,7 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
           [this.t("energy"), "num"],
           [this.t("price"), "num wide"],
           [this.t("net"), "num"],
-          [this.t("proof")],
+          [this.t("proof"), "wide"],
         ],
         rows,
       )
@@ -716,11 +500,11 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
     const side = channelTime
       ? `${this.t("replay")}: ${new Date(channelTime).toLocaleString(language(this._hass), { dateStyle: "short", timeStyle: "short" })}`
       : "";
-    const heading = this.heading("mdi:counter", this.t("readings"), side);
+    const head = heading("mdi:counter", this.t("readings"), side);
     const where = `<p class="quiet">${escapeHtml(this.t("ledger"))}: ${escapeHtml(channel)} ·
       ${escapeHtml(this.t("utility"))}: ${escapeHtml(utility.replace(/MSP$/, ""))}</p>`;
     if (!readings.length) {
-      return `${heading}<p class="empty">${escapeHtml(this.t("no_readings"))}</p>${where}`;
+      return `${head}<p class="empty">${escapeHtml(this.t("no_readings"))}</p>${where}`;
     }
     const rows = readings.slice(0, this._config.rows ?? 8).map(
       (reading) => `<tr><td>${escapeHtml(formatTime(this._hass, reading.start))}</td>
@@ -731,8 +515,8 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
         </ha-icon>${escapeHtml(this.t(`state_${reading.state}`))}</span></td></tr>`,
     );
     return (
-      heading +
-      this.table(
+      head +
+      table(
         this.t("readings"),
         [
           [this.t("interval")],
@@ -745,6 +529,108 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
       ) +
       where
     );
+  }
+}
+
+/* Shares -------------------------------------------------------------------------------------- */
+
+const SHARE_STYLE = `
+  .bar { display: flex; height: 14px; border-radius: 7px; overflow: hidden; margin: 6px 0 8px;
+         background: var(--divider-color); }
+  .bar span { display: block; height: 100%; background: var(--part); min-width: 2px; }
+  .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 14px; margin: 0 0 16px;
+            padding: 0; list-style: none; }
+  .legend li { display: inline-flex; align-items: center; gap: 6px; }
+  .legend i { width: 10px; height: 10px; border-radius: 5px; background: var(--part); }
+  .legend b { font-weight: 500; font-variant-numeric: tabular-nums; }
+  h3 { font-size: 14px; font-weight: 500; margin: 0; color: var(--secondary-text-color); }
+`;
+
+/** Today's shares: where the house's energy came from, and where the sun's went. */
+class GridLedgerSharesCard extends GridLedgerCard {
+  build() {
+    this.shadowRoot.innerHTML = `<style>${STYLE}${SHARE_STYLE}</style><ha-card><div class="card">
+      </div></ha-card>`;
+    this._body = this.shadowRoot.querySelector(".card");
+  }
+
+  draw() {
+    if (Date.now() - (this._asked ?? 0) < 60000) return;
+    this._asked = Date.now();
+    this._ask();
+  }
+
+  async _ask() {
+    const { entities } = this._home;
+    const keys = [
+      "consumption_energy",
+      "grid_import_energy",
+      "grid_export_energy",
+      "pv_energy",
+      "battery_charge_energy",
+      "battery_discharge_energy",
+    ];
+    const ids = (key) => (entities[key] ? [entities[key]] : (this._home.sources[key] ?? []));
+    const start = new Date();
+    start.setHours(0, 0, 0, 0);
+    const sums = {};
+    try {
+      const found = await this._hass.callWS({
+        type: "recorder/statistics_during_period",
+        start_time: start.toISOString(),
+        statistic_ids: keys.flatMap(ids),
+        period: "5minute",
+        types: ["change"],
+        units: { energy: "kWh" },
+      });
+      for (const key of keys) {
+        const rows = ids(key).flatMap((id) => found[id] ?? []);
+        if (rows.length) sums[key] = rows.reduce((sum, row) => sum + (row.change ?? 0), 0);
+      }
+    } catch (error) {
+      console.warn("GridLedger:", error);
+    }
+    const sold = number(this._hass, entities.energy_sold_today) ?? 0;
+    const used = sums.consumption_energy ?? 0;
+    const bought = Math.min(used, sums.grid_import_energy ?? 0);
+    const made = sums.pv_energy ?? 0;
+    // What the battery gave away was not the sun's of this moment.
+    const fromSun = (sums.grid_export_energy ?? 0) - (sums.battery_discharge_energy ?? 0);
+    const given = Math.min(made, Math.max(0, fromSun));
+    const traded = Math.min(given, sold);
+    const kept = Math.min(made - given, sums.battery_charge_energy ?? 0);
+    this._body.innerHTML =
+      heading("mdi:chart-donut", this.t("today")) +
+      this._bar(this.t("use_from"), used, [
+        [this.t("own_production"), used - bought, "--energy-solar-color, #ff9800"],
+        [this.t("grid"), bought, "--energy-grid-consumption-color, #488fc2"],
+      ]) +
+      this._bar(this.t("sun_went"), made, [
+        [this.t("house"), made - given - kept, "--energy-solar-color, #ff9800"],
+        [this.t("battery"), kept, "--energy-battery-in-color, #f06292"],
+        [this.t("market"), traded, "--energy-grid-return-color, #8353d1"],
+        [this.t("grid"), given - traded, "--energy-grid-consumption-color, #488fc2"],
+      ]);
+  }
+
+  _bar(title, total, parts) {
+    const head = `<h3>${escapeHtml(title)} · ${formatNumber(this._hass, total, 2)} kWh</h3>`;
+    if (total < 0.001) return `${head}<p class="empty">${escapeHtml(this.t("nothing_yet"))}</p>`;
+    const shown = parts.map(([name, part, color]) => ({
+      name,
+      color,
+      percent: Math.round((100 * Math.max(0, part)) / total),
+    }));
+    const text = shown.map(({ name, percent }) => `${name} ${percent} %`).join(", ");
+    return `${head}<div class="bar" role="img" aria-label="${escapeHtml(`${title}: ${text}`)}">${shown
+      .filter(({ percent }) => percent)
+      .map(({ percent, color }) => `<span style="width:${percent}%;--part:var(${color})"></span>`)
+      .join("")}</div><ul class="legend">${shown
+      .map(
+        ({ name, percent, color }) => `<li style="--part:var(${color})"><i></i>${escapeHtml(name)}
+          <b>${percent} %</b></li>`,
+      )
+      .join("")}</ul>`;
   }
 }
 
@@ -766,13 +652,13 @@ class GridLedgerDashboardStrategy extends HTMLElement {
       : homes;
     return {
       title: "GridLedger",
-      views: wanted.map((home, index) => activityView(home, t, index, wanted.length > 1)),
+      views: wanted.flatMap((home, index) => viewsOf(home, t, wanted.length > 1 ? index + 1 : 0)),
     };
   }
 }
 
-/** One home's live activity. Graphs show the owner's own sensors, which report most often. */
-function activityView(home, t, index, several) {
+/** One home's four views. Graphs show the owner's own sensors, which report most often. */
+function viewsOf(home, t, place) {
   const { entities, sources, inverted, entry_id } = home;
   const best = (kind, ours, name) => {
     const own = sources[kind]?.length === 1 && !inverted[kind] ? sources[kind][0] : undefined;
@@ -785,42 +671,86 @@ function activityView(home, t, index, several) {
     ...best("grid_power", "grid_power", "grid"),
     ...best("battery_power", "battery_power", "battery"),
   ];
-  const custom = (name, options = {}) => ({
-    type: `custom:gridledger-${name}-card`,
-    entry_id,
-    grid_options: { columns: "full" },
-    ...options,
-  });
-  const graph = (list, hours) => ({
+  const full = { grid_options: { columns: "full" } };
+  const custom = (name) => ({ type: `custom:gridledger-${name}-card`, entry_id, ...full });
+  const graph = (list) => ({
     type: "history-graph",
-    hours_to_show: hours,
+    hours_to_show: GRAPH_HOURS,
     entities: list,
-    grid_options: { columns: "full" },
+    ...full,
   });
   const section = (title, cards) => ({
     type: "grid",
-    cards: [
-      ...(title ? [{ type: "heading", heading: title, grid_options: { columns: "full" } }] : []),
-      ...cards,
-    ],
+    cards: [...(title ? [{ type: "heading", heading: title, ...full }] : []), ...cards],
   });
+  const tiles = (keys) =>
+    Object.entries(keys)
+      .map(([key, name]) => [entities[key] ?? sources[key]?.[0], name])
+      .filter(([entity]) => entity)
+      .map(([entity, name]) => ({ type: "tile", entity, name: t(name) }));
   const level = sources.battery_level?.[0] ?? entities.battery_level;
-  return {
-    title: several ? home.title : t("activity"),
-    path: several ? `home-${index + 1}` : "activity",
-    icon: "mdi:home-lightning-bolt-outline",
+  const energy = Object.entries({
+    pv_energy: "sun",
+    consumption_energy: "house",
+    grid_import_energy: "import",
+    grid_export_energy: "export",
+  })
+    .map(([key, name]) => [entities[key] ?? sources[key]?.[0], name])
+    .filter(([entity]) => entity)
+    .map(([entity, name]) => ({ entity, name: t(name) }));
+  const view = (key, icon, sections) => ({
+    title: place ? `${home.title} · ${t(key)}` : t(key),
+    path: place > 1 ? `${key}-${place}` : key,
+    icon,
     type: "sections",
     max_columns: 2,
-    sections: [
-      section(home.title, [custom("flow")]),
+    sections,
+  });
+  return [
+    view("activity", "mdi:home-lightning-bolt-outline", [
+      section(home.title, [custom("flow"), custom("shares")]),
       section(t("power"), [
-        ...(power.length ? [graph(power, GRAPH_HOURS)] : []),
-        ...(level ? [graph([{ entity: level, name: t("battery") }], GRAPH_HOURS)] : []),
+        ...(power.length ? [graph(power)] : []),
+        ...(level ? [graph([{ entity: level, name: t("battery") }])] : []),
+        custom("trades"),
+        custom("readings"),
       ]),
-      section("", [custom("trades")]),
-      section("", [custom("readings")]),
-    ],
-  };
+    ]),
+    view("plant", "mdi:solar-power-variant-outline", [
+      section("", [custom("health")]),
+      section("", [
+        ...tiles({
+          pv_power: "sun",
+          consumption_power: "house",
+          battery_level: "field_battery_level",
+          battery_power: "field_battery_power",
+          stored_energy: "stored_energy",
+          grid_power: "grid",
+        }),
+        ...(energy.length
+          ? [
+              {
+                type: "statistics-graph",
+                entities: energy,
+                chart_type: "bar",
+                period: "day",
+                days_to_show: 7,
+                stat_types: ["change"],
+                ...full,
+              },
+            ]
+          : []),
+        { type: "map", entities: ["zone.home"], default_zoom: 14, aspect_ratio: "16:9", ...full },
+      ]),
+    ]),
+    view("trade", "mdi:handshake-outline", [
+      section("", [custom("sell"), custom("orders")]),
+      section("", [custom("market"), custom("plan"), custom("trades")]),
+    ]),
+    view("archive", "mdi:archive-outline", [
+      { ...section("", [custom("archive")]), column_span: 2 },
+    ]),
+  ];
 }
 
 /* Registration ---------------------------------------------------------------------------------- */
@@ -829,6 +759,7 @@ const ELEMENTS = {
   "gridledger-flow-card": GridLedgerFlowCard,
   "gridledger-trades-card": GridLedgerTradesCard,
   "gridledger-readings-card": GridLedgerReadingsCard,
+  "gridledger-shares-card": GridLedgerSharesCard,
   "ll-strategy-dashboard-gridledger": GridLedgerDashboardStrategy,
 };
 for (const [name, element] of Object.entries(ELEMENTS)) {
@@ -840,6 +771,13 @@ for (const [type, name] of [
   ["gridledger-flow-card", "GridLedger: power flow"],
   ["gridledger-trades-card", "GridLedger: sales"],
   ["gridledger-readings-card", "GridLedger: readings"],
+  ["gridledger-shares-card", "GridLedger: today's shares"],
+  ["gridledger-health-card", "GridLedger: plant health"],
+  ["gridledger-sell-card", "GridLedger: sell stored energy"],
+  ["gridledger-market-card", "GridLedger: prices and order book"],
+  ["gridledger-orders-card", "GridLedger: orders"],
+  ["gridledger-plan-card", "GridLedger: the next 24 hours"],
+  ["gridledger-archive-card", "GridLedger: archive"],
 ]) {
   if (!window.customCards.some((card) => card.type === type)) {
     window.customCards.push({ type, name, preview: false });
@@ -856,3 +794,5 @@ if (!window.customStrategies.some((strategy) => strategy.type === DOMAIN)) {
     documentationURL: "https://github.com/gridledger/gridledger#readme",
   });
 }
+
+import(`./views.js${VERSION}`);

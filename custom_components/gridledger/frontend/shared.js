@@ -1,0 +1,312 @@
+/*
+ * What all of GridLedger's cards share: homes, texts, numbers, styles, and the base of a card.
+ */
+
+export const DOMAIN = "gridledger";
+
+let homesPromise;
+
+/** The homes and their entities; asked once, and again after a failure. */
+export function loadHomes(hass, fresh = false) {
+  if (!homesPromise || fresh) {
+    homesPromise = hass
+      .callWS({ type: `${DOMAIN}/homes` })
+      .then((result) => result.homes)
+      .catch((error) => {
+        homesPromise = undefined;
+        throw error;
+      });
+  }
+  return homesPromise;
+}
+
+const textPromises = new Map();
+
+/** The texts of the reader's language, English behind them. */
+export function loadTexts(hass) {
+  const language = hass.language || "en";
+  if (!textPromises.has(language)) {
+    textPromises.set(
+      language,
+      hass
+        .callWS({
+          type: "frontend/get_translations",
+          language,
+          category: "common",
+          integration: [DOMAIN],
+        })
+        .then(({ resources }) => {
+          const prefix = `component.${DOMAIN}.common.`;
+          const texts = {};
+          for (const [key, text] of Object.entries(resources)) {
+            if (key.startsWith(prefix)) texts[key.slice(prefix.length)] = text;
+          }
+          return texts;
+        })
+        .catch((error) => {
+          textPromises.delete(language);
+          throw error;
+        }),
+    );
+  }
+  return textPromises.get(language);
+}
+
+export function escapeHtml(value) {
+  return String(value).replace(
+    /[&<>"']/g,
+    (char) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[char],
+  );
+}
+
+export function language(hass) {
+  return hass.locale?.language || hass.language || "en";
+}
+
+export function formatNumber(hass, value, digits) {
+  return new Intl.NumberFormat(language(hass), {
+    minimumFractionDigits: digits,
+    maximumFractionDigits: digits,
+  }).format(value);
+}
+
+export function formatPower(hass, watts) {
+  if (watts === null || watts === undefined) return "–";
+  const size = Math.abs(watts);
+  return size < 1000
+    ? `${formatNumber(hass, Math.round(size), 0)} W`
+    : `${formatNumber(hass, size / 1000, size < 10000 ? 2 : 1)} kW`;
+}
+
+export function formatMoney(hass, amount, currency, digits = 2) {
+  try {
+    return new Intl.NumberFormat(language(hass), {
+      style: "currency",
+      currency,
+      minimumFractionDigits: digits,
+      maximumFractionDigits: digits,
+    }).format(amount);
+  } catch {
+    return `${formatNumber(hass, amount, digits)} ${currency}`;
+  }
+}
+
+export function formatTime(hass, iso) {
+  const date = new Date(iso);
+  const sameDay = date.toDateString() === new Date().toDateString();
+  return date.toLocaleString(language(hass), {
+    ...(sameDay ? {} : { day: "numeric", month: "short" }),
+    hour: "2-digit",
+    minute: "2-digit",
+  });
+}
+
+/** A state's number in watts, null where there is none: unavailable is not zero. */
+export function watts(hass, entityId) {
+  const state = hass.states[entityId];
+  const value = state ? Number.parseFloat(state.state) : Number.NaN;
+  if (!Number.isFinite(value)) return null;
+  const factor = { mW: 0.001, W: 1, kW: 1000, MW: 1e6 }[state.attributes.unit_of_measurement];
+  return factor === undefined ? null : value * factor;
+}
+
+export function number(hass, entityId) {
+  const value = entityId ? Number.parseFloat(hass.states[entityId]?.state) : Number.NaN;
+  return Number.isFinite(value) ? value : null;
+}
+
+export const STYLE = `
+  :host { display: block; }
+  ha-card { height: 100%; box-sizing: border-box; overflow: hidden; }
+  .card { padding: 16px; container-type: inline-size; }
+  @container (max-width: 430px) { .wide { display: none; } }
+  h2 { font-size: var(--ha-font-size-l, 16px); font-weight: 500; margin: 0 0 12px;
+       color: var(--primary-text-color); display: flex; align-items: center; gap: 8px; }
+  h2 ha-icon { color: var(--secondary-text-color); --mdc-icon-size: 20px; }
+  h2 .side { margin-inline-start: auto; font-size: 12px; font-weight: 400;
+             color: var(--secondary-text-color); }
+  .scroll { overflow-x: auto; }
+  table { width: 100%; border-collapse: collapse; font-size: 14px;
+          font-variant-numeric: tabular-nums; }
+  th { text-align: start; font-weight: 500; font-size: 12px; color: var(--secondary-text-color);
+       padding: 4px 8px 6px 0; white-space: nowrap; }
+  td { padding: 8px 8px 8px 0; border-top: 1px solid var(--divider-color); white-space: nowrap; }
+  .num { text-align: end; }
+  th:last-child, td:last-child { padding-inline-end: 0; }
+  .quiet { color: var(--secondary-text-color); }
+  .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
+  .state { display: inline-flex; align-items: center; gap: 4px; }
+  .state ha-icon { --mdc-icon-size: 16px; }
+  code { font-size: 12px; color: var(--secondary-text-color); }
+  .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden;
+            clip-path: inset(50%); white-space: nowrap; }
+`;
+
+export function heading(icon, text, side = "") {
+  return `<h2><ha-icon icon="${icon}" aria-hidden="true"></ha-icon>${escapeHtml(text)}
+    <span class="side">${escapeHtml(side)}</span></h2>`;
+}
+
+export function table(name, headers, rows) {
+  const head = headers
+    .map(([text, kind = ""]) => `<th scope="col" class="${kind}">${escapeHtml(text)}</th>`)
+    .join("");
+  return `<div class="scroll" tabindex="0" role="region" aria-label="${escapeHtml(name)}"><table>
+    <thead><tr>${head}</tr></thead><tbody>${rows.join("")}</tbody></table></div>`;
+}
+
+/** Base of the cards: finds its home and texts, redraws once a frame at most. */
+export class GridLedgerCard extends HTMLElement {
+  setConfig(config) {
+    this._config = config || {};
+  }
+
+  set hass(hass) {
+    this._hass = hass;
+    if (!this._started) {
+      this._started = true;
+      this._begin();
+    } else if (this._home) {
+      this._soon();
+    }
+  }
+
+  get texts() {
+    return this._texts || {};
+  }
+
+  t(key, values = {}) {
+    return (this.texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+  }
+
+  async _begin() {
+    if (!this.shadowRoot) this.attachShadow({ mode: "open" });
+    try {
+      this._texts = await loadTexts(this._hass);
+      let homes = await loadHomes(this._hass);
+      if (!homes.length) homes = await loadHomes(this._hass, true);
+      this._home =
+        homes.find((home) => home.entry_id === this._config.entry_id) ??
+        (this._config.entry_id ? undefined : homes[0]);
+    } catch (error) {
+      this._texts = this._texts || {};
+      console.warn("GridLedger:", error);
+    }
+    if (!this._home) {
+      this.shadowRoot.innerHTML = `<style>${STYLE}</style><ha-card><div class="card">
+        <p class="empty">${escapeHtml(this.t("not_set_up"))}</p></div></ha-card>`;
+      // Set up later, or Home Assistant is still starting: look again.
+      setTimeout(() => {
+        homesPromise = undefined;
+        this._started = false;
+      }, 10000);
+      return;
+    }
+    this.build();
+    this._soon();
+  }
+
+  _soon() {
+    if (this._frame) return;
+    this._frame = requestAnimationFrame(() => {
+      this._frame = undefined;
+      this.draw();
+    });
+  }
+
+  state(key) {
+    return this._hass.states[this._home.entities[key]];
+  }
+
+  moreInfo(entityId) {
+    if (!entityId) return;
+    this.dispatchEvent(
+      new CustomEvent("hass-more-info", { bubbles: true, composed: true, detail: { entityId } }),
+    );
+  }
+
+  build() {}
+
+  draw() {}
+
+  getCardSize() {
+    return 5;
+  }
+
+  getGridOptions() {
+    return { columns: "full", rows: "auto" };
+  }
+}
+
+export const FORM_STYLE = `
+  .facts { display: flex; flex-wrap: wrap; gap: 12px 28px; margin: 0 0 16px; }
+  .facts div { min-width: 84px; }
+  .facts b { display: block; font-size: 20px; font-weight: 500; font-variant-numeric: tabular-nums; }
+  .facts span { font-size: 12px; color: var(--secondary-text-color); }
+  form { display: flex; flex-wrap: wrap; gap: 12px; align-items: end; margin: 0; }
+  label { display: flex; flex-direction: column; gap: 4px; font-size: 12px; flex: 1 1 130px;
+          color: var(--secondary-text-color); }
+  input, select { box-sizing: border-box; width: 100%; height: 44px; padding: 8px 12px;
+          border: 1px solid var(--divider-color); border-radius: 8px; font: inherit;
+          font-size: 16px; color: var(--primary-text-color); min-width: 0;
+          background: var(--ha-card-background, var(--card-background-color, #fff));
+          color-scheme: var(--gl-scheme, light); }
+  button.do { min-height: 44px; padding: 0 20px; border-radius: 22px; border: 0; font: inherit;
+          font-size: 14px; font-weight: 500; cursor: pointer; background: var(--primary-color);
+          color: var(--text-primary-color, #fff); }
+  button.plain { background: none; border: 1px solid var(--divider-color);
+          color: var(--primary-text-color); }
+  button.small { min-height: 44px; padding: 0 12px; font-size: 13px; }
+  button:disabled { opacity: 0.5; cursor: default; }
+  button:focus-visible, input:focus-visible, select:focus-visible, summary:focus-visible {
+          outline: 2px solid var(--primary-color); outline-offset: 2px; }
+  dl { display: grid; grid-template-columns: 1fr auto; gap: 6px 0; margin: 16px 0; }
+  dt { color: var(--secondary-text-color); }
+  dd { margin: 0; text-align: end; font-variant-numeric: tabular-nums; }
+  dl .sum { font-weight: 500; font-size: 18px; color: var(--primary-text-color);
+            border-top: 1px solid var(--divider-color); padding-top: 8px; }
+  .actions { display: flex; gap: 8px; flex-wrap: wrap; justify-content: flex-end; }
+  .error { color: var(--error-color, #db4437); margin: 12px 0 0; line-height: 1.4; }
+  ol.way { list-style: none; margin: 16px 0; padding: 0; }
+  ol.way li { display: flex; gap: 10px; align-items: center; min-height: 32px;
+              color: var(--secondary-text-color); }
+  ol.way li.done { color: var(--primary-text-color); }
+  ol.way li.done ha-icon { color: var(--success-color, #43a047); }
+  ol.way small { overflow-wrap: anywhere; }
+`;
+
+/** A card that asks a websocket command again at most every `apart` milliseconds. */
+export class GridLedgerAskingCard extends GridLedgerCard {
+  get style_() {
+    return "";
+  }
+
+  build() {
+    this.shadowRoot.innerHTML = `<style>${STYLE}${this.style_}</style><ha-card><div class="card">
+      </div></ha-card>`;
+    this._body = this.shadowRoot.querySelector(".card");
+  }
+
+  draw() {
+    if (this._asking || Date.now() - (this._asked ?? 0) < (this.apart ?? 15000)) return;
+    this.ask();
+  }
+
+  async ask() {
+    this._asking = true;
+    this._asked = Date.now();
+    try {
+      this.show(await this._hass.callWS({ ...this.question(), entry_id: this._home.entry_id }));
+    } catch (error) {
+      this.failed(error);
+    }
+    this._asking = false;
+  }
+
+  failed(error) {
+    console.warn("GridLedger:", error);
+    if (!this._body.childElementCount) {
+      this._body.innerHTML = `<p class="empty">${escapeHtml(this.t("away"))}: ${escapeHtml(error.message ?? error)}</p>`;
+    }
+  }
+}

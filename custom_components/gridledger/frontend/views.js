@@ -1,0 +1,827 @@
+/*
+ * The cards of GridLedger's other views: the plant's health, trading, and the archive.
+ */
+
+// The version in our own address: what we import is never older or newer than we are.
+const VERSION = new URL(import.meta.url).search;
+const {
+  DOMAIN,
+  escapeHtml,
+  language,
+  formatNumber,
+  formatMoney,
+  formatTime,
+  number,
+  STYLE,
+  heading,
+  table,
+  GridLedgerCard,
+  FORM_STYLE,
+  GridLedgerAskingCard,
+} = await import(`./shared.js${VERSION}`);
+
+/* The plant ----------------------------------------------------------------------------------- */
+
+const HEALTH_STYLE = `
+  ul.health { list-style: none; margin: 0; padding: 0; }
+  ul.health li { display: grid; grid-template-columns: 24px 1fr auto; gap: 2px 12px; padding: 10px 0;
+                 border-top: 1px solid var(--divider-color); align-items: center; }
+  ul.health li:first-child { border-top: 0; }
+  ul.health ha-icon { --mdc-icon-size: 22px; }
+  ul.health .good { color: var(--success-color, #43a047); }
+  ul.health .warn { color: var(--warning-color, #ffa600); }
+  ul.health .bad { color: var(--error-color, #db4437); }
+  ul.health .what { font-weight: 500; }
+  ul.health .how { grid-column: 2 / -1; color: var(--secondary-text-color); font-size: 13px;
+                   line-height: 1.4; overflow-wrap: anywhere; }
+  ul.health .now { text-align: end; font-variant-numeric: tabular-nums; }
+`;
+const HEALTH_ICONS = {
+  good: "mdi:check-circle-outline",
+  warn: "mdi:alert-outline",
+  bad: "mdi:close-circle-outline",
+};
+
+class GridLedgerHealthCard extends GridLedgerAskingCard {
+  get style_() {
+    return HEALTH_STYLE;
+  }
+
+  question() {
+    return { type: `${DOMAIN}/plant` };
+  }
+
+  show(plant) {
+    const rows = [];
+    const add = (state, what, now = "", how = "") => rows.push({ state, what, now, how });
+    for (const { field, entity_id: id, odd } of plant.sensors) {
+      const state = this._hass.states[id];
+      const shown = state ? this._hass.formatEntityState?.(state) ?? state.state : "–";
+      const how = odd ? `${id} ${this.t(`warn_${odd}`)}. ${this.t("do_sensor")}` : "";
+      add(odd ? (odd === "no_value" ? "bad" : "warn") : "good", this.t(`field_${field}`), shown, how);
+    }
+    add(
+      plant.connected ? "good" : "bad",
+      this.t("ledger"),
+      this.t(plant.connected ? "connected" : "away"),
+      plant.connected
+        ? `${plant.channel} · ${plant.utility.replace(/MSP$/, "")} · ${plant.gateway}`
+        : this.t("do_ledger"),
+    );
+    add(
+      plant.metering && plant.meter_id ? "good" : "warn",
+      this.t("meter"),
+      plant.meter_id ?? "–",
+      plant.metering && plant.meter_id ? "" : this.t("do_meter"),
+    );
+    add(
+      plant.refused ? "warn" : plant.queued > 96 ? "warn" : "good",
+      this.t("readings_queued"),
+      String(plant.queued),
+      plant.refused ? this.t("do_refused", { count: plant.refused }) : plant.queued > 96 ? this.t("do_queued") : "",
+    );
+    const days = Math.floor((new Date(plant.certificate_until) - Date.now()) / 86400000);
+    add(
+      days < 7 ? "bad" : "good",
+      this.t("certificate"),
+      new Date(plant.certificate_until).toLocaleDateString(language(this._hass)),
+      days < 7
+        ? this.t("do_certificate")
+        : this.t(plant.renews_itself ? "renews_itself" : "renews_by_hand"),
+    );
+    for (const issue of plant.issues) add("warn", this.t("repair"), "", this.t(`issue_${issue}`));
+    const worst = rows.some(({ state }) => state === "bad")
+      ? "bad"
+      : rows.some(({ state }) => state === "warn")
+        ? "warn"
+        : "good";
+    const order = { bad: 0, warn: 1, good: 2 };
+    rows.sort((one, other) => order[one.state] - order[other.state]);
+    const html =
+      heading("mdi:heart-pulse", this.t("health"), this.t(`health_${worst}`)) +
+      `<ul class="health">${rows
+        .map(
+          ({ state, what, now, how }) => `<li><ha-icon class="${state}" icon="${HEALTH_ICONS[state]}"
+          role="img" aria-label="${escapeHtml(this.t(`health_${state}`))}"></ha-icon>
+          <span class="what">${escapeHtml(what)}</span><span class="now">${escapeHtml(now)}</span>
+          ${how ? `<span class="how">${escapeHtml(how)}</span>` : ""}</li>`,
+        )
+        .join("")}</ul>`;
+    if (html !== this._shown) {
+      this._shown = html;
+      this._body.innerHTML = html;
+    }
+  }
+}
+
+/* Trading ------------------------------------------------------------------------------------- */
+
+/** Quote, fees, final sum, authorise, and follow it until it is delivered. */
+class GridLedgerSellCard extends GridLedgerAskingCard {
+  get style_() {
+    return FORM_STYLE;
+  }
+
+  question() {
+    return { type: `${DOMAIN}/market` };
+  }
+
+  build() {
+    super.build();
+    this._body.innerHTML = `${heading("mdi:cash-plus", this.t("sell"))}
+      <div class="facts"></div>
+      <form><label>${escapeHtml(this.t("energy"))} (kWh)
+        <input name="energy" type="number" min="0.1" step="0.1" inputmode="decimal" required></label>
+      <label>${escapeHtml(this.t("from"))}<input name="start" type="datetime-local"></label>
+      <label>${escapeHtml(this.t("supplier"))}<select name="supplier"></select></label>
+      <button class="do" type="submit">${escapeHtml(this.t("quote"))}</button></form>
+      <div class="result" role="status" aria-live="polite"></div>`;
+    this._result = this._body.querySelector(".result");
+    this._form = this._body.querySelector("form");
+    this._form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this._quote();
+    });
+  }
+
+  draw() {
+    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
+    super.draw();
+  }
+
+  show({ battery, prices, currency }) {
+    const kwh = (value) =>
+      value === null || value === undefined ? "–" : `${formatNumber(this._hass, value, 2)} kWh`;
+    const facts = this._body.querySelector(".facts");
+    const html = battery
+      ? [
+          [battery.stored_kwh, "stored"],
+          [battery.reserve_kwh, "reserve"],
+          [battery.sellable_kwh, "sellable"],
+        ]
+          .map(([value, key]) => `<div><b>${kwh(value)}</b><span>${escapeHtml(this.t(key))}</span></div>`)
+          .join("")
+      : `<p class="empty">${escapeHtml(this.t("no_battery"))}</p>`;
+    if (facts.innerHTML !== html) facts.innerHTML = html;
+    this._form.hidden = !battery;
+    this._form.style.display = battery ? "" : "none";
+    const now = Date.now();
+    const buying = prices.filter(
+      ({ kind, start, end }) => kind === "buy" && new Date(start) <= now && now < new Date(end),
+    );
+    const select = this._form.elements.supplier;
+    const options = [["", this.t("best")]].concat(
+      buying.map(({ supplier, price_per_kwh: price }) => [
+        supplier,
+        `${supplier.replace(/MSP$/, "")} · ${formatMoney(this._hass, price, currency, 3)}`,
+      ]),
+    );
+    const drawn = JSON.stringify(options);
+    if (drawn !== this._options) {
+      this._options = drawn;
+      const chosen = select.value;
+      select.innerHTML = options
+        .map(([value, text]) => `<option value="${escapeHtml(value)}">${escapeHtml(text)}</option>`)
+        .join("");
+      select.value = chosen;
+    }
+    const energy = this._form.elements.energy;
+    if (!energy.value && battery?.sellable_kwh > 0.1) {
+      energy.value = Math.min(1, Math.floor(battery.sellable_kwh * 10) / 10).toFixed(1);
+    }
+  }
+
+  async _call(service, data) {
+    const { response } = await this._hass.callWS({
+      type: "call_service",
+      domain: DOMAIN,
+      service,
+      service_data: { config_entry: this._home.entry_id, ...data },
+      return_response: true,
+    });
+    return response;
+  }
+
+  _fail(error) {
+    this._result.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+  }
+
+  async _quote() {
+    const { energy, start, supplier } = this._form.elements;
+    const button = this._form.querySelector("button");
+    button.disabled = true;
+    try {
+      const quote = await this._call("quote_sale", {
+        energy: Number.parseFloat(energy.value),
+        ...(start.value ? { window_start: new Date(start.value).toISOString() } : {}),
+        ...(supplier.value ? { supplier: supplier.value } : {}),
+      });
+      this._offer(quote);
+    } catch (error) {
+      this._fail(error);
+    }
+    button.disabled = false;
+  }
+
+  _offer(quote) {
+    const money = (value, digits) => escapeHtml(formatMoney(this._hass, value, quote.currency, digits));
+    this._result.innerHTML = `<dl>
+      <dt>${escapeHtml(this.t("supplier"))}</dt><dd>${escapeHtml(quote.supplier.replace(/MSP$/, ""))}</dd>
+      <dt>${escapeHtml(this.t("when"))}</dt><dd>${escapeHtml(formatTime(this._hass, quote.window_start))} – ${escapeHtml(formatTime(this._hass, quote.window_end))}</dd>
+      <dt>${formatNumber(this._hass, quote.energy_kwh, 3)} kWh × ${money(quote.price_per_kwh, 4)}</dt><dd>${money(quote.gross, 4)}</dd>
+      <dt>${escapeHtml(this.t("grid_fee"))}</dt><dd>− ${money(quote.grid_fee, 4)}</dd>
+      <dt class="sum">${escapeHtml(this.t("net"))}</dt><dd class="sum">${money(quote.net, 4)}</dd></dl>
+      <p class="empty">${escapeHtml(this.t("valid_until", { time: new Date(quote.valid_until).toLocaleTimeString(language(this._hass)) }))}</p>
+      <div class="actions"><button class="do plain" type="button" id="no">${escapeHtml(this.t("discard"))}</button>
+      <button class="do" type="button" id="yes">${escapeHtml(this.t("authorise", { sum: formatMoney(this._hass, quote.net, quote.currency) }))}</button></div>`;
+    const root = this.shadowRoot;
+    root.getElementById("no").addEventListener("click", () => (this._result.innerHTML = ""));
+    root.getElementById("yes").addEventListener("click", () => this._sell(quote));
+  }
+
+  async _sell(quote) {
+    // One name for this decision: sent twice, it still sells once.
+    quote.request ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
+    this._follow({ ...quote, status: "sent" });
+    try {
+      const sale = await this._call("sell_energy", { quote: quote.quote, request_id: quote.request });
+      this._follow(sale);
+      this._asked = 0;
+    } catch (error) {
+      this._fail(error);
+    }
+  }
+
+  _follow(sale) {
+    clearTimeout(this._later);
+    const now = Date.now();
+    const begun = now >= new Date(sale.window_start);
+    const over = now >= new Date(sale.window_end);
+    const committed = sale.status === "committed";
+    const steps = [
+      [true, this.t("step_authorised"), ""],
+      [committed, this.t("step_committed"), committed ? `${this.t("block")} ${sale.block} · ${sale.transaction_id.slice(0, 16)}…` : ""],
+      [committed && begun, this.t("step_delivering"), `${formatTime(this._hass, sale.window_start)} – ${formatTime(this._hass, sale.window_end)}`],
+      [committed && over, this.t("step_delivered"), over ? this.t("settles_later") : ""],
+    ];
+    this._result.innerHTML = `<ol class="way">${steps
+      .map(
+        ([done, text, more]) => `<li class="${done ? "done" : ""}"><ha-icon aria-hidden="true"
+        icon="${done ? "mdi:check-circle" : "mdi:circle-outline"}"></ha-icon><span>${escapeHtml(text)}
+        <small>${escapeHtml(more)}</small></span></li>`,
+      )
+      .join("")}</ol>`;
+    if (committed && !over) this._later = setTimeout(() => this._follow(sale), 5000);
+  }
+}
+
+const BOOK_STYLE = `
+  .depth { display: grid; grid-template-columns: 1fr 1fr; gap: 0 16px; }
+  .level { display: grid; grid-template-columns: auto auto; justify-content: space-between;
+           padding: 5px 8px; font-size: 13px; font-variant-numeric: tabular-nums;
+           background: linear-gradient(to var(--to, left), var(--tint) var(--part), transparent 0); }
+  .rate { display: grid; grid-template-columns: 5.5em 1fr 4.5em 4.5em; gap: 12px;
+          align-items: center; padding: 6px 0; font-size: 14px; }
+  .rate.head { color: var(--secondary-text-color); padding: 10px 0 2px; }
+  .rate.head > * { font-size: 12px; }
+  .rate.head > :first-child { grid-column: span 2; }
+  .rate b, .rate b + span, .rate.head > :nth-child(n + 2) { text-align: end; }
+  .rate .track { height: 10px; border-radius: 5px; background: var(--divider-color); }
+  .rate .track span { display: block; height: 100%; border-radius: 5px; background: var(--primary-color); }
+  .rate b { font-weight: 500; font-variant-numeric: tabular-nums; }
+  h3 { font-size: 13px; font-weight: 500; color: var(--secondary-text-color); margin: 12px 0 6px; }
+`;
+
+/** What suppliers pay today and tomorrow, and the neighbours' book for the next interval. */
+class GridLedgerMarketCard extends GridLedgerAskingCard {
+  get style_() {
+    return BOOK_STYLE;
+  }
+
+  question() {
+    return { type: `${DOMAIN}/market` };
+  }
+
+  show({ prices, book, currency }) {
+    const html =
+      heading("mdi:tag-multiple-outline", this.t("prices")) +
+      this._rates(prices, "buy", currency) +
+      this._rates(prices, "sell", currency) +
+      `<h3>${escapeHtml(this.t("order_book"))}${book ? ` · ${escapeHtml(formatTime(this._hass, book.start))}` : ""}</h3>` +
+      this._book(book, currency);
+    if (html !== this._shown) {
+      this._shown = html;
+      this._body.innerHTML = html;
+    }
+  }
+
+  _rates(prices, kind, currency) {
+    const wanted = prices.filter((price) => price.kind === kind);
+    if (!wanted.length) {
+      return kind === "buy" ? `<p class="empty">${escapeHtml(this.t("no_rates"))}</p>` : "";
+    }
+    const [today, tomorrow] = [...new Set(prices.map(({ start }) => start))].sort();
+    const price = (supplier, day) =>
+      wanted.find((one) => one.supplier === supplier && one.start === day)?.price_per_kwh;
+    const most = Math.max(...wanted.map((one) => Math.abs(one.price_per_kwh)), 0.001);
+    const money = (value) =>
+      value === undefined ? "–" : escapeHtml(formatMoney(this._hass, value, currency, 3));
+    const sign = kind === "buy" ? -1 : 1;
+    const rows = [...new Set(wanted.map(({ supplier }) => supplier))]
+      .sort((one, other) => sign * ((price(one, today) ?? 0) - (price(other, today) ?? 0)))
+      .map(
+        (supplier) => `<div class="rate"><span>${escapeHtml(supplier.replace(/MSP$/, ""))}</span>
+        <div class="track" aria-hidden="true"><span style="width:${(100 * Math.max(0, price(supplier, today) ?? 0)) / most}%"></span></div>
+        <b>${money(price(supplier, today))}</b><span>${money(price(supplier, tomorrow))}</span></div>`,
+      );
+    return `<div class="rate head"><span>${escapeHtml(this.t(kind === "buy" ? "suppliers_pay" : "suppliers_ask"))}</span>
+      <span>${escapeHtml(this.t("today"))}</span><span>${escapeHtml(this.t("tomorrow"))}</span></div>${rows.join("")}`;
+  }
+
+  _book(book, currency) {
+    if (!book) return `<p class="empty">${escapeHtml(this.t("no_book"))}</p>`;
+    if (!book.bids.length && !book.offers.length) {
+      return `<p class="empty">${escapeHtml(this.t("book_empty"))}</p>`;
+    }
+    const most = Math.max(...[...book.bids, ...book.offers].map(({ energy_kwh: energy }) => energy));
+    const side = (levels, key, to, tint) =>
+      `<div><h3>${escapeHtml(this.t(key))}</h3>${levels
+        .slice(0, 8)
+        .map(
+          ({ price_per_kwh: price, energy_kwh: energy }) => `<div class="level"
+          style="--to:${to};--tint:${tint};--part:${(100 * energy) / most}%">
+          <span>${escapeHtml(formatMoney(this._hass, price, currency, 3))}</span>
+          <span>${formatNumber(this._hass, energy, 2)} kWh</span></div>`,
+        )
+        .join("")}</div>`;
+    return `<div class="depth">${side(book.bids, "bids", "left", "rgba(67,160,71,.22)")}${side(book.offers, "offers", "right", "rgba(219,68,55,.2)")}</div>`;
+  }
+}
+
+/** Open orders, and a form for another one. */
+class GridLedgerOrdersCard extends GridLedgerAskingCard {
+  get style_() {
+    return FORM_STYLE;
+  }
+
+  question() {
+    return { type: `${DOMAIN}/market` };
+  }
+
+  build() {
+    super.build();
+    const next = new Date(Date.now() + 2 * 3600000);
+    next.setMinutes(0, 0, 0);
+    const local = new Date(next - next.getTimezoneOffset() * 60000).toISOString().slice(0, 16);
+    this._body.innerHTML = `${heading("mdi:cart-outline", this.t("orders"))}<div class="list"></div>
+      <form><label>${escapeHtml(this.t("side"))}<select name="side"><option value="sell">${escapeHtml(this.t("offer"))}</option>
+        <option value="buy">${escapeHtml(this.t("bid"))}</option></select></label>
+      <label>${escapeHtml(this.t("energy"))} (kWh)<input name="energy" type="number" min="0.001" step="any" value="0.5" required></label>
+      <label><span class="money">${escapeHtml(this.t("price"))}</span><input name="price" type="number" step="any" value="0.1" required></label>
+      <label>${escapeHtml(this.t("interval"))}<input name="start" type="datetime-local" value="${local}" required></label>
+      <button class="do plain" type="submit">${escapeHtml(this.t("place_order"))}</button></form>
+      <p class="error" role="alert" hidden></p>`;
+    this._list = this._body.querySelector(".list");
+    this._error = this._body.querySelector(".error");
+    const form = this._body.querySelector("form");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const { side, energy, price, start } = form.elements;
+      this._do("place_order", {
+        side: side.value,
+        energy: Number.parseFloat(energy.value),
+        price: Number.parseFloat(price.value),
+        start: new Date(start.value).toISOString(),
+      });
+    });
+    this._list.addEventListener("click", (event) => {
+      const id = event.target.closest("button")?.dataset.order;
+      if (id) this._do("cancel_order", { order_id: id });
+    });
+  }
+
+  draw() {
+    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
+    super.draw();
+  }
+
+  async _do(service, data) {
+    this._error.hidden = true;
+    try {
+      await this._hass.callWS({
+        type: "call_service",
+        domain: DOMAIN,
+        service,
+        service_data: { config_entry: this._home.entry_id, ...data },
+        return_response: true,
+      });
+    } catch (error) {
+      this._error.textContent = error.message ?? error;
+      this._error.hidden = false;
+    }
+    this.ask();
+  }
+
+  show({ orders, currency }) {
+    const rows = orders.map(
+      (order) => `<tr><td>${escapeHtml(formatTime(this._hass, order.start))}</td>
+        <td>${escapeHtml(this.t(order.side))}</td>
+        <td class="num">${formatNumber(this._hass, order.energy_kwh, 2)} kWh</td>
+        <td class="num wide">${escapeHtml(formatMoney(this._hass, order.price_per_kwh, currency, 3))}</td>
+        <td>${escapeHtml(this.t(`order_${order.state}`))}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}</td>
+        <td>${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`,
+    );
+    const html = rows.length
+      ? table(this.t("orders"), [[this.t("interval")], [this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
+      : `<p class="empty">${escapeHtml(this.t("no_orders"))}</p>`;
+    if (html !== this._shown) {
+      this._shown = html;
+      this._list.innerHTML = html;
+    }
+    this._body.querySelector(".money").textContent = `${this.t("price")} (${currency}/kWh)`;
+  }
+}
+
+/** The next 24 hours: what the battery does when, at which prices, and why. */
+class GridLedgerPlanCard extends GridLedgerAskingCard {
+  get apart() {
+    return 60000;
+  }
+
+  async ask() {
+    this._asking = true;
+    this._asked = Date.now();
+    try {
+      const { response } = await this._hass.callWS({
+        type: "call_service",
+        domain: DOMAIN,
+        service: "get_plan",
+        service_data: { config_entry: this._home.entry_id },
+        return_response: true,
+      });
+      this.show(response);
+    } catch (error) {
+      this.failed(error);
+    }
+    this._asking = false;
+  }
+
+  _why(one) {
+    const known = this.texts[`reason_${one.reason_key}`];
+    if (!known) return one.reason;
+    return known.replace(/\{(\w+)\}/g, (_, name) => one.reason_values[name] ?? "");
+  }
+
+  show({ plan, dry_run: dry, appliances }) {
+    const now = Object.entries(appliances).map(
+      ([name, one]) => `<tr><td>${escapeHtml(name)}</td><td>${escapeHtml(this.t(one.on ? "on" : "off"))}</td>
+        <td class="why">${escapeHtml(this._why(one))}</td></tr>`,
+    );
+    const html =
+      heading("mdi:calendar-clock", this.t("plan")) +
+      `<style>td.why { white-space: normal; min-width: 140px; }</style>` +
+      (now.length ? table(this.t("now"), [[this.t("now")], [""], [this.t("why")]], now) : "") +
+      this._hours(plan, this.t("plan")) +
+      (dry ? `<h3>${escapeHtml(this.t("dry_run"))}</h3>${this._hours(dry, this.t("dry_run"))}` : "");
+    if (html !== this._shown) {
+      this._shown = html;
+      this._body.innerHTML = html;
+    }
+  }
+
+  /** Slots that do the same for the same reason are one line. */
+  _hours(plan, name) {
+    if (!plan?.slots.length) return `<p class="empty">${escapeHtml(this.t("no_plan"))}</p>`;
+    const spans = [];
+    for (const slot of plan.slots) {
+      const last = spans.at(-1);
+      const same = last && last.mode === slot.mode && last.reason_key === slot.reason_key &&
+        last.buy_price === slot.buy_price && last.sell_price === slot.sell_price;
+      if (same) {
+        last.end = slot.end;
+        last.stored_kwh = slot.stored_kwh;
+      } else spans.push({ ...slot });
+    }
+    const rows = spans.slice(0, 24).map(
+      (span) => `<tr><td>${escapeHtml(formatTime(this._hass, span.start))}</td>
+        <td>${escapeHtml(this.texts[`mode_${span.mode}`] ?? span.mode)}</td>
+        <td class="num wide">${formatNumber(this._hass, span.sell_price, 3)} / ${formatNumber(this._hass, span.buy_price, 3)}</td>
+        <td class="num">${formatNumber(this._hass, span.stored_kwh, 1)} kWh</td>
+        <td class="why">${escapeHtml(this._why(span))}</td></tr>`,
+    );
+    return table(name, [[this.t("from")], [this.t("battery")], [this.t("sell_buy"), "num wide"], [this.t("stored"), "num"], [this.t("why")]], rows);
+  }
+}
+
+/* The archive --------------------------------------------------------------------------------- */
+
+const ARCHIVE_STYLE = `
+  .days { display: flex; gap: 8px; align-items: center; margin-bottom: 16px; }
+  .days button.do { padding: 0 14px; }
+  .days input { flex: 0 1 180px; width: 120px; }
+  .days .csv { margin-inline-start: auto; }
+  .days button { min-width: 44px; }
+  .chart { width: 100%; height: 150px; display: block; margin: 8px 0 4px; }
+  .chart .in { fill: var(--energy-grid-consumption-color, #488fc2); }
+  .chart .out { fill: var(--energy-grid-return-color, #8353d1); }
+  .chart line { stroke: var(--divider-color); }
+  .ticks { display: flex; font-size: 11px; color: var(--secondary-text-color); margin-bottom: 8px; }
+  .ticks span { flex: 1; }
+  .legend { display: flex; gap: 16px; font-size: 12px; color: var(--secondary-text-color); }
+  .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-inline-end: 6px; }
+  h3 { font-size: 14px; font-weight: 500; margin: 20px 0 4px; }
+  .proof { border: 1px solid var(--divider-color); border-radius: 8px; padding: 12px; margin: 4px 0;
+           white-space: normal; overflow-wrap: anywhere; line-height: 1.6; }
+  .proof dl { margin: 0; grid-template-columns: auto 1fr; gap: 2px 16px; }
+  .proof dd { text-align: start; font-size: 13px; }
+  details summary { cursor: pointer; min-height: 44px; display: flex; align-items: center;
+                    color: var(--secondary-text-color); font-size: 13px; }
+`;
+
+/** The last day of a period that ends before a day. */
+function lastDay(day) {
+  const [year, month, date] = day.split("-").map(Number);
+  return new Date(Date.UTC(year, month - 1, date - 1)).toISOString().slice(0, 10);
+}
+
+/** Any day: what flowed, what was traded and paid, its proof, and CSV. */
+class GridLedgerArchiveCard extends GridLedgerCard {
+  build() {
+    this.shadowRoot.innerHTML = `<style>${STYLE}${FORM_STYLE}${ARCHIVE_STYLE}</style><ha-card><div class="card">
+      ${heading("mdi:archive-outline", this.t("archive"))}
+      <div class="days"><button class="do plain" id="before" type="button" aria-label="${escapeHtml(this.t("day_before"))}">‹</button>
+      <input type="date" aria-label="${escapeHtml(this.t("day"))}">
+      <button class="do plain" id="after" type="button" aria-label="${escapeHtml(this.t("day_after"))}">›</button>
+      <button class="do plain csv" type="button">CSV</button></div>
+      <div class="shown" role="status"></div><div class="of-bills"></div></div></ha-card>`;
+    this._date = this.shadowRoot.querySelector("input");
+    this._shownIn = this.shadowRoot.querySelector(".shown");
+    this._set(new Date());
+    this._date.addEventListener("change", () => this._ask());
+    const step = (days) => {
+      const day = this._day();
+      day.setDate(day.getDate() + days);
+      this._set(day);
+      this._ask();
+    };
+    this.shadowRoot.getElementById("before").addEventListener("click", () => step(-1));
+    this.shadowRoot.getElementById("after").addEventListener("click", () => step(1));
+    this.shadowRoot.querySelector(".csv").addEventListener("click", () => this._csv());
+    this._shownIn.addEventListener("click", (event) => {
+      const button = event.target.closest("button[data-transaction]");
+      if (button) this._proof(button);
+    });
+    this._billsIn = this.shadowRoot.querySelector(".of-bills");
+    this._billsIn.addEventListener("click", (event) => {
+      const button = event.target.closest("button[data-from]");
+      if (button) this._lines(button);
+    });
+    this._ask();
+    this._askBills();
+  }
+
+  /** The supplier's bills: what they come to, what is open of them, and every line behind. */
+  async _askBills() {
+    try {
+      const { bills } = await this._hass.callWS({ type: `${DOMAIN}/bills`, entry_id: this._home.entry_id });
+      const money = (bill, value) => escapeHtml(formatMoney(this._hass, value, bill.currency, 2));
+      const rows = bills.map((bill) => {
+        const due = bill.open > 0 && bill.due ? `, ${this.t("due")} ${new Date(bill.due).toLocaleDateString(language(this._hass))}` : "";
+        const lines = bill.run
+          ? `<button class="do plain small" type="button" aria-expanded="false" data-from="${escapeHtml(bill.from_day)}" data-run="${bill.run}">${escapeHtml(this.t("show_lines"))}</button>`
+          : escapeHtml(bill.reason);
+        return `<tr><td>${bill.number}</td><td class="wide">${escapeHtml(this.t(`bill_${bill.kind}`))}</td>
+          <td>${escapeHtml(bill.from_day)} – ${escapeHtml(lastDay(bill.to_day))}</td><td class="num">${money(bill, bill.total)}</td>
+          <td class="num"><b>${money(bill, bill.open)}</b>${escapeHtml(due)}</td><td class="num">${lines}</td></tr>`;
+      });
+      this._billsIn.innerHTML = `<h3>${escapeHtml(this.t("supply_bills"))}</h3>${
+        rows.length
+          ? table(this.t("supply_bills"), [["#"], [this.t("kind"), "wide"], [this.t("period")], [this.t("total"), "num"], [this.t("open"), "num"], [""]], rows)
+          : `<p class="empty">${escapeHtml(this.t("no_bills"))}</p>`
+      }`;
+    } catch (error) {
+      this._billsIn.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+    }
+  }
+
+  async _lines(button) {
+    const row = button.closest("tr");
+    const shown = row.nextElementSibling?.classList.contains("of-proof");
+    button.setAttribute("aria-expanded", String(!shown));
+    if (shown) {
+      row.nextElementSibling.remove();
+      return;
+    }
+    const below = document.createElement("tr");
+    below.className = "of-proof";
+    const cell = below.insertCell();
+    cell.colSpan = row.cells.length;
+    row.after(below);
+    try {
+      const bill = await this._hass.callWS({
+        type: `${DOMAIN}/bill`,
+        entry_id: this._home.entry_id,
+        from_day: button.dataset.from,
+        run: Number(button.dataset.run),
+      });
+      const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, bill.currency, digits));
+      const rows = bill.lines.map(
+        (line) => `<tr><td>${escapeHtml(this.t(`line_${line.kind}`))} <span class="quiet">${escapeHtml(line.name)}</span></td>
+          <td class="num wide">${this._quantity(line, money)}</td><td class="num"><b>${money(line.amount, 4)}</b></td></tr>`,
+      );
+      const compared = bill.regulated === null ? "" : `<p class="quiet">${escapeHtml(this.t("regulated_tariff", { amount: formatMoney(this._hass, bill.regulated, bill.currency, 2) }))}</p>`;
+      cell.innerHTML = `<div class="proof">${table(this.t("show_lines"), [[this.t("kind")], [this.t("quantity"), "num wide"], [this.t("amount"), "num"]], rows)}${compared}</div>`;
+    } catch (error) {
+      cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+    }
+  }
+
+  /** How much, at what price: kWh, days, kW or per cent, as its kind of line counts. */
+  _quantity({ kind, quantity, price }, money) {
+    const at = (value, unit, digits, each) =>
+      `${formatNumber(this._hass, value, digits)} ${unit}${price ? ` × ${money(each, 4)}` : ""}`;
+    if (kind === "standing") return at(quantity, "d", 0, price / 1e6);
+    if (kind === "capacity") return at(quantity / 1000, "kW", 2, price / 1e6);
+    if (kind === "tax") return `${money(quantity / 1e6)} × ${formatNumber(this._hass, price / 1e4, 2)} %`;
+    if (kind === "rounding") return "";
+    return at(quantity / 1000, "kWh", 3, price / 1e6);
+  }
+
+  draw() {
+    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
+  }
+
+  _set(day) {
+    const two = (value) => String(value).padStart(2, "0");
+    this._date.value = `${day.getFullYear()}-${two(day.getMonth() + 1)}-${two(day.getDate())}`;
+  }
+
+  _day() {
+    const [year, month, day] = this._date.value.split("-").map(Number);
+    return year ? new Date(year, month - 1, day) : new Date(new Date().setHours(0, 0, 0, 0));
+  }
+
+  async _ask() {
+    const start = this._day();
+    const end = new Date(start);
+    end.setDate(end.getDate() + 1);
+    const asked = (this._asked = start.getTime());
+    try {
+      const found = await this._hass.callWS({
+        type: `${DOMAIN}/archive`,
+        entry_id: this._home.entry_id,
+        start: start.toISOString(),
+        end: end.toISOString(),
+      });
+      if (asked !== this._asked) return;
+      this._found = found;
+      this._shownIn.innerHTML = this._render(found, start);
+    } catch (error) {
+      this._shownIn.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+    }
+  }
+
+  _render({ readings, trades, postings, totals, currency }, start) {
+    const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, currency, digits));
+    const kwh = (value) => `${formatNumber(this._hass, value, 2)} kWh`;
+    const facts = [
+      [kwh(totals.import_kwh), "import"],
+      [kwh(totals.export_kwh), "export"],
+      [kwh(totals.sold_kwh), "sold"],
+      [money(totals.net), "net"],
+    ]
+      .map(([value, key]) => `<div><b>${value}</b><span>${escapeHtml(this.t(key))}</span></div>`)
+      .join("");
+    const proof = (id) =>
+      id ? `<button class="do plain small" type="button" data-transaction="${escapeHtml(id)}">${escapeHtml(this.t("show_proof"))}</button>` : "";
+    const tradeRows = trades.map(
+      (trade) => `<tr><td>${escapeHtml(formatTime(this._hass, trade.window_start))}</td>
+        <td class="wide">${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
+        <td class="num">${kwh(trade.energy_kwh)}</td>
+        <td class="num wide">${money(trade.gross, 4)} − ${money(trade.grid_fee, 4)}</td>
+        <td class="num"><b>${money(trade.net, 4)}</b></td><td class="num">${proof(trade.transaction_id)}</td></tr>`,
+    );
+    const postingRows = postings.map(
+      (posting) => `<tr><td>${escapeHtml(formatTime(this._hass, posting.at))}</td>
+        <td>${escapeHtml(this.t(`kind_${posting.kind}`).replace(/^kind_/, ""))}</td>
+        <td class="wide quiet">${escapeHtml(this._party(posting.counterparty))}</td>
+        <td class="num"><b>${money(posting.amount, 4)}</b></td><td class="num">${proof(posting.transaction_id)}</td></tr>`,
+    );
+    return `<div class="facts">${facts}</div>${this._chart(readings, start)}
+      <h3>${escapeHtml(this.t("trades"))}</h3>${
+        tradeRows.length
+          ? table(this.t("trades"), [[this.t("when")], [this.t("supplier"), "wide"], [this.t("energy"), "num"], [this.t("with_fee"), "num wide"], [this.t("net"), "num"], [""]], tradeRows)
+          : `<p class="empty">${escapeHtml(this.t("nothing_that_day"))}</p>`
+      }<h3>${escapeHtml(this.t("bills"))}</h3>${
+        postingRows.length
+          ? table(this.t("bills"), [[this.t("when")], [this.t("kind")], [this.t("counterparty"), "wide"], [this.t("amount"), "num"], [""]], postingRows)
+          : `<p class="empty">${escapeHtml(this.t("nothing_that_day"))}</p>`
+      }`;
+  }
+
+  /** An account's name as people say it. */
+  _party(account) {
+    if (account.startsWith("ext/bank/")) return this.t("bank");
+    const name = account.replace(/^(SUPPLIER|GRID)-/, "");
+    return name === account ? name : name[0] + name.slice(1).toLowerCase();
+  }
+
+  /** Import upwards and export downwards by the hour, with its table behind. */
+  _chart(readings, start) {
+    if (!readings.length) return `<p class="empty">${escapeHtml(this.t("no_readings_day"))}</p>`;
+    const hours = Array.from({ length: 24 }, () => [0, 0]);
+    for (const { start: at, import_wh: taken, export_wh: given } of readings) {
+      const hour = Math.min(23, Math.max(0, Math.floor((new Date(at) - start) / 3600000)));
+      hours[hour][0] += taken;
+      hours[hour][1] += given;
+    }
+    const most = Math.max(...hours.flat(), 1);
+    const bars = hours
+      .map(([taken, given], hour) => {
+        const x = 6 + hour * 24.6;
+        const up = (64 * taken) / most;
+        const down = (64 * given) / most;
+        return `<rect class="in" x="${x}" y="${70 - up}" width="18" height="${up}"/>
+          <rect class="out" x="${x}" y="${70}" width="18" height="${down}"/>`;
+      })
+      .join("");
+    const ticks = [0, 6, 12, 18]
+      .map((hour) => `<span>${String(hour).padStart(2, "0")}:00</span>`)
+      .join("");
+    const rows = hours
+      .map(
+        ([taken, given], hour) => `<tr><td>${String(hour).padStart(2, "0")}:00</td>
+        <td class="num">${formatNumber(this._hass, taken, 0)} Wh</td><td class="num">${formatNumber(this._hass, given, 0)} Wh</td></tr>`,
+      )
+      .filter((_, hour) => hours[hour][0] || hours[hour][1]);
+    const odd = readings.filter(({ quality }) => quality !== "measured").length;
+    const waiting = readings.filter(({ state }) => state !== "committed").length;
+    const note = this.t("readings_note", { count: readings.length, estimated: odd, waiting });
+    return `<svg class="chart" viewBox="0 0 600 140" preserveAspectRatio="none" role="img"
+      aria-label="${escapeHtml(`${this.t("import")} / ${this.t("export")}. ${note}`)}"><line x1="0" x2="600" y1="70" y2="70"/>${bars}</svg><div class="ticks" aria-hidden="true">${ticks}</div>
+      <div class="legend"><span><i style="background:var(--energy-grid-consumption-color, #488fc2)"></i>${escapeHtml(this.t("import"))}</span>
+      <span><i style="background:var(--energy-grid-return-color, #8353d1)"></i>${escapeHtml(this.t("export"))}</span></div>
+      <details><summary>${escapeHtml(note)}</summary>${table(this.t("readings"), [[this.t("interval")], [this.t("import"), "num"], [this.t("export"), "num"]], rows)}</details>`;
+  }
+
+  async _proof(button) {
+    const row = button.closest("tr");
+    if (row.nextElementSibling?.classList.contains("of-proof")) {
+      row.nextElementSibling.remove();
+      return;
+    }
+    const below = document.createElement("tr");
+    below.className = "of-proof";
+    const cell = below.insertCell();
+    cell.colSpan = row.cells.length;
+    row.after(below);
+    try {
+      const proof = await this._hass.callWS({
+        type: `${DOMAIN}/proof`,
+        entry_id: this._home.entry_id,
+        transaction_id: button.dataset.transaction,
+      });
+      const line = (key, value) => `<dt>${escapeHtml(this.t(key))}</dt><dd>${escapeHtml(value)}</dd>`;
+      cell.innerHTML = `<div class="proof"><dl>
+        ${line("block", `${proof.block} (${proof.position + 1}/${proof.transactions_in_block})`)}
+        ${line("transaction", proof.transaction_id)}
+        ${line("state", this.t(proof.valid ? "valid" : "invalid", { code: proof.code }))}
+        ${line("endorsed_by", proof.endorsed_by.map(({ member, node }) => `${member.replace(/MSP$/, "")} (${node})`).join(", "))}
+        ${line("submitted", new Date(proof.submitted_at).toLocaleString(language(this._hass)))}
+        ${line("data_hash", proof.data_hash)}</dl></div>`;
+    } catch (error) {
+      cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+    }
+  }
+
+  _csv() {
+    if (!this._found) return;
+    const { readings, trades, postings } = this._found;
+    for (const [name, rows] of Object.entries({ readings, trades, postings })) {
+      if (!rows.length) continue;
+      const columns = Object.keys(rows[0]);
+      const cell = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replace(/"/g, '""')}"` : String(value ?? ""));
+      const text = [columns, ...rows.map((row) => columns.map((column) => row[column]))]
+        .map((row) => row.map(cell).join(","))
+        .join("\n");
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+      link.download = `gridledger-${name}-${this._date.value}.csv`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    }
+  }
+}
+
+/* Registration -------------------------------------------------------------------------------- */
+
+for (const [name, element] of Object.entries({
+  "gridledger-health-card": GridLedgerHealthCard,
+  "gridledger-sell-card": GridLedgerSellCard,
+  "gridledger-market-card": GridLedgerMarketCard,
+  "gridledger-orders-card": GridLedgerOrdersCard,
+  "gridledger-plan-card": GridLedgerPlanCard,
+  "gridledger-archive-card": GridLedgerArchiveCard,
+})) {
+  if (!customElements.get(name)) customElements.define(name, element);
+}

@@ -1,0 +1,193 @@
+"""The market beyond one's own trades: prices by day, the order book, and own orders."""
+
+import asyncio
+from secrets import token_hex
+from typing import Any, Final
+
+from homeassistant.util import dt as dt_util
+
+from .client import GridLedgerError, TransactionRefused
+from .clock import ChannelClock
+from .const import CHAINCODE_ENERGY
+from .models import Rate, order_as_response
+from .session import LedgerSession
+
+DAYS_LIMIT: Final = 14
+_ORDERS: Final = 200
+_LEVELS: Final = 20
+_AT_ONCE: Final = 7
+
+
+def _clock(session: LedgerSession) -> ChannelClock:
+    if session.clock is None:
+        raise GridLedgerError("the ledger has not been reached yet")
+    return session.clock
+
+
+async def async_prices(session: LedgerSession, days: int) -> list[dict[str, Any]]:
+    """Return suppliers' rates of today and the days after it, as spans of real time.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    clock = _clock(session)
+    first = clock.day_start(clock.channel(dt_util.utcnow().timestamp()))
+    spans: list[dict[str, Any]] = []
+    for begin in range(0, min(days, DAYS_LIMIT), _AT_ONCE):
+        starts = [first + 86400 * day for day in range(begin, min(days, begin + _AT_ONCE))]
+        answers = await asyncio.gather(
+            *(
+                session.client.evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": clock.day(start)})
+                for start in starts
+            )
+        )
+        for start, answer in zip(starts, answers, strict=True):
+            try:
+                rates = [Rate.from_json(rate) for rate in answer]
+            except (KeyError, TypeError, ValueError) as error:
+                raise GridLedgerError(f"a rate can't be read: {error!r}") from error
+            spans.extend(
+                {
+                    "start": clock.real_datetime(start).isoformat(),
+                    "end": clock.real_datetime(start + 86400).isoformat(),
+                    "supplier": rate.supplier,
+                    "kind": rate.kind,
+                    "price_per_kwh": rate.price_micro_per_kwh / 1e6,
+                }
+                for rate in rates
+            )
+    return spans
+
+
+async def async_orders(session: LedgerSession) -> list[dict[str, Any]]:
+    """Return the home's orders for intervals that aren't over.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    clock = _clock(session)
+    now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
+    answer = await session.client.evaluate(
+        CHAINCODE_ENERGY,
+        "book:Orders",
+        {"connection_id": session.connection_id, "from": now, "limit": _ORDERS},
+    )
+    try:
+        return [
+            order_as_response(order, clock, session.data.currency) for order in answer["orders"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"an order can't be read: {error!r}") from error
+
+
+async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | None:
+    """Return the book of the next interval that can still be traded, None without one.
+
+    Raises:
+        GridLedgerError: the ledger is away.
+    """
+    clock = _clock(session)
+    try:
+        connection, terms = await asyncio.gather(
+            session.client.evaluate(
+                CHAINCODE_ENERGY, "registry:Connection", {"connection_id": session.connection_id}
+            ),
+            session.client.evaluate(CHAINCODE_ENERGY, "book:Product", {"product": product}),
+        )
+        terms = terms.get("terms", terms)
+        gate = int(terms["gate_closure_s"])
+        now = clock.channel(dt_util.utcnow().timestamp())
+        start = clock.next_boundary(now + gate + 5 * clock.rate)
+        depth = await session.client.evaluate(
+            CHAINCODE_ENERGY,
+            "book:Depth",
+            {
+                "product": product,
+                "interval_start": start,
+                "zone": str(connection["zone"]),
+                "levels": _LEVELS,
+            },
+        )
+        return {
+            "product": product,
+            "start": clock.real_datetime(start).isoformat(),
+            "interval_start": start,
+            **{
+                side: [
+                    {
+                        "price_per_kwh": int(level["price_micro_per_kwh"]) / 1e6,
+                        "energy_kwh": int(level["energy_wh"]) / 1000,
+                    }
+                    for level in depth[side]
+                ]
+                for side in ("bids", "offers")
+            },
+        }
+    except TransactionRefused as error:
+        if error.status == 404:
+            return None  # nobody has agreed on such a product here
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"the order book can't be read: {error!r}") from error
+
+
+async def async_place(
+    session: LedgerSession,
+    side: str,
+    energy_wh: int,
+    price_micro: int,
+    product: str,
+    start: float,
+    order_id: str | None,
+) -> dict[str, Any]:
+    """Place an order for the interval that holds a real instant.
+
+    Raises:
+        GridLedgerError: the ledger is away, or the contract says no.
+    """
+    clock = _clock(session)
+    committed = await session.client.submit(
+        CHAINCODE_ENERGY,
+        "book:Place",
+        {
+            "order_id": order_id or f"HA-{token_hex(8).upper()}",
+            "connection_id": session.connection_id,
+            "product": product,
+            "interval_start": clock.interval_at(clock.channel(start)),
+            "side": side,
+            "price_micro_per_kwh": price_micro,
+            "energy_wh": energy_wh,
+        },
+    )
+    session.async_look_again()
+    try:
+        order = order_as_response(committed.result, clock, session.data.currency)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"the order can't be read: {error!r}") from error
+    return {**order, "transaction_id": committed.transaction_id, "block": committed.block_number}
+
+
+async def async_cancel(session: LedgerSession, order_id: str) -> dict[str, Any]:
+    """Take an open order back.
+
+    Raises:
+        GridLedgerError: the ledger is away, there is no such order, or its book is closed.
+    """
+    clock = _clock(session)
+    for order in await async_orders(session):
+        if order["order_id"] == order_id:
+            break
+    else:
+        raise TransactionRefused(f"there is no order {order_id} for an interval ahead")
+    committed = await session.client.submit(
+        CHAINCODE_ENERGY,
+        "book:Cancel",
+        {
+            "order_id": order_id,
+            "connection_id": session.connection_id,
+            "interval_start": order["interval_start"],
+        },
+    )
+    session.async_look_again()
+    answer = order_as_response(committed.result, clock, session.data.currency)
+    return {**answer, "transaction_id": committed.transaction_id, "block": committed.block_number}

@@ -1,0 +1,359 @@
+"""External statistics: what was sold, settled and billed, by the hour of delivery.
+
+Entities show the moment; these are the truth of what stands on the ledger. They are written anew
+from the hour that changed, so late trades land where they belong. The Energy dashboard takes them
+as compensation of the grid's export.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from homeassistant.components.recorder.models import (
+    StatisticData,
+    StatisticMeanType,
+    StatisticMetaData,
+)
+from homeassistant.components.recorder.statistics import (
+    async_add_external_statistics,
+    statistics_during_period,
+)
+from homeassistant.const import UnitOfEnergy
+from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers.recorder import get_instance
+from homeassistant.util import dt as dt_util
+from homeassistant.util import slugify
+from homeassistant.util.unit_conversion import EnergyConverter
+
+from .accounts import async_bills
+from .archive import async_trades
+from .client import GridLedgerError, TransactionRefused
+from .clock import ChannelClock
+from .const import CHAINCODE_ENERGY, CHAINCODE_METERING, DOMAIN, LOGGER
+from .models import Trade
+
+if TYPE_CHECKING:
+    from .coordinator import GridLedgerConfigEntry
+    from .session import LedgerSession
+
+_APART_S: Final = 300.0
+_AGAIN: Final = timedelta(days=2)
+"""How far back sums are written anew."""
+
+Hours = dict[datetime, tuple[int, int]]
+"""Wh and micro-units of money by the hour that they belong to."""
+
+
+def statistic_ids(unique_id: str) -> tuple[str, str]:
+    """Return the ids of a home's sold energy and of its revenue."""
+    base = f"{DOMAIN}:{slugify(unique_id)}"
+    return f"{base}_sold_energy", f"{base}_sold_revenue"
+
+
+SETTLED: Final = ("settled_import", "settled_export", "settled_cost", "settled_revenue", "billed")
+_NAMES: Final = {
+    "settled_import": "settled import",
+    "settled_export": "settled export",
+    "settled_cost": "settled cost",
+    "settled_revenue": "settled revenue",
+    "billed": "billed",
+}
+_FACT_SETTLED: Final = "settled_days"
+_DAY_S: Final = 86400
+_DAY_PAGE: Final = 100
+_DAY_PAGES: Final = 20
+
+
+def settled_ids(unique_id: str) -> dict[str, str]:
+    """Return the ids of what is settled and billed, by what they are."""
+    base = f"{DOMAIN}:{slugify(unique_id)}"
+    return {key: f"{base}_{key}" for key in SETTLED}
+
+
+def by_hour(trades: list[Trade], clock: ChannelClock) -> Hours:
+    """Spread trades over the hours of their delivery, to the Wh and the micro-unit.
+
+    A trade's money follows its energy; what rounding leaves goes to its last interval.
+    """
+    sums: dict[datetime, list[int]] = defaultdict(lambda: [0, 0])
+    for trade in trades:
+        left = trade.net_micro
+        for index, (start, energy_wh) in enumerate(trade.schedule):
+            last = index == len(trade.schedule) - 1
+            part = left if last else trade.net_micro * energy_wh // max(1, trade.energy_wh)
+            left -= part
+            hour = clock.real_datetime(start).replace(minute=0, second=0, microsecond=0)
+            sums[hour][0] += energy_wh
+            sums[hour][1] += part
+    return {hour: (energy, money) for hour, (energy, money) in sorted(sums.items())}
+
+
+@callback
+def async_keep_statistics(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession
+) -> None:
+    """Write statistics when trades have changed, at most every few minutes."""
+    known: dict[str, Any] = {"seen": None, "at": -_APART_S}
+
+    @callback
+    def look() -> None:
+        data = session.data
+        account = data.account
+        seen = (
+            data.trades,
+            session.days_settled,
+            None if account is None else (account.billed_to, account.bills),
+        )
+        if not data.connected or not data.market_known or known["seen"] == seen:
+            return
+        if hass.loop.time() - known["at"] < _APART_S:
+            return
+        known.update(seen=seen, at=hass.loop.time())
+        entry.async_create_background_task(
+            hass, _write(hass, entry, session), name=f"{entry.title} statistics"
+        )
+
+    if "recorder" in hass.config.components:
+        entry.async_on_unload(session.async_add_listener(look))
+
+
+async def _write(hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession) -> None:
+    try:
+        await async_write_statistics(hass, entry, session)
+        await async_write_settled(hass, entry, session)
+    except GridLedgerError as error:
+        LOGGER.debug("Statistics wait: %s", error)
+
+
+async def async_write_statistics(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession
+) -> None:
+    """Write the sums of the last two days anew, all of them where there are none yet.
+
+    Raises:
+        GridLedgerError: the ledger is away.
+    """
+    clock = session.clock
+    if clock is None:
+        return
+    ids = statistic_ids(str(entry.unique_id))
+    begin = dt_util.utcnow().replace(minute=0, second=0, microsecond=0) - _AGAIN
+    epoch = dt_util.utc_from_timestamp(0)
+    before = await get_instance(hass).async_add_executor_job(
+        statistics_during_period, hass, epoch, begin, set(ids), "hour", None, {"sum"}
+    )
+    sums = [float(before[one][-1].get("sum") or 0) if before.get(one) else 0.0 for one in ids]
+    start = begin if all(before.get(one) for one in ids) else epoch
+    # One day more: a delivery that begins before the first hour may reach into it.
+    trades = await async_trades(
+        session, max(0, int(clock.channel(start.timestamp())) - 86400), 2**40
+    )
+    hours = {hour: both for hour, both in by_hour(trades, clock).items() if hour >= start}
+    rows: tuple[list[StatisticData], list[StatisticData]] = ([], [])
+    for hour, (energy_wh, money_micro) in hours.items():
+        for index, value in enumerate((energy_wh / 1000, money_micro / 1e6)):
+            sums[index] += value
+            rows[index].append(StatisticData(start=hour, state=value, sum=sums[index]))
+    names = ("sold energy", "sold revenue")
+    units = (UnitOfEnergy.KILO_WATT_HOUR, session.data.currency)
+    for statistic_id, name, unit, data in zip(ids, names, units, rows, strict=True):
+        _add(hass, statistic_id, f"{entry.title} {name}", unit, data)
+
+
+def _add(
+    hass: HomeAssistant, statistic_id: str, name: str, unit: str, rows: list[StatisticData]
+) -> None:
+    async_add_external_statistics(
+        hass,
+        StatisticMetaData(
+            mean_type=StatisticMeanType.NONE,
+            has_sum=True,
+            name=name,
+            source=DOMAIN,
+            statistic_id=statistic_id,
+            unit_class=(
+                EnergyConverter.UNIT_CLASS if unit == UnitOfEnergy.KILO_WATT_HOUR else None
+            ),
+            unit_of_measurement=unit,
+        ),
+        rows,
+    )
+
+
+# What is settled and billed -----------------------------------------------------------------------
+
+
+async def _settled_days(session: LedgerSession, from_day: str) -> list[dict[str, Any]]:
+    """Return the days that are posted, from a day on, as they were posted last."""
+    found: list[dict[str, Any]] = []
+    bookmark = ""
+    for _ in range(_DAY_PAGES):
+        try:
+            page = await session.client.evaluate(
+                CHAINCODE_ENERGY,
+                "settlement:Days",
+                {
+                    "connection_id": session.connection_id,
+                    "from_day": from_day,
+                    "limit": _DAY_PAGE,
+                    **({"bookmark": bookmark} if bookmark else {}),
+                },
+            )
+        except TransactionRefused as error:
+            LOGGER.debug("No settled days: %s", error)
+            break
+        found.extend(page["days"])
+        bookmark = str(page.get("bookmark") or "")
+        if not bookmark:
+            break
+    return found
+
+
+async def _rows_of(session: LedgerSession, posted: Mapping[str, Any]) -> list[list[int]]:
+    """Return a day's intervals: start, Wh in and out, micro-units paid and received.
+
+    They come from the private record behind the day. Where the utility's peer doesn't have it,
+    the day's sums are taken as one interval. Either way they add up to what was posted.
+    """
+    summary = posted["summary"]
+    amounts = [int(one["amount_micro"]) for one in summary["sums"]]
+    totals = [
+        int(summary["import_wh"]),
+        int(summary["export_wh"]),
+        -sum(amount for amount in amounts if amount < 0),
+        sum(amount for amount in amounts if amount > 0),
+    ]
+    start = int(datetime.fromisoformat(f"{summary['day']}T00:00:00+00:00").timestamp())
+    rows: list[list[int]] = []
+    try:
+        record = await session.client.evaluate(
+            CHAINCODE_METERING,
+            "daybook:Record",
+            {
+                "utility": summary["utility"],
+                "day": summary["day"],
+                "run": posted["run"],
+                "connection_id": session.connection_id,
+            },
+            endorsing_organizations=[session.msp_id],
+        )
+    except TransactionRefused as error:
+        LOGGER.debug("Day %s by its sums: %s", summary["day"], error)
+    else:
+        for row in record["opened"]["rows"]:
+            parts = [int(line["amount_micro"]) for line in row["lines"]]
+            rows.append(
+                [
+                    int(row["interval_start"]),
+                    int(row["import_wh"]),
+                    int(row["export_wh"]),
+                    -sum(part for part in parts if part < 0),
+                    sum(part for part in parts if part > 0),
+                ]
+            )
+    if not rows:
+        return [[start, *totals]]
+    for index, total in enumerate(totals, start=1):
+        # A sum over lines of both signs is one amount: what it hides goes to the last interval.
+        rows[-1][index] += total - sum(row[index] for row in rows)
+    return rows
+
+
+async def async_write_settled(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession
+) -> None:
+    """Write what was settled, anew from the first day that was posted or corrected since.
+
+    Raises:
+        GridLedgerError: the ledger is away, or answers nonsense.
+    """
+    if (clock := session.clock) is None:
+        return
+    try:
+        await _write_days(hass, entry, session, clock)
+        await _write_bills(hass, entry, session, clock)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"a settled day can't be read: {error!r}") from error
+
+
+def _hour(clock: ChannelClock, instant: float) -> datetime:
+    return clock.real_datetime(instant).replace(minute=0, second=0, microsecond=0)
+
+
+async def _write_days(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession, clock: ChannelClock
+) -> None:
+    posted = await _settled_days(session, "1970-01-01")
+    commitments = {one["summary"]["day"]: one["commitment"] for one in posted}
+    written = await hass.async_add_executor_job(session.outbox.fact, _FACT_SETTLED) or {}
+    changed = [day for day, one in commitments.items() if written.get(day) != one]
+    if not changed:
+        return
+    first = datetime.fromisoformat(f"{min(changed)}T00:00:00+00:00").timestamp()
+    # A local day begins up to 14 hours off; a demonstration has several days in an hour.
+    begin = _hour(clock, first - _DAY_S)
+    since = clock.day(clock.channel(begin.timestamp()) - _DAY_S)
+    sums: dict[datetime, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for one in posted:
+        if one["summary"]["day"] < since:
+            continue
+        for start, *values in await _rows_of(session, one):
+            hour = sums[_hour(clock, start)]
+            for index, value in enumerate(values):
+                hour[index] += value
+    ids = settled_ids(str(entry.unique_id))
+    before = await get_instance(hass).async_add_executor_job(
+        statistics_during_period,
+        hass,
+        dt_util.utc_from_timestamp(0),
+        begin,
+        set(ids.values()),
+        "hour",
+        None,
+        {"sum"},
+    )
+    for index, key in enumerate(SETTLED[:4]):
+        earlier = before.get(ids[key])
+        energy = index < 2
+        unit = UnitOfEnergy.KILO_WATT_HOUR if energy else session.data.currency
+        scale = 1e3 if energy else 1e6
+        total = round(float(earlier[-1].get("sum") or 0) * scale) if earlier else 0
+        rows = []
+        for at, wh_or_micro in sorted(sums.items()):
+            if at >= begin:
+                value = wh_or_micro[index]
+                total += value
+                rows.append(StatisticData(start=at, state=value / scale, sum=total / scale))
+        _add(hass, ids[key], f"{entry.title} {_NAMES[key]}", unit, rows)
+    await hass.async_add_executor_job(session.outbox.store_fact, _FACT_SETTLED, commitments)
+
+
+async def _write_bills(
+    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession, clock: ChannelClock
+) -> None:
+    """Write what bills and credit notes come to, in equal parts over the days they are of."""
+    sums: dict[datetime, int] = defaultdict(int)
+    for bill in await async_bills(session):
+        first, last = (
+            datetime.fromisoformat(f"{bill[name]}T00:00:00+00:00").timestamp()
+            for name in ("from_day", "to_day")
+        )
+        days = max(1, round((last - first) / _DAY_S))
+        total = round(bill["total"] * 1e6)
+        for number in range(days):
+            part = total * (number + 1) // days - total * number // days
+            sums[_hour(clock, first + number * _DAY_S)] += part
+    if not sums:
+        return
+    running, rows = 0, []
+    for hour, value in sorted(sums.items()):
+        running += value
+        rows.append(StatisticData(start=hour, state=value / 1e6, sum=running / 1e6))
+    _add(
+        hass,
+        settled_ids(str(entry.unique_id))["billed"],
+        f"{entry.title} {_NAMES['billed']}",
+        session.data.currency,
+        rows,
+    )

@@ -1,0 +1,96 @@
+"""Switches: whether an appliance is automatic, and whether a trading rule is on."""
+
+from typing import Any, override
+
+from homeassistant.components.switch import SwitchEntity, SwitchEntityDescription
+from homeassistant.config_entries import ConfigSubentry
+from homeassistant.core import HomeAssistant
+from homeassistant.exceptions import ServiceValidationError
+from homeassistant.helpers.entity import Entity
+from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
+
+from .const import CONF_ADMINISTRATORS_ONLY, DOMAIN
+from .coordinator import GridLedgerConfigEntry
+from .subentries import APPLIANCE, TRADING_RULE
+from .subentry_entity import SubentryEntity, async_add_for
+
+PARALLEL_UPDATES = 0
+
+AUTOMATIC = SwitchEntityDescription(key="automatic", translation_key="automatic")
+RULE = SwitchEntityDescription(key="enabled", translation_key="rule_enabled")
+
+
+async def async_setup_entry(
+    hass: HomeAssistant,
+    entry: GridLedgerConfigEntry,
+    async_add_entities: AddConfigEntryEntitiesCallback,
+) -> None:
+    """Set up the switches of appliances and rules."""
+
+    def make(subentry: ConfigSubentry) -> list[Entity]:
+        if subentry.subentry_type == APPLIANCE:
+            return [AutomaticSwitch(entry, subentry, AUTOMATIC)]
+        if subentry.subentry_type == TRADING_RULE:
+            return [RuleSwitch(entry, subentry, RULE)]
+        return []
+
+    async_add_for(entry, async_add_entities, make)
+
+
+class AutomaticSwitch(SubentryEntity, SwitchEntity):
+    """Off: GridLedger never touches the appliance."""
+
+    @property
+    @override
+    def is_on(self) -> bool | None:
+        """Return whether the appliance is switched by GridLedger."""
+        return None if self.decision is None else self.decision.automatic
+
+    @override
+    async def async_turn_on(self, **kwargs: Any) -> None:
+        """Let GridLedger switch the appliance."""
+        self.coordinator.async_set_automatic(self.subentry_id, True)
+
+    @override
+    async def async_turn_off(self, **kwargs: Any) -> None:
+        """Leave the appliance alone."""
+        self.coordinator.async_set_automatic(self.subentry_id, False)
+
+
+class RuleSwitch(SubentryEntity, SwitchEntity):
+    """Off until the owner turns it on. Who may sell may turn it on; anybody may turn it off."""
+
+    @property
+    @override
+    def is_on(self) -> bool:
+        """Return whether the rule counts."""
+        return self.coordinator.rule_enabled(self.subentry_id)
+
+    @override
+    async def async_turn_on(self, **kwargs: Any) -> None:
+        """Let GridLedger trade under this rule.
+
+        Raises:
+            ServiceValidationError: only administrators may, and this is none.
+        """
+        entry = self.coordinator.config_entry
+        if entry.options.get(CONF_ADMINISTRATORS_ONLY) and not await self._is_administrator():
+            raise ServiceValidationError(
+                translation_domain=DOMAIN, translation_key="administrators_only"
+            )
+        self.coordinator.async_enable_rule(self.subentry_id, True)
+        self.async_write_ha_state()
+
+    async def _is_administrator(self) -> bool:
+        """Whether an administrator, or an automation, turns it on."""
+        user_id = None if self._context is None else self._context.user_id
+        if user_id is None:
+            return True
+        user = await self.hass.auth.async_get_user(user_id)
+        return user is not None and user.is_admin
+
+    @override
+    async def async_turn_off(self, **kwargs: Any) -> None:
+        """Stop trading under this rule."""
+        self.coordinator.async_enable_rule(self.subentry_id, False)
+        self.async_write_ha_state()

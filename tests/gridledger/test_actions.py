@@ -1,0 +1,231 @@
+"""Actions, websocket commands and the calendar of a home on a real network."""
+
+import csv
+import io
+from datetime import datetime, timedelta
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from homeassistant.core import Context, HomeAssistant
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.helpers import entity_registry as er
+from homeassistant.util import dt as dt_util
+
+from custom_components.gridledger import vault
+from custom_components.gridledger.client import ConnectionFailed
+from custom_components.gridledger.const import DOMAIN
+
+from .conftest import PLANT, RunningNetwork, eventually, join, prepare_connection, report_plant
+from .test_path import House
+
+
+async def call(hass: HomeAssistant, name: str, **data: Any) -> Any:
+    context = data.pop("context", None)
+    return await hass.services.async_call(
+        DOMAIN, name, data, blocking=True, return_response=True, context=context
+    )
+
+
+async def test_prices_of_days_ahead(hass: HomeAssistant, home: Any) -> None:
+    answer = await call(hass, "get_prices", days=9)
+    assert answer["currency"] == "EUR"
+    today = [price for price in answer["prices"] if price["supplier"] == "BorealMSP"]
+    assert [(price["kind"], price["price_per_kwh"]) for price in today] == [("buy", 0.13)]
+    start, end = (datetime.fromisoformat(today[0][name]) for name in ("start", "end"))
+    # The test's channel runs sixty times as fast: its day is 24 minutes of ours.
+    assert end - start == timedelta(minutes=24)
+    assert start <= dt_util.utcnow() < end
+
+
+async def test_a_days_archive_and_its_proof(hass: HomeAssistant, home: Any) -> None:
+    session = home.runtime_data.session
+    house = House(hass)
+    await house.live(2.5)
+    sale = await call(hass, "sell_energy", energy=0.4)
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    start = dt_util.utcnow() - timedelta(minutes=30)
+    span = {"start": start.isoformat(), "end": (start + timedelta(hours=2)).isoformat()}
+    found = await call(hass, "get_archive", **span)
+    assert [trade["trade_id"] for trade in found["trades"]] == [sale["trade_id"]]
+    assert found["totals"]["net"] == sale["net"]
+    assert found["totals"]["sold_kwh"] == 0.4
+    assert found["totals"]["import_kwh"] * 1000 == sum(r["import_wh"] for r in found["readings"])
+    [posting] = found["postings"]
+    assert (posting["kind"], posting["amount"]) == ("sale", sale["net"])
+    sheet = await call(hass, "get_archive", **span, format="csv")
+    rows = list(csv.DictReader(io.StringIO(sheet["trades"])))
+    assert rows[0]["transaction_id"] == sale["transaction_id"]
+    assert sheet["postings"].count("\n") == 2
+    empty = await call(hass, "get_archive", start="2020-01-01 00:00:00", format="csv")
+    assert (empty["readings"], empty["totals"]["net"]) == ("", 0)
+    with pytest.raises(ServiceValidationError) as error:
+        await call(hass, "get_archive", start=span["end"], end=span["start"])
+    assert error.value.translation_key == "window_empty"
+
+    proof = await call(hass, "get_proof", transaction_id=sale["transaction_id"])
+    assert (proof["block"], proof["valid"], proof["code"]) == (sale["block"], True, "VALID")
+    members = {one["member"] for one in proof["endorsed_by"]}
+    assert len(members) >= 2
+    with pytest.raises(HomeAssistantError):
+        await call(hass, "get_proof", transaction_id="0" * 64)
+
+    export = await call(hass, "export_data")
+    secrets = await vault.async_load_secrets(hass, home.unique_id)
+    assert export["trades"] == found["trades"]
+    assert export["plant"]["battery_capacity"] == 10
+    assert not any(value in repr(export) for name, value in secrets.items() if name != "msp_id")
+
+
+async def test_orders_are_refused_in_words(hass: HomeAssistant, home: Any) -> None:
+    """No product has been agreed on here."""
+    assert await call(hass, "list_orders") == {"orders": []}
+    ahead = (dt_util.utcnow() + timedelta(minutes=2)).isoformat()
+    for name, data in (
+        (
+            "place_order",
+            {"side": "sell", "energy": 0.1, "price": 0.1, "start": ahead, "product": "NONE"},
+        ),
+        ("cancel_order", {"order_id": "NONE"}),
+    ):
+        with pytest.raises(ServiceValidationError) as error:
+            await call(hass, name, **data)
+        assert error.value.translation_key == "refused"
+
+
+async def test_what_its_owner_allows(
+    hass: HomeAssistant, home: Any, hass_read_only_user: Any, hass_admin_user: Any
+) -> None:
+    guest = Context(user_id=hass_read_only_user.id)
+    owner = Context(user_id=hass_admin_user.id)
+    assert (await call(hass, "sell_energy", energy=0.1, context=guest))["status"] == "committed"
+    hass.config_entries.async_update_entry(
+        home, options={"administrators_only": True, "daily_limit": 0.5}
+    )
+    for name, data in (
+        ("sell_energy", {"energy": 0.1}),
+        ("cancel_order", {"order_id": "A"}),
+        ("leave_network", {"confirm": True}),
+    ):
+        with pytest.raises(ServiceValidationError) as error:
+            await call(hass, name, **data, context=guest)
+        assert error.value.translation_key == "administrators_only"
+    assert (await call(hass, "sell_energy", energy=0.1, context=owner))["status"] == "committed"
+    with pytest.raises(ServiceValidationError) as error:
+        await call(hass, "quote_sale", energy=0.4)
+    assert error.value.translation_key == "daily_limit_reached"
+
+
+async def test_leaving(hass: HomeAssistant, network: RunningNetwork, sockets: None) -> None:
+    await prepare_connection(network, "H-LEAVE")
+    report_plant(hass)
+    entry = await join(hass, network.invitation("h-leave", "H-LEAVE"), PLANT)
+    session = entry.runtime_data.session
+    await eventually(lambda: session.data.connected)
+    with pytest.raises(ServiceValidationError) as error:
+        await call(hass, "leave_network", confirm=False)
+    assert error.value.translation_key == "not_confirmed"
+    await call(hass, "sell_energy", energy=0.2)
+    with pytest.raises(ServiceValidationError) as error:
+        await call(hass, "leave_network", confirm=True)
+    assert error.value.translation_key == "still_promised"
+    refresh = session.async_refresh_market
+
+    async def delivered() -> None:
+        await refresh()
+        session.async_set_updated_data(_without_trades(session.data, queued=1))
+
+    with patch.object(session, "async_refresh_market", delivered):
+        with pytest.raises(ServiceValidationError) as error:
+            await call(hass, "leave_network", confirm=True)
+        assert error.value.translation_key == "still_queued"
+
+    async def done() -> None:
+        await refresh()
+        session.async_set_updated_data(_without_trades(session.data, queued=0))
+
+    with patch.object(session, "async_refresh_market", done):
+        left = await call(hass, "leave_network", confirm=True)
+    assert left["left"] is True
+    assert left["balance"] > 0
+    assert not hass.config_entries.async_entries(DOMAIN)
+    assert await vault.async_load_secrets(hass, entry.unique_id) is None
+
+
+def _without_trades(data: Any, queued: int) -> Any:
+    from dataclasses import replace
+
+    return replace(data, trades={}, queued=queued)
+
+
+async def test_the_views_read_what_they_show(
+    hass: HomeAssistant, home: Any, hass_ws_client: Any
+) -> None:
+    sale = await call(hass, "sell_energy", energy=0.3)
+    client = await hass_ws_client(hass)
+
+    async def ask(name: str, **data: Any) -> Any:
+        await client.send_json_auto_id(
+            {"type": f"gridledger/{name}", "entry_id": home.entry_id, **data}
+        )
+        return await client.receive_json()
+
+    market = (await ask("market"))["result"]
+    assert market["battery"]["stored_kwh"] == 8
+    assert market["battery"]["sellable_kwh"] == pytest.approx(5.7)
+    assert market["book"] is None
+    assert market["orders"] == []
+    plant = (await ask("plant"))["result"]
+    assert plant["connected"] is True
+    assert plant["renews_itself"] is True
+    assert {sensor["odd"] for sensor in plant["sensors"]} == {None}
+    now = dt_util.utcnow()
+    span = {
+        "start": (now - timedelta(hours=1)).isoformat(),
+        "end": (now + timedelta(hours=1)).isoformat(),
+    }
+    archive = (await ask("archive", **span))["result"]
+    assert archive["trades"][0]["trade_id"] == sale["trade_id"]
+    wrong = await ask("archive", start=span["end"], end=span["start"])
+    assert wrong["error"]["code"] == "invalid_format"
+    proof = (await ask("proof", transaction_id=sale["transaction_id"]))["result"]
+    assert proof["block"] == sale["block"]
+    with patch.object(
+        home.runtime_data.session.client, "evaluate", side_effect=ConnectionFailed("gone")
+    ):
+        assert (await ask("market"))["error"]["message"] == "gone"
+    for name, data in (("market", {}), ("plant", {}), ("archive", span)):
+        answer = await ask(name, **data, entry_id="nobody")
+        assert answer["error"]["code"] == "not_found"
+
+
+async def test_the_calendar_shows_deliveries(hass: HomeAssistant, home: Any) -> None:
+    entity_id = er.async_get(hass).async_get_entity_id(
+        "calendar", DOMAIN, f"{home.unique_id}_calendar"
+    )
+    sale = await call(hass, "sell_energy", energy=0.3)
+    await hass.async_block_till_done()
+    state = hass.states.get(entity_id)
+    assert state.attributes["message"] == "Delivers 0.30 kWh to Boreal"
+
+    async def events() -> list[Any]:
+        now = dt_util.utcnow()
+        answer = await hass.services.async_call(
+            "calendar",
+            "get_events",
+            {
+                "entity_id": entity_id,
+                "start_date_time": (now - timedelta(hours=1)).isoformat(),
+                "end_date_time": (now + timedelta(hours=1)).isoformat(),
+            },
+            blocking=True,
+            return_response=True,
+        )
+        return answer[entity_id]["events"]
+
+    [event] = await events()
+    assert dt_util.parse_datetime(event["start"]) == dt_util.parse_datetime(sale["window_start"])
+    with patch.object(
+        home.runtime_data.session.client, "evaluate", side_effect=ConnectionFailed("gone")
+    ):
+        assert await events() == [event]  # from what is known

@@ -1,0 +1,510 @@
+"""What a home does by itself, in a real Home Assistant whose ledger is away."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
+from homeassistant.core import HomeAssistant
+from homeassistant.data_entry_flow import FlowResultType
+from homeassistant.exceptions import ServiceValidationError
+from homeassistant.helpers import device_registry as dr
+from homeassistant.helpers import entity_registry as er
+from homeassistant.setup import async_setup_component
+from homeassistant.util import dt as dt_util
+from pytest_homeassistant_custom_component.common import (
+    MockConfigEntry,
+    async_fire_time_changed,
+    async_mock_service,
+)
+
+from consortium.identity.certificates import CertificateAuthority, certificate_pem, generate_key
+from consortium.identity.certificates import key_pem as pem_of
+from custom_components.gridledger import vault
+from custom_components.gridledger.client import generate_key_pem
+from custom_components.gridledger.clock import ChannelClock
+from custom_components.gridledger.const import DOMAIN
+from custom_components.gridledger.energy import async_get_solar_forecast
+from custom_components.gridledger.engine import REASONS
+from custom_components.gridledger.models import AccountData, Permit, ResponseEvent
+
+from .conftest import BATTERY_POWER, GRID_POWER, LEVEL, PLANT, PV_POWER, report_plant, set_state
+from .test_texts import LANGUAGES, read
+
+BOILER = "input_boolean.boiler"
+UNIQUE_ID = "neighbourhood:H-1"
+APPLIANCE = {"kind": "switch", "entity": BOILER, "power": 1000, "priority": 1}
+RULE = {
+    "kind": "sell",
+    "price_limit": 0.05,
+    "spread": 0.0,
+    "reserve": 30,
+    "energy_limit": 4,
+    "dry_run": True,
+}
+
+
+@pytest.fixture
+async def entry(hass: HomeAssistant, sockets: None) -> AsyncIterator[MockConfigEntry]:
+    """A home that has joined; nobody listens at its gateway's address."""
+    authority = CertificateAuthority.create("Aurora", "aurora.example")
+    key = generate_key()
+    certificate = authority.issue("h-1", "client", key.public_key())
+    await vault.async_save_secrets(
+        hass,
+        UNIQUE_ID,
+        {
+            "msp_id": "AuroraMSP",
+            "certificate": certificate_pem(certificate).decode(),
+            "key": pem_of(key).decode(),
+            "meter_key": generate_key_pem().decode(),
+            "salt_secret": "00" * 32,
+        },
+    )
+    assert await async_setup_component(hass, "homeassistant", {})
+    assert await async_setup_component(
+        hass, "input_boolean", {"input_boolean": {"boiler": {}, "pump": {}}}
+    )
+    report_plant(hass, level=50)
+    made = MockConfigEntry(
+        domain=DOMAIN,
+        title="H-1",
+        unique_id=UNIQUE_ID,
+        data={
+            "gateways": ["127.0.0.1:9"],
+            "channel": "neighbourhood",
+            "ca_url": "https://127.0.0.1:9",
+            "connection_id": "H-1",
+            "enrollment_id": "h-1",
+            "msp_id": "AuroraMSP",
+            "ca_bundle": certificate_pem(authority.certificate).decode(),
+            "plant": PLANT,
+        },
+    )
+    made.add_to_hass(hass)
+    assert await hass.config_entries.async_setup(made.entry_id)
+    await hass.async_block_till_done()
+    yield made
+    if made.state is ConfigEntryState.LOADED:
+        await hass.config_entries.async_unload(made.entry_id)
+        await hass.async_block_till_done()
+
+
+def sun(hass: HomeAssistant, surplus_w: float, battery_w: float = 0) -> None:
+    """Report a surplus, of which the boiler takes its part."""
+    own = 1000 if hass.states.is_state(BOILER, "on") else 0
+    set_state(hass, GRID_POWER, own - surplus_w, "W")
+    set_state(hass, PV_POWER, 4.0, "kW")
+    set_state(hass, BATTERY_POWER, battery_w, "W")
+
+
+async def live(hass: HomeAssistant, freezer: Any, minutes: int, surplus_w: float) -> None:
+    """Let minutes pass, one by one."""
+    for _ in range(minutes):
+        sun(hass, surplus_w)
+        freezer.tick(timedelta(seconds=60))
+        async_fire_time_changed(hass)
+        await hass.async_block_till_done(wait_background_tasks=False)
+        for _ in range(3):
+            await hass.async_block_till_done(wait_background_tasks=False)
+
+
+async def add(hass: HomeAssistant, entry: Any, kind: str, title: str, data: Any) -> str:
+    subentry = ConfigSubentry(data=data, subentry_type=kind, title=title, unique_id=None)
+    hass.config_entries.async_add_subentry(entry, subentry)
+    await hass.async_block_till_done()
+    return str(subentry.subentry_id)
+
+
+def entity(hass: HomeAssistant, platform: str, sub: str, key: str) -> str:
+    found = er.async_get(hass).async_get_entity_id(platform, DOMAIN, f"{UNIQUE_ID}_{sub}_{key}")
+    assert found is not None
+    return found
+
+
+async def test_appliance_runs_on_surplus_and_stops_without(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", {**APPLIANCE, "minimum_on": 5})
+    await live(hass, freezer, 10, 2500)
+    assert hass.states.is_state(BOILER, "on")
+    status = hass.states.get(entity(hass, "sensor", sub, "status"))
+    assert status is not None
+    assert status.state == "on"
+    assert status.attributes["reason"].startswith("on: ")
+    assert status.attributes["reason_key"] in REASONS
+    await live(hass, freezer, 20, 0)
+    assert hass.states.is_state(BOILER, "off")
+
+
+async def test_four_entities_that_come_and_go_without_a_reload(
+    hass: HomeAssistant, entry: Any
+) -> None:
+    runtime = entry.runtime_data
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    registry = er.async_get(hass)
+    ours = [e for e in registry.entities.values() if e.config_subentry_id == sub]
+    assert len(ours) == 4
+    assert all(hass.states.get(e.entity_id) is not None for e in ours)
+    devices = dr.async_entries_for_config_entry(dr.async_get(hass), entry.entry_id)
+    identifier = (DOMAIN, f"{UNIQUE_ID}_{sub}")
+    assert [device.name for device in devices if identifier in device.identifiers] == ["Boiler"]
+
+    hass.config_entries.async_update_subentry(
+        entry, entry.subentries[sub], data={**APPLIANCE, "power": 1500}
+    )
+    await hass.async_block_till_done()
+    assert runtime.keeper.dispatcher.settings.appliances[0].power_w == 1500
+
+    hass.config_entries.async_remove_subentry(entry, sub)
+    await hass.async_block_till_done()
+    assert not [e for e in registry.entities.values() if e.config_subentry_id == sub]
+    assert runtime.keeper.dispatcher.settings.appliances == ()
+    assert entry.runtime_data is runtime, "the entry was not reloaded"
+    assert entry.state is ConfigEntryState.LOADED
+
+
+async def test_override_by_action_and_select_expires(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    answer = await hass.services.async_call(
+        DOMAIN,
+        "run_appliance",
+        {"appliance": "boiler", "duration": {"minutes": 10}},
+        blocking=True,
+        return_response=True,
+    )
+    assert answer is not None
+    assert answer["on"] is True
+    assert answer["until"]
+    await live(hass, freezer, 2, 0)
+    assert hass.states.is_state(BOILER, "on")
+    select = entity(hass, "select", sub, "override")
+    assert hass.states.is_state(select, "on")
+    await live(hass, freezer, 12, 0)
+    assert hass.states.is_state(BOILER, "off")
+    assert hass.states.is_state(select, "none")
+
+    await hass.services.async_call(
+        "select", "select_option", {"entity_id": select, "option": "on"}, blocking=True
+    )
+    await live(hass, freezer, 1, 0)
+    assert hass.states.is_state(BOILER, "on")
+    answer = await hass.services.async_call(
+        DOMAIN,
+        "override",
+        {"appliance": BOILER, "mode": "automatic"},
+        blocking=True,
+        return_response=True,
+    )
+    assert answer is not None
+    assert answer["until"] is None
+
+
+async def test_unknown_appliance_is_named(hass: HomeAssistant, entry: Any) -> None:
+    await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    with pytest.raises(ServiceValidationError) as raised:
+        await hass.services.async_call(
+            DOMAIN, "run_appliance", {"appliance": "sauna"}, blocking=True
+        )
+    assert raised.value.translation_key == "appliance_not_found"
+    assert raised.value.translation_placeholders == {"appliance": "sauna", "known": "Boiler"}
+
+
+async def test_automatic_off_leaves_the_appliance_alone(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    switch = entity(hass, "switch", sub, "automatic")
+    assert hass.states.is_state(switch, "on")
+    await hass.services.async_call("switch", "turn_off", {"entity_id": switch}, blocking=True)
+    await live(hass, freezer, 10, 3000)
+    assert hass.states.is_state(BOILER, "off")
+    assert hass.states.is_state(entity(hass, "sensor", sub, "status"), "manual")
+
+
+async def test_unload_turns_off_what_was_switched_on_and_remembers(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    await live(hass, freezer, 15, 3000)
+    assert hass.states.is_state(BOILER, "on")
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    await hass.async_block_till_done()
+    assert hass.states.is_state(BOILER, "off")
+
+    assert await hass.config_entries.async_setup(entry.entry_id)
+    await hass.async_block_till_done()
+    decision = entry.runtime_data.keeper.data.decision.appliances[sub]
+    assert decision.run_s > 0
+
+
+async def test_deleted_appliance_is_turned_off(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    await live(hass, freezer, 10, 3000)
+    assert hass.states.is_state(BOILER, "on")
+    hass.config_entries.async_remove_subentry(entry, sub)
+    await hass.async_block_till_done()
+    assert hass.states.is_state(BOILER, "off")
+
+
+async def test_plan_is_made_without_a_ledger_and_told(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    await add(hass, entry, "appliance", "Boiler", {**APPLIANCE, "daily_minimum": 30})
+    await live(hass, freezer, 2, 0)
+    await entry.runtime_data.keeper.async_replan()
+    answer = await hass.services.async_call(
+        DOMAIN, "get_plan", {}, blocking=True, return_response=True
+    )
+    assert answer is not None
+    plan = answer["plan"]
+    assert isinstance(plan, dict)
+    assert len(plan["slots"]) == 96
+    assert all(slot["reason"] and slot["reason_key"] in REASONS for slot in plan["slots"])
+    assert sum(run["energy_kwh"] for run in plan["runs"]["Boiler"]) == pytest.approx(0.5, abs=0.01)
+
+
+async def test_rule_is_off_until_turned_on_and_dry_until_told(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    set_state(hass, LEVEL, 90, "%")
+    sub = await add(hass, entry, "trading_rule", "Evening", RULE)
+    switch, status = (
+        entity(hass, "switch", sub, "enabled"),
+        entity(hass, "sensor", sub, "rule_status"),
+    )
+    assert hass.states.is_state(switch, "off")
+    assert hass.states.is_state(status, "off")
+    keeper = entry.runtime_data.keeper
+    await keeper.async_replan()
+    assert not any(slot.sold_wh for slot in keeper.data.plan.slots)
+    await hass.services.async_call("switch", "turn_on", {"entity_id": switch}, blocking=True)
+    await keeper.async_replan()
+    assert not any(slot.sold_wh for slot in keeper.data.plan.slots), "dry"
+    assert keeper.data.dry_plan is not None
+
+
+BATTERY_ACTIONS = {
+    "advise_only": False,
+    "round_trip": 90,
+    "action_auto": [{"action": "test.auto"}],
+    "action_hold": [{"action": "test.hold"}],
+    "action_charge": [
+        {"action": "test.charge", "data": {"power": "{{ power_w }}", "until": "{{ until }}"}}
+    ],
+}
+
+
+async def test_battery_is_driven_by_the_owners_actions_and_left_in_automatic(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    held = async_mock_service(hass, "test", "hold")
+    automatic = async_mock_service(hass, "test", "auto")
+    await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    set_state(hass, LEVEL, 20, "%")  # at its reserve, and the house draws
+    await live(hass, freezer, 2, -500)
+    assert len(held) == 1
+    plan = hass.states.get(
+        str(er.async_get(hass).async_get_entity_id("sensor", DOMAIN, f"{UNIQUE_ID}_plan"))
+    )
+    assert plan is not None
+    assert plan.state == "hold"
+    assert plan.attributes["reason_key"] == "at_reserve"
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    await hass.async_block_till_done()
+    assert len(automatic) == 1
+
+
+async def test_killed_home_assistant_finds_its_command_again(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    held = async_mock_service(hass, "test", "hold")
+    set_state(hass, LEVEL, 20, "%")
+    await live(hass, freezer, 2, -500)
+    assert len(held) == 1
+    # What is on disk now is all that a killed process leaves.
+    store = vault.keeper_store(hass, UNIQUE_ID)
+    stored = await store.async_load()
+    assert stored is not None
+    assert stored["dispatcher"]["battery"]["mode"] == "hold"
+    hass.services.async_remove("test", "hold")
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    await store.async_save(stored)
+    set_state(hass, LEVEL, 60, "%")
+
+    # The inverter's integration isn't up yet when it begins again: it is told as soon as it is.
+    assert await hass.config_entries.async_setup(entry.entry_id)
+    await live(hass, freezer, 1, 0)
+    automatic = async_mock_service(hass, "test", "auto")
+    await live(hass, freezer, 2, 0)
+    assert len(automatic) == 1
+
+
+async def test_suspended_permit_and_response_events_are_followed(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    session = entry.runtime_data.session
+    session.clock = ChannelClock(900)
+    now = int(dt_util.utcnow().timestamp())
+
+    def reason() -> str:
+        return str(entry.runtime_data.keeper.data.decision.appliances[sub].reason.key)
+
+    def tell(**account: Any) -> None:
+        session.async_set_updated_data(replace(session.data, account=AccountData(**account)))
+
+    asked = ResponseEvent("E-1", "A", "reduce", now - 60, now + 3600, 1, now - 90, False, None)
+    tell(responses=(asked,))
+    await live(hass, freezer, 1, 0)
+    assert reason() != "response", "the home doesn't take part"
+    tell(responses=(replace(asked, participation="committed"),))
+    await live(hass, freezer, 1, 3000)
+    assert reason() == "response"
+    tell(permit=Permit("suspended", "unpaid", "none", None, None, 1))
+    await live(hass, freezer, 1, 0)
+    decision = entry.runtime_data.keeper.data.decision
+    assert decision.battery.reason.key == "permit_battery"
+
+
+async def test_surplus_sensor_and_planned_runs(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    await add(hass, entry, "appliance", "Pump", {**APPLIANCE, "daily_minimum": 30})
+    registry = er.async_get(hass)
+    surplus = registry.async_get_entity_id(
+        "binary_sensor", DOMAIN, f"{UNIQUE_ID}_surplus_available"
+    )
+    calendar = registry.async_get_entity_id("calendar", DOMAIN, f"{UNIQUE_ID}_calendar")
+    assert surplus is not None
+    await live(hass, freezer, 8, 0)
+    assert hass.states.is_state(surplus, "off")
+    await entry.runtime_data.keeper.async_replan()
+    now = dt_util.utcnow()
+    answer: Any = await hass.services.async_call(
+        "calendar",
+        "get_events",
+        {
+            "entity_id": calendar,
+            "start_date_time": now.isoformat(),
+            "end_date_time": (now + timedelta(days=2)).isoformat(),
+        },
+        blocking=True,
+        return_response=True,
+    )
+    (event,) = answer[calendar]["events"]
+    assert event["summary"].startswith("Pump is planned: 0.")  # a part may have run already
+    await live(hass, freezer, 12, 2500)
+    assert hass.states.is_state(surplus, "on")
+
+
+async def test_advice_runs_no_action(hass: HomeAssistant, entry: Any, freezer: Any) -> None:
+    held = async_mock_service(hass, "test", "hold")
+    await add(hass, entry, "battery_control", "Battery", {**BATTERY_ACTIONS, "advise_only": True})
+    set_state(hass, LEVEL, 20, "%")
+    await live(hass, freezer, 2, -500)
+    assert held == []
+
+
+async def test_forms_add_and_change(hass: HomeAssistant, entry: Any) -> None:
+    flows = hass.config_entries.subentries
+    step: Any = await flows.async_init((entry.entry_id, "appliance"), context={"source": "user"})
+    assert step["type"] is FlowResultType.MENU
+    step = await flows.async_configure(step["flow_id"], {"next_step_id": "charger"})
+    step = await flows.async_configure(
+        step["flow_id"], {"name": "Car", "entity": BOILER, "window_start": "22:00:00"}
+    )
+    assert step["errors"] == {"window_end": "half_window"}
+    step = await flows.async_configure(
+        step["flow_id"],
+        {"name": "Car", "entity": BOILER, "minimum_current": 20, "maximum_current": 10},
+    )
+    assert step["errors"] == {"maximum_current": "less_than_minimum"}
+    step = await flows.async_configure(
+        step["flow_id"], {"name": "Car", "entity": BOILER, "deadline": "07:00:00"}
+    )
+    assert step["type"] is FlowResultType.CREATE_ENTRY
+    await hass.async_block_till_done()
+    appliance = entry.runtime_data.keeper.dispatcher.settings.appliances[0]
+    assert appliance.deadline_min == 7 * 60
+    assert appliance.variable
+
+    step = await flows.async_init((entry.entry_id, "appliance"), context={"source": "user"})
+    step = await flows.async_configure(step["flow_id"], {"next_step_id": "switch"})
+    step = await flows.async_configure(step["flow_id"], {"name": "Again", "entity": BOILER})
+    assert step["errors"] == {"entity": "already_used"}
+
+    step = await entry.start_subentry_reconfigure_flow(hass, appliance.id)
+    step = await flows.async_configure(step["flow_id"], {"name": "E-car", "entity": BOILER})
+    assert step["type"] is FlowResultType.ABORT
+    await hass.async_block_till_done()
+    assert entry.runtime_data.keeper.dispatcher.settings.appliances[0].name == "E-car"
+
+
+async def test_battery_form_fills_in_a_preset(hass: HomeAssistant, entry: Any) -> None:
+    flows = hass.config_entries.subentries
+    begin = (entry.entry_id, "battery_control")
+    step: Any = await flows.async_init(begin, context={"source": "user"})
+    step = await flows.async_configure(step["flow_id"], {"preset": "goodwe"})
+    assert step["errors"] == {"mode_entity": "needed"}
+    step = await flows.async_configure(
+        step["flow_id"], {"preset": "goodwe", "mode_entity": "select.goodwe_mode"}
+    )
+    assert step["step_id"] == "actions"
+    suggested = {
+        str(key): key.description["suggested_value"]
+        for key in step["data_schema"].schema
+        if key.description and "suggested_value" in key.description
+    }
+    charge = suggested["action_charge"][0]
+    assert charge["target"]["entity_id"] == "select.goodwe_mode"
+    assert charge["data"]["option"] == "eco_charge"
+    step = await flows.async_configure(
+        step["flow_id"], {"advise_only": False, "action_charge": suggested["action_charge"]}
+    )
+    assert step["errors"] == {"action_auto": "automatic_needed"}
+    actions = {key: value for key, value in suggested.items() if key.startswith("action_")}
+    step = await flows.async_configure(step["flow_id"], {"advise_only": False, **actions})
+    assert step["type"] is FlowResultType.CREATE_ENTRY
+    await hass.async_block_till_done()
+    battery = entry.runtime_data.keeper.dispatcher.settings.battery
+    assert battery.drives
+    assert sorted(battery.modes) == ["auto", "charge", "discharge"]
+    step = await flows.async_init(begin, context={"source": "user"})
+    assert step["reason"] == "already_configured"
+
+
+async def test_rule_form(hass: HomeAssistant, entry: Any) -> None:
+    flows = hass.config_entries.subentries
+    step: Any = await flows.async_init((entry.entry_id, "trading_rule"), context={"source": "user"})
+    step = await flows.async_configure(step["flow_id"], {"name": "Evening", "price_limit": 0.1})
+    assert step["type"] is FlowResultType.CREATE_ENTRY
+    await hass.async_block_till_done()
+    (rule,) = entry.runtime_data.keeper.dispatcher.settings.rules
+    assert not rule.enabled
+    assert rule.dry_run
+
+
+async def test_solar_forecast_for_the_energy_dashboard(hass: HomeAssistant, entry: Any) -> None:
+    answer = await async_get_solar_forecast(hass, entry.entry_id)
+    assert answer is not None
+    assert len(answer["wh_hours"]) == 48
+    assert set(answer["wh_hours"].values()) == {0}, "nothing has been seen yet"
+    assert await async_get_solar_forecast(hass, "no such entry") is None
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_reason_has_its_text(language: str) -> None:
+    texts = read(f"translations/{language}.json")["common"]
+    assert {key.removeprefix("reason_") for key in texts if key.startswith("reason_")} == set(
+        REASONS
+    )
+    if language == "en":
+        assert all(texts[f"reason_{key}"] == text for key, text in REASONS.items())

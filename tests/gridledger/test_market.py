@@ -1,0 +1,88 @@
+"""The neighbours' order book, with a product that the utilities have agreed on."""
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from homeassistant.core import HomeAssistant
+from homeassistant.exceptions import ServiceValidationError
+from homeassistant.util import dt as dt_util
+
+from gridledger_client import TransactionRefused
+
+from .conftest import ORIGIN, RATE, RunningNetwork, eventually
+from .test_actions import call
+
+TERMS: dict[str, Any] = {
+    "product": "ANY",
+    "zones": [{"zone": "NORTH", "local_fee": 0, "entry_fee": 0, "exit_fee": 0}],
+    "price_min": -500_000,
+    "price_max": 4_000_000,
+    "price_tick": 1000,
+    "price_rule": "middle",
+    "gate_closure_s": 60,
+    "shortfall_margin": 0,
+}
+
+
+async def agree(network: RunningNetwork) -> None:
+    """Two utilities agree on the product, which holds a few seconds later."""
+    replay = network.network.replay
+    assert replay is not None
+    async with network.client() as aurora, network.client("Boreal") as boreal:
+        for _ in range(5):
+            now = ORIGIN + (time.time() - replay.anchor) * RATE
+            try:
+                proposed = await aurora.submit(
+                    "energy",
+                    "book:ProposeProduct",
+                    {"terms": TERMS, "effective_from": (int(now) // 60 + 6) * 60},
+                )
+                await boreal.submit(
+                    "energy",
+                    "book:ApproveProduct",
+                    {"product": "ANY", "version": proposed.result["version"]},
+                )
+            except TransactionRefused as error:  # its time had come, or a peer lags behind
+                refused = error
+                await asyncio.sleep(1)
+            else:
+                await asyncio.sleep(6)
+                return
+        raise refused
+
+
+async def test_an_order_is_placed_seen_and_taken_back(
+    hass: HomeAssistant, home: Any, network: RunningNetwork, hass_ws_client: Any
+) -> None:
+    await agree(network)
+    session = home.runtime_data.session
+    client = await hass_ws_client(hass)
+    await client.send_json_auto_id({"type": "gridledger/market", "entry_id": home.entry_id})
+    market = (await client.receive_json())["result"]
+    assert (market["book"]["product"], market["book"]["offers"]) == ("ANY", [])
+
+    start = dt_util.utcnow() + timedelta(seconds=40)
+    order = {
+        "side": "sell",
+        "energy": 0.05,
+        "price": 0.15,
+        "start": start.isoformat(),
+        "order_id": "EVENING-1",
+    }
+    placed = await call(hass, "place_order", **order)
+    assert (placed["state"], placed["energy_kwh"], placed["side"]) == ("open", 0.05, "offer")
+    again = await call(hass, "place_order", **order)
+    assert again["order_id"] == placed["order_id"]
+    await eventually(lambda: session.data.open_orders == 1)
+    listed = (await call(hass, "list_orders"))["orders"]
+    assert [(one["order_id"], one["price_per_kwh"]) for one in listed] == [("EVENING-1", 0.15)]
+
+    cancelled = await call(hass, "cancel_order", order_id="EVENING-1")
+    assert cancelled["state"] == "cancelled"
+    await eventually(lambda: session.data.open_orders == 0)
+    with pytest.raises(ServiceValidationError) as error:
+        await call(hass, "place_order", **{**order, "order_id": "DEAR", "price": 90})
+    assert error.value.translation_key == "refused"
