@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from gridledger_client import CommitFailed, GatewayClient, GridLedgerError, TransactionRefused
+from gridledger_client import (
+    CommitFailed,
+    Committed,
+    GatewayClient,
+    GridLedgerError,
+    TransactionRefused,
+)
 
 from .contracts import client
 from .network import Network, NetworkError
@@ -352,13 +358,14 @@ async def _ensure(
             return False
         from_ = _instant(date.fromisoformat(begin.first_day)) if topic.by_the_day else begin.at
         try:
-            proposed = await proposer.submit(
-                "energy", topic.propose, {"terms": topic.terms(begin), "effective_from": from_}
-            )
-            version = proposed.result["version"]
+            terms = {"terms": topic.terms(begin), "effective_from": from_}
+            proposed = await _patiently(proposer, topic.propose, terms, network, from_)
+            approved = {**topic.named, "version": proposed.result["version"]}
             for number in range(1, needed):
                 approver = operators[(topic.proposer + number) % len(operators)]
-                await _approve(approver, topic, version, network, from_)
+                await _patiently(
+                    approver, topic.approve, approved, network, from_, again=GridLedgerError
+                )
         except TransactionRefused, CommitFailed:
             # The instant came first: this machine, or a utility, is slower than was thought.
             margin_s *= 2
@@ -379,17 +386,24 @@ async def _is_agreed(operator: GatewayClient, topic: _Topic, begin: Beginning) -
     return True
 
 
-async def _approve(
-    operator: GatewayClient, topic: _Topic, version: str, network: Network, from_: int
-) -> None:
+async def _patiently(
+    operator: GatewayClient,
+    function: str,
+    argument: Mapping[str, Any],
+    network: Network,
+    from_: int,
+    *,
+    again: type[GridLedgerError] = TransactionRefused,
+) -> Committed:
+    """Submit what a peer refuses that is a block behind, until its instant (channel time) comes.
+
+    `again`: what it is submitted again after.
+    """
     deadline = time.monotonic() + APPROVAL_TIMEOUT_S
     while True:
         try:
-            await operator.submit("energy", topic.approve, {**topic.named, "version": version})
-        except GridLedgerError:
-            # Its peer may be a block behind the proposer's.
+            return await operator.submit("energy", function, dict(argument))
+        except again:
             if time.monotonic() > deadline or channel_time(network) >= from_:
                 raise
             await asyncio.sleep(RETRY_S)
-        else:
-            return
