@@ -36,9 +36,7 @@ from custom_components.gridledger.engine.planner import (
 from custom_components.gridledger.engine.trading import RuleKind, TradingRule, plan_with_rules
 
 DATA: Final = Path(__file__).parent / "data"
-HOUSEHOLDS: Final = (
-    Path(__file__).parents[1] / "demo" / "data" / "ch_households_import_15min_wh.csv"
-)
+DEMO_DATA: Final = Path(__file__).parents[1] / "demo" / "data"
 BATTERY: Final = Battery(
     capacity_wh=10_000, reserve_wh=1000, max_charge_w=5000, max_discharge_w=5000
 )
@@ -120,8 +118,8 @@ def fontana(data: Path) -> list[Home]:
 
 def swiss(data: Path, peak_w: float) -> list[Home]:
     """Forty-eight Swiss houses: measured load, a German roof's sun, day-ahead prices with fees."""
-    loads = _rows(HOUSEHOLDS)
-    suns = _rows(data / "simbench_pv_autumn_15min.csv")[4:]
+    loads = _rows(DEMO_DATA / "ch_households_import_15min_wh.csv")
+    suns = _rows(DEMO_DATA / "simbench_pv_autumn_15min.csv")[4:]
     # The same fortnight of 2019: the measured year has no prices here.
     prices = _rows(data / "smard_dayahead_2019_autumn_hourly.csv")
     by_hour = {row["hour_start_utc"]: int(row["DE_LU_eurocent_per_MWh"]) / 1e5 for row in prices}
