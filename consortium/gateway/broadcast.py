@@ -164,8 +164,7 @@ class Broadcaster:
             try:
                 return await self._stream(address, msp_id, batches=batches)
             except grpc.aio.AioRpcError as error:
-                if batches and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    self._without_batches.add(address)
+                if batches and address in self._without_batches:
                     continue
                 return error.details() or error.code().name
             except OrdererStuck as error:
@@ -194,6 +193,9 @@ class Broadcaster:
             )
             call = broadcast()
             try:
+                if batches:
+                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                        await self._check_batches(call, address)
                 async with asyncio.timeout(None) as self._answer_due:
                     return await self._exchange(call, address, batches=batches)
             except TimeoutError:
@@ -203,6 +205,21 @@ class Broadcaster:
             finally:
                 self._answer_due = None
                 call.cancel()
+
+    async def _check_batches(
+        self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str
+    ) -> None:
+        """Wait for the orderer to say that it takes batches; raises AioRpcError.
+
+        Nothing is written before: gRPC puts an error of its own in the place of what the orderer
+        says where a write fails.
+        """
+        said = await call.initial_metadata()
+        if services.BATCHES_TAKEN in tuple(said or ()):
+            return
+        if await call.code() is grpc.StatusCode.UNIMPLEMENTED:
+            self._without_batches.add(address)
+        await call.read()  # raises what the call ended with
 
     async def _exchange(
         self, call: grpc.aio.StreamStreamCall[bytes, bytes], address: str, *, batches: bool

@@ -123,6 +123,7 @@ class BroadcastService:
 
     async def handle_batches(self, _: object, context: ServerContext) -> None:
         """Serve one stream, an EnvelopeBatch in each message."""
+        await context.send_initial_metadata((services.BATCHES_TAKEN,))
         await self._handle(_IN_BATCHES, context)
 
     async def _handle(self, framing: _Framing, context: ServerContext) -> None:

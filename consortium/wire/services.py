@@ -36,6 +36,9 @@ MESSAGE_LIMIT_BYTES = 100 * 1024 * 1024
 CLIENT_MESSAGE_LIMIT_BYTES = 12 * 1024 * 1024
 """Largest message a client's listener takes: an envelope of the largest block, and its frame."""
 
+BATCHES_TAKEN = ("gridledger-batches", "taken")
+"""What an orderer's answer to BroadcastBatches begins with, as metadata."""
+
 BROADCAST_BATCH = 500
 """Envelopes in one message of BroadcastBatches, at most."""
 

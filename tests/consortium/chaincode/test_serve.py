@@ -39,7 +39,7 @@ from consortium.identity.certificates import (
     key_pem,
 )
 from consortium.ledger.state import Version, VersionedValue
-from consortium.wire import kvrwset_pb2, peer_pb2, rwset_pb2
+from consortium.wire import kvrwset_pb2, lifecycle_pb2, peer_pb2, rwset_pb2
 from tests.consortium.chaincode.memory_state import MemoryState
 from tests.consortium.chaincode.proposals import AUTHORITY, Member, invocation
 from tests.consortium.contracts.world import CHANNEL, NOON, TestMeter, batch
@@ -136,7 +136,7 @@ class BothWays:
     ) -> Any:
         name = function.partition(":")[0]
         chaincode = name if name in ("metering", "demo") else "energy"
-        asked = invocation(caller, chaincode, function, argument, transient, now)
+        asked = invocation(caller, chaincode, function, argument, transient, now, self.local)
         outcomes = []
         for executor in (self.local, self.served):
             simulator = TransactionSimulator(self.state, CHANNEL)
@@ -221,6 +221,9 @@ async def test_the_energy_contracts(both: BothWays) -> None:
 async def test_private_readings(both: BothWays) -> None:
     """Readings go to a private collection, from transient data, and come back by range."""
     meter = TestMeter()
+    sequence = lifecycle_pb2.StateData(Int64=1).SerializeToString()
+    field = "_lifecycle", "namespaces/fields/energy/Sequence"  # metering calls it
+    both.state.public[field] = VersionedValue(sequence, b"", Version(1, 0))
     await both.call(ADMIN, "metering:Configure", {"interval_s": 900})
     registered = {
         "meter_id": meter.meter_id,
