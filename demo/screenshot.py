@@ -26,7 +26,7 @@ from demo.home_assistant import (
 )
 from demo.run import DEFAULT_DATA_DIR
 
-SCHEMES: Final = {"light": "dashboard.png", "dark": "dashboard-dark.png"}
+SCHEMES: Final = {"light": "view-activity.png", "dark": "view-activity-dark.png"}
 FLAGS: Final = (
     "--no-sandbox",
     "--disable-gpu",
