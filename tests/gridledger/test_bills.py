@@ -261,7 +261,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     made = create_network(
         directory / "data",
         interval_s=HOUR_S,
-        base_port=24_000 + os.getpid() % 50 * 50,
+        base_port=14_000 + os.getpid() % 50 * 50,
         replay=Replay(origin=FIRST + HOUR_S, anchor=int(time.time()) + 20, rate=RATE),
     )
     running = RunningNetwork(made, directory / "log")
