@@ -113,6 +113,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     """One network in one process, shared by the tests that leave it running."""
     directory = tmp_path_factory.mktemp("network")
     network = create_network(directory / "data", interval_s=60, base_port=21_000)
+    # Some tests show that nothing was ordered, so the utilities' agents do nothing here.
+    for utility in network.utilities:
+        (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
     started = start_network(network, directory / "log")
     yield started
     stop_network(started)

@@ -422,7 +422,7 @@ async def metered(
                     "public_key": key.public_key_pem,
                 },
             )
-            reading = Reading(meter, 60_000, 60, 1, 0, 1, 0)
+            reading = Reading(meter, int(time.time()) // 60 * 60 - 600, 60, 1, 0, 1, 0)
             signed = batch_transient([key.sign(reading, running.network.channel)])
             batches.append({name: value.decode() for name, value in signed.items()})
     return folder, batches, running
