@@ -44,7 +44,7 @@ from .clock import DAY_S, utc_text
 from .commitments import Commitment, check
 from .grid import Source, Transformer, connections_behind, transformers_behind
 from .losses import MIN_TRAINING_DAYS, DayBalance, Finding, LossModel, find, learn
-from .pages import Bookmark, page
+from .pages import Bookmark, listed, page
 from .registry import connection_of, energy_settings
 from .roles import role_at
 from .sums import MAX_PERIOD_S, MIN_HOMES, Delivered, NetEnergy, Share, Square, share_key
@@ -690,11 +690,7 @@ class Balances(Contract):
     ) -> dict[str, Any]:
         """A node's alerts, the oldest first."""
         node_of(context, node_id)
-        items, following = page(context, f"lossalert/{node_id}/", "", limit, bookmark)
-        return {
-            "alerts": [stored_record(Alert, value) for _, value in items],
-            "bookmark": following,
-        }
+        return listed(context, "alerts", Alert, f"lossalert/{node_id}/", "", limit, bookmark)
 
     @query
     def basis(self, context: Context, *, node_id: Identifier, number: Number) -> dict[str, Any]:

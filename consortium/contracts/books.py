@@ -52,7 +52,7 @@ from .orders import (
     stored_order,
     zone_key,
 )
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .positions import OpenOrder, position_of, store_position
 from .products import Product, check_terms, product_at
 from .registry import connection_of, energy_settings
@@ -475,13 +475,9 @@ class Books(Auctions, Matching, Sealing):
     ) -> dict[str, Any]:
         """A connection's orders for intervals from `from` on, with what became of them."""
         self._require_sight(context, connection_id, "orders")
-        items, following = page(
-            context, f"order/{connection_id}/", f"{from_:012d}", limit, bookmark
+        return listed(
+            context, "orders", Order, f"order/{connection_id}/", f"{from_:012d}", limit, bookmark
         )
-        return {
-            "orders": [stored_record(Order, value) for _, value in items],
-            "bookmark": following,
-        }
 
     @query
     def due(self, context: Context, *, since: Instant | None = None) -> list[Chore]:

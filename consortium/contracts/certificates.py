@@ -31,7 +31,7 @@ from consortium.chaincode.api import (
 
 from . import access, settings
 from .clock import Day, day_start
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .registry import connection_of, energy_settings
 from .wallet import Account, require_owner
 
@@ -337,11 +337,7 @@ class Certificates(Contract):
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
         """The batches in an account's hands, in every state."""
-        items, following = page(context, f"certs/{owner}/", "", limit, bookmark)
-        return {
-            "batches": [stored_record(Batch, value) for _, value in items],
-            "bookmark": following,
-        }
+        return listed(context, "batches", Batch, f"certs/{owner}/", "", limit, bookmark)
 
     @staticmethod
     def _plant(context: Context, plant_id: str) -> Plant:

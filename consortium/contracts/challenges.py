@@ -55,7 +55,7 @@ from .days import (
 from .explained import text
 from .meters import Meter
 from .money import amount_micro, half_even
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .readings import Reading, interval_key, stored_bytes
 from .registry import connection_of, energy_settings
 from .settlement import day_inputs
@@ -364,8 +364,6 @@ class Challenges(Contract):
     ) -> dict[str, Any]:
         """What was shown to be wrong of a connection's days and bills."""
         connection_of(context, connection_id)
-        items, after = page(context, f"challenge/{connection_id}/", "", limit, bookmark)
-        return {
-            "challenges": [stored_record(Challenge, value) for _, value in items],
-            "bookmark": after,
-        }
+        return listed(
+            context, "challenges", Challenge, f"challenge/{connection_id}/", "", limit, bookmark
+        )

@@ -47,7 +47,6 @@ MAX_CELLS = 4_000
 """Connections times intervals of one call: what fits into 2 s and 2 MB."""
 MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
-MAX_ADJUSTMENTS = 99
 MAX_OPEN_DAYS = 50
 """Calls to settle days that are named at once."""
 

@@ -28,7 +28,7 @@ from consortium.chaincode.api import (
 
 from . import access, gates, settings
 from .clock import utc_text
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .registry import Connection, connection_of, energy_settings
 from .settings import Price
 
@@ -216,8 +216,6 @@ class Delegations(Contract):
             f"read delegations of {connection_id}",
             f"its home and operators of {connection.utility}",
         )
-        items, following = page(context, f"deleg/{connection_id}/", "", limit, bookmark)
-        return {
-            "delegations": [stored_record(Delegation, value) for _, value in items],
-            "bookmark": following,
-        }
+        return listed(
+            context, "delegations", Delegation, f"deleg/{connection_id}/", "", limit, bookmark
+        )

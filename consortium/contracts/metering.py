@@ -57,7 +57,7 @@ from .meters import (
     Verification,
     meter_of,
 )
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .privacy import Privacy
 from .protections import Protections
 from .readings import (
@@ -728,11 +728,7 @@ class Metering(Contract):
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
         """The outages that a utility has reported, by kind, name and beginning."""
-        items, after = page(context, f"outage/{utility}/", "", limit, bookmark)
-        return {
-            "outages": [stored_record(Outage, value) for _, value in items],
-            "bookmark": after,
-        }
+        return listed(context, "outages", Outage, f"outage/{utility}/", "", limit, bookmark)
 
     def _check_silent(
         self,

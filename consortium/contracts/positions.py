@@ -16,7 +16,6 @@ from consortium.chaincode.api import (
     Integer,
     LimitExceeded,
     RequestId,
-    Text,
     canonical_json,
     stored_record,
 )
@@ -30,7 +29,6 @@ MAX_OPEN_ORDERS = 50
 
 Energy = Annotated[int, Integer(0, 10**9, "Wh")]
 Side = Annotated[str, Choice("bid", "offer")]
-BookId = Annotated[str, Text(r"[A-Z0-9/-]{1,150}", "a book: zone/product/interval")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ from .days import (
 from .firm import MAX_TRADES, FirmTrade, Money, Paid, noted
 from .market import Trade
 from .orders import Order
-from .pages import Bookmark, page
+from .pages import Bookmark, listed
 from .products import Product
 from .registry import connection_of, energy_settings
 from .settings import Price
@@ -756,11 +756,7 @@ class Settlement(Contract):
     ) -> dict[str, Any]:
         """A connection's settled days from a day on, the oldest first."""
         self._require_sight(context, connection_id)
-        items, following = page(context, f"day/{connection_id}/", from_day, limit, bookmark)
-        return {
-            "days": [stored_record(Posted, value) for _, value in items],
-            "bookmark": following,
-        }
+        return listed(context, "days", Posted, f"day/{connection_id}/", from_day, limit, bookmark)
 
     @query
     def net(

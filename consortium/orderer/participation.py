@@ -325,6 +325,7 @@ def _channel_id(request: web.Request) -> str:
 def _check_form(request: web.Request) -> None:
     """Raises Refused for a body that is no multipart form."""
     given = request.headers.getall("Content-Type", [])
+    # Fabric's pattern is multipart/form-data*, where the star repeats the last letter.
     if not any("multipart/form-dat" in one for one in given):
         raise Refused(400, f"unsupported Content-Type: [{' '.join(given)}]")
     _check_accept(request)

@@ -3,24 +3,21 @@
 Registered at start, so this module imports nothing that needs installed requirements.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import voluptuous as vol
 from homeassistant.core import (
-    HomeAssistant,
     ServiceCall,
     ServiceResponse,
     SupportsResponse,
-    callback,
 )
 from homeassistant.helpers import config_validation as cv
 from homeassistant.util import dt as dt_util
 
+from .actions import HOME, Action
 from .const import (
-    ATTR_CONFIG_ENTRY,
     ATTR_REQUEST_ID,
-    DOMAIN,
     SERVICE_CLAIM_CERTIFICATE,
     SERVICE_DELEGATE,
     SERVICE_END_DELEGATION,
@@ -53,28 +50,27 @@ ACTS: Final = ("order", "sell", "respond")
 _LINES_LIMIT: Final = 12
 """Bills whose lines are read for one call: each is a question to the utility's peer."""
 
-_HOME: dict[vol.Marker, Any] = {vol.Optional(ATTR_CONFIG_ENTRY): cv.string}
 _AMOUNT = vol.All(vol.Coerce(float), vol.Range(min=0.01, max=1_000_000))
 _ID = vol.All(cv.string, vol.Match(r"^[A-Z0-9-]{1,64}$", msg="use A-Z, 0-9 and -"))
 _REQUEST = vol.All(cv.string, vol.Match(r"^[A-Za-z0-9-]{1,64}$", msg="use letters, digits and -"))
 _NUMBER = vol.All(vol.Coerce(int), vol.Range(min=1, max=999_999))
 _PRICE = vol.All(vol.Coerce(float), vol.Range(min=-100, max=100))
 
-BILLS_SCHEMA: Any = vol.Schema({**_HOME, vol.Optional(ATTR_LINES, default=False): cv.boolean})
+BILLS_SCHEMA: Any = vol.Schema({**HOME, vol.Optional(ATTR_LINES, default=False): cv.boolean})
 PAY_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Optional(ATTR_AMOUNT): _AMOUNT,
         vol.Optional(ATTR_NUMBER): _NUMBER,
         vol.Optional(ATTR_REQUEST_ID): _REQUEST,
     }
 )
 TOP_UP_SCHEMA: Any = vol.Schema(
-    {**_HOME, vol.Required(ATTR_AMOUNT): _AMOUNT, vol.Optional(ATTR_REQUEST_ID): _REQUEST}
+    {**HOME, vol.Required(ATTR_AMOUNT): _AMOUNT, vol.Optional(ATTR_REQUEST_ID): _REQUEST}
 )
 CLAIM_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_COUNT): vol.All(vol.Coerce(int), vol.Range(min=1, max=1_000_000)),
         vol.Required(ATTR_CLAIMED_FOR): vol.All(cv.string, vol.Length(min=1, max=200)),
         vol.Optional(ATTR_BATCH): _ID,
@@ -82,7 +78,7 @@ CLAIM_SCHEMA: Any = vol.Schema(
 )
 DELEGATE_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_TRADER): _ID,
         vol.Required(ATTR_ACTS): vol.All(cv.ensure_list, vol.Length(min=1), [vol.In(ACTS)]),
         vol.Required(ATTR_UNTIL): cv.datetime,
@@ -92,9 +88,9 @@ DELEGATE_SCHEMA: Any = vol.Schema(
         vol.Optional(ATTR_DELEGATION): _ID,
     }
 )
-END_SCHEMA: Any = vol.Schema({**_HOME, vol.Required(ATTR_DELEGATION): _ID})
+END_SCHEMA: Any = vol.Schema({**HOME, vol.Required(ATTR_DELEGATION): _ID})
 JOIN_SCHEMA: Any = vol.Schema(
-    {**_HOME, vol.Required(ATTR_EVENT): _ID, vol.Optional(ATTR_LEAVE, default=False): cv.boolean}
+    {**HOME, vol.Required(ATTR_EVENT): _ID, vol.Optional(ATTR_LEAVE, default=False): cv.boolean}
 )
 
 
@@ -104,14 +100,12 @@ class _Asked(Protocol):
     async def __call__[T](self, question: Awaitable[T]) -> T: ...
 
 
-@callback
-def async_setup_account_services(
-    hass: HomeAssistant,
+def account_actions(
     runtime_of: Callable[[ServiceCall], GridLedgerRuntime],
     acting_for: Callable[[ServiceCall], Awaitable[GridLedgerRuntime]],
     asked: _Asked,
-) -> None:
-    """Register the actions; ``acting_for`` finds the home if the caller may act for it."""
+) -> tuple[Action, ...]:
+    """Return the actions; ``acting_for`` finds the home if the caller may act for it."""
 
     async def get_bills(call: ServiceCall) -> ServiceResponse:
         """Return the home's bills, and with ``lines`` what the newest are made of."""
@@ -205,15 +199,7 @@ def async_setup_account_services(
         return await asked(async_join(session, call.data[ATTR_EVENT], leave=call.data[ATTR_LEAVE]))
 
     only, optional = SupportsResponse.ONLY, SupportsResponse.OPTIONAL
-    actions: tuple[
-        tuple[
-            str,
-            Callable[[ServiceCall], Coroutine[Any, Any, ServiceResponse]],
-            Any,
-            SupportsResponse,
-        ],
-        ...,
-    ] = (
+    return (
         (SERVICE_GET_BILLS, get_bills, BILLS_SCHEMA, only),
         (SERVICE_PAY_BILL, pay_bill, PAY_SCHEMA, optional),
         (SERVICE_TOP_UP, top_up, TOP_UP_SCHEMA, optional),
@@ -222,7 +208,3 @@ def async_setup_account_services(
         (SERVICE_END_DELEGATION, end_delegation, END_SCHEMA, optional),
         (SERVICE_JOIN_RESPONSE_EVENT, join_response_event, JOIN_SCHEMA, optional),
     )
-    for name, handler, schema, response in actions:
-        hass.services.async_register(
-            DOMAIN, name, handler, schema=schema, supports_response=response
-        )

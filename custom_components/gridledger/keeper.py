@@ -56,7 +56,6 @@ from .coordinator import GridLedgerConfigEntry, HomeCoordinator, number, power_w
 from .engine import (
     Appliance,
     ApplianceReading,
-    BatteryDecision,
     Decision,
     Dispatcher,
     Kind,
@@ -794,8 +793,3 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         """Step when somebody asks for it."""
         self._step()
         return self.data
-
-
-def battery_text(decision: BatteryDecision | None) -> str | None:
-    """Return why the battery does what it does."""
-    return None if decision is None else decision.reason.text

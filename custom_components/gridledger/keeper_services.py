@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import voluptuous as vol
 from homeassistant.core import (
-    HomeAssistant,
     ServiceCall,
     ServiceResponse,
     SupportsResponse,
-    callback,
 )
-from homeassistant.exceptions import ServiceValidationError
 from homeassistant.helpers import config_validation as cv
 from homeassistant.util import dt as dt_util
 
+from .actions import HOME, Action, invalid
 from .const import (
-    ATTR_CONFIG_ENTRY,
-    DOMAIN,
     SERVICE_GET_PLAN,
     SERVICE_OVERRIDE,
     SERVICE_RUN_APPLIANCE,
@@ -36,19 +32,18 @@ ATTR_APPLIANCE: Final = "appliance"
 ATTR_DURATION: Final = "duration"
 ATTR_MODE: Final = "mode"
 
-_HOME: dict[vol.Marker, Any] = {vol.Optional(ATTR_CONFIG_ENTRY): cv.string}
 _DURATION: Any = vol.All(cv.positive_time_period, vol.Range(max=cv.time_period("24:00:00")))
-GET_PLAN_SCHEMA: Any = vol.Schema(_HOME)
+GET_PLAN_SCHEMA: Any = vol.Schema(HOME)
 RUN_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_APPLIANCE): cv.string,
         vol.Optional(ATTR_DURATION, default="01:00:00"): _DURATION,
     }
 )
 OVERRIDE_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_APPLIANCE): cv.string,
         vol.Required(ATTR_MODE): vol.In(("on", "off", "automatic")),
         vol.Optional(ATTR_DURATION, default="01:00:00"): _DURATION,
@@ -56,11 +51,10 @@ OVERRIDE_SCHEMA: Any = vol.Schema(
 )
 
 
-@callback
-def async_setup_keeper_services(
-    hass: HomeAssistant, runtime_of: Callable[[ServiceCall], GridLedgerRuntime]
-) -> None:
-    """Register the actions; ``runtime_of`` finds the home that a call means."""
+def keeper_actions(
+    runtime_of: Callable[[ServiceCall], GridLedgerRuntime],
+) -> tuple[Action, ...]:
+    """Return the actions; ``runtime_of`` finds the home that a call means."""
 
     async def get_plan(call: ServiceCall) -> ServiceResponse:
         keeper = runtime_of(call).keeper
@@ -95,24 +89,11 @@ def async_setup_keeper_services(
         keeper.async_override(appliance.id, on, call.data[ATTR_DURATION].total_seconds())
         return _decided(keeper, appliance)
 
-    hass.services.async_register(
-        DOMAIN,
-        SERVICE_GET_PLAN,
-        get_plan,
-        schema=GET_PLAN_SCHEMA,
-        supports_response=SupportsResponse.ONLY,
+    return (
+        (SERVICE_GET_PLAN, get_plan, GET_PLAN_SCHEMA, SupportsResponse.ONLY),
+        (SERVICE_RUN_APPLIANCE, run, RUN_SCHEMA, SupportsResponse.OPTIONAL),
+        (SERVICE_OVERRIDE, override, OVERRIDE_SCHEMA, SupportsResponse.OPTIONAL),
     )
-    for name, handler, schema in (
-        (SERVICE_RUN_APPLIANCE, run, RUN_SCHEMA),
-        (SERVICE_OVERRIDE, override, OVERRIDE_SCHEMA),
-    ):
-        hass.services.async_register(
-            DOMAIN,
-            name,
-            handler,
-            schema=schema,
-            supports_response=SupportsResponse.OPTIONAL,
-        )
 
 
 def _appliance(keeper: HomeKeeper, wanted: str) -> Appliance:
@@ -131,7 +112,7 @@ def _appliance(keeper: HomeKeeper, wanted: str) -> Appliance:
         or wanted == entry.subentries[a.id].data.get(CONF_ENTITY)
     ]
     if len(found) != 1:
-        raise _invalid(
+        raise invalid(
             "appliance_not_found",
             appliance=wanted,
             known=", ".join(sorted(a.name for a in known)) or "–",
@@ -190,9 +171,3 @@ def plan_as_response(plan: Plan, names: dict[str, str]) -> dict[str, Any]:
             for slot in plan.slots
         ],
     }
-
-
-def _invalid(key: str, **placeholders: str) -> ServiceValidationError:
-    return ServiceValidationError(
-        translation_domain=DOMAIN, translation_key=key, translation_placeholders=placeholders
-    )

@@ -12,6 +12,7 @@ from homeassistant.core import HomeAssistant
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.util import dt as dt_util
 
+from .actions import invalid
 from .client import (
     AuthenticationFailed,
     CommitFailed,
@@ -103,7 +104,7 @@ def delivery_window(
         first = clock.interval_at(clock.channel(start.timestamp()))
         ends = first + clock.interval_s if end is None else clock.channel(end.timestamp())
         if first < earliest and ends <= now:
-            raise _invalid("window_in_past")
+            raise invalid("window_in_past")
         first = max(first, earliest)
     if end is None:
         # Rates are daily, so one sale lies within one day of the channel.
@@ -116,9 +117,9 @@ def delivery_window(
     else:
         last = clock.next_boundary(clock.channel(end.timestamp()))
     if last <= first:
-        raise _invalid("window_empty")
+        raise invalid("window_empty")
     if (last - first) // clock.interval_s > WINDOW_LIMIT_INTERVALS:
-        raise _invalid("window_too_long", limit=str(WINDOW_LIMIT_INTERVALS))
+        raise invalid("window_too_long", limit=str(WINDOW_LIMIT_INTERVALS))
     return Window(first, last)
 
 
@@ -143,14 +144,14 @@ class Seller:
         capacity_kwh = self._plant.get(CONF_BATTERY_CAPACITY)
         level_id = self._plant.get(CONF_BATTERY_LEVEL)
         if not capacity_kwh or not level_id:
-            raise _invalid("no_battery")
+            raise invalid("no_battery")
         state = self.hass.states.get(level_id)
         try:
             level = float(state.state) if state is not None else None
         except ValueError:
             level = None
         if level is None or not 0 <= level <= 100:
-            raise _invalid("battery_unknown", entity_id=str(level_id))
+            raise invalid("battery_unknown", entity_id=str(level_id))
         reserve = self._plant.get(CONF_BATTERY_RESERVE, DEFAULT_RESERVE_PERCENT)
         return Capability(
             capacity_kwh * 10 * level,
@@ -189,7 +190,7 @@ class Seller:
         clock = self._clock()
         sellable = capability.sellable_wh(window, clock, self._session.data, self._now())
         if energy_wh > sellable:
-            raise _invalid(
+            raise invalid(
                 "too_much_energy",
                 energy=f"{energy_wh / 1000:.3f}",
                 sellable=f"{sellable / 1000:.3f}",
@@ -209,7 +210,7 @@ class Seller:
         )
         sold = sum(trade.energy_wh for trade in self._session.data.trades_from(start, end))
         if sold + energy_wh > limit_kwh * 1000:
-            raise _invalid(
+            raise invalid(
                 "daily_limit_reached", limit=f"{limit_kwh:.1f}", sold=f"{sold / 1000:.3f}"
             )
 
@@ -314,7 +315,7 @@ class Seller:
                 window = Window(min(schedule), max(schedule) + clock.interval_s)
                 energy_wh = int(quote["energy_wh"])
             except (KeyError, TypeError, ValueError) as error:
-                raise _invalid("unreadable_quote") from error
+                raise invalid("unreadable_quote") from error
             await self._read_market()
             known = {trade.request_id for trade in session.data.trades.values()}
             if request_id not in known:
@@ -365,7 +366,7 @@ class Seller:
 def translated(error: GridLedgerError) -> HomeAssistantError:
     """Return an error of the client in the owner's language."""
     if isinstance(error, TransactionRefused):
-        return _invalid("refused", reason=error.reason)
+        return invalid("refused", reason=error.reason)
     if isinstance(error, CommitFailed):
         return _failed("commit_failed", code=error.code)
     if isinstance(error, AuthenticationFailed):
@@ -373,12 +374,6 @@ def translated(error: GridLedgerError) -> HomeAssistantError:
     if isinstance(error, (ConnectionFailed, Timeout)):
         return _failed("not_connected")
     return _failed("unexpected", reason=str(error))
-
-
-def _invalid(key: str, **placeholders: str) -> ServiceValidationError:
-    return ServiceValidationError(
-        translation_domain=DOMAIN, translation_key=key, translation_placeholders=placeholders
-    )
 
 
 def _failed(key: str, **placeholders: str) -> HomeAssistantError:

@@ -3,9 +3,9 @@
 Registered once, at start, so this module imports nothing that needs installed requirements.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import voluptuous as vol
 from homeassistant.config_entries import ConfigEntryState
@@ -16,11 +16,11 @@ from homeassistant.core import (
     SupportsResponse,
     callback,
 )
-from homeassistant.exceptions import ServiceValidationError
 from homeassistant.helpers import config_validation as cv
 from homeassistant.util import dt as dt_util
 
-from .account_services import async_setup_account_services
+from .account_services import account_actions
+from .actions import HOME, Action, async_check_trader, async_is_administrator, invalid
 from .const import (
     ATTR_CONFIG_ENTRY,
     ATTR_CONFIRM,
@@ -40,7 +40,6 @@ from .const import (
     ATTR_TRANSACTION_ID,
     ATTR_WINDOW_END,
     ATTR_WINDOW_START,
-    CONF_ADMINISTRATORS_ONLY,
     DEFAULT_PRODUCT,
     DOMAIN,
     SERVICE_CANCEL_ORDER,
@@ -54,7 +53,7 @@ from .const import (
     SERVICE_QUOTE_SALE,
     SERVICE_SELL_ENERGY,
 )
-from .keeper_services import async_setup_keeper_services
+from .keeper_services import keeper_actions
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry, GridLedgerRuntime
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
 _ENERGY_LIMIT_KWH = 10_000
 
 _WISH: dict[vol.Marker, Any] = {
-    vol.Optional(ATTR_CONFIG_ENTRY): cv.string,
+    **HOME,
     vol.Optional(ATTR_WINDOW_START): cv.datetime,
     vol.Optional(ATTR_WINDOW_END): cv.datetime,
     vol.Optional(ATTR_SUPPLIER): cv.string,
@@ -90,10 +89,9 @@ SELL_SCHEMA: Any = vol.All(
 
 
 _ID = vol.All(cv.string, vol.Match(r"^[A-Za-z0-9-]{1,64}$", msg="use letters, digits and -"))
-_HOME: Final[dict[vol.Marker, Any]] = {vol.Optional(ATTR_CONFIG_ENTRY): cv.string}
 ORDER_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_SIDE): vol.In(["buy", "sell"]),
         vol.Required(ATTR_ENERGY): _ENERGY,
         vol.Required(ATTR_PRICE): vol.All(vol.Coerce(float), vol.Range(min=-100, max=100)),
@@ -102,17 +100,17 @@ ORDER_SCHEMA: Any = vol.Schema(
         vol.Optional(ATTR_ORDER_ID): _ID,
     }
 )
-CANCEL_SCHEMA: Any = vol.Schema({**_HOME, vol.Required(ATTR_ORDER_ID): _ID})
-LIST_SCHEMA: Any = vol.Schema(_HOME)
+CANCEL_SCHEMA: Any = vol.Schema({**HOME, vol.Required(ATTR_ORDER_ID): _ID})
+LIST_SCHEMA: Any = vol.Schema(HOME)
 PRICES_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Optional(ATTR_DAYS, default=2): vol.All(vol.Coerce(int), vol.Range(min=1, max=14)),
     }
 )
 ARCHIVE_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_START): cv.datetime,
         vol.Optional(ATTR_END): cv.datetime,
         vol.Optional(ATTR_FORMAT, default="data"): vol.In(["data", "csv"]),
@@ -120,30 +118,20 @@ ARCHIVE_SCHEMA: Any = vol.Schema(
 )
 PROOF_SCHEMA: Any = vol.Schema(
     {
-        **_HOME,
+        **HOME,
         vol.Required(ATTR_TRANSACTION_ID): vol.All(
             cv.string, vol.Match(r"^[0-9a-f]{64}$", msg="64 hexadecimal digits")
         ),
     }
 )
-LEAVE_SCHEMA: Any = vol.Schema({**_HOME, vol.Required(ATTR_CONFIRM): cv.boolean})
+LEAVE_SCHEMA: Any = vol.Schema({**HOME, vol.Required(ATTR_CONFIRM): cv.boolean})
 
 
 @callback
 def async_setup_services(hass: HomeAssistant) -> None:
     """Register the actions."""
-    async_setup_keeper_services(hass, _runtime)
-    async_setup_account_services(hass, _runtime, _trading, _asked)
     only, optional = SupportsResponse.ONLY, SupportsResponse.OPTIONAL
-    actions: tuple[
-        tuple[
-            str,
-            Callable[[ServiceCall], Coroutine[Any, Any, ServiceResponse]],
-            Any,
-            SupportsResponse,
-        ],
-        ...,
-    ] = (
+    actions: tuple[Action, ...] = (
         (SERVICE_QUOTE_SALE, _quote_sale, QUOTE_SCHEMA, only),
         (SERVICE_SELL_ENERGY, _sell_energy, SELL_SCHEMA, optional),
         (SERVICE_PLACE_ORDER, _place_order, ORDER_SCHEMA, optional),
@@ -154,6 +142,8 @@ def async_setup_services(hass: HomeAssistant) -> None:
         (SERVICE_GET_PROOF, _get_proof, PROOF_SCHEMA, only),
         (SERVICE_EXPORT_DATA, _export_data, LIST_SCHEMA, only),
         (SERVICE_LEAVE_NETWORK, _leave_network, LEAVE_SCHEMA, optional),
+        *account_actions(_runtime, _trading, _asked),
+        *keeper_actions(_runtime),
     )
     for name, handler, schema, response in actions:
         hass.services.async_register(
@@ -167,12 +157,12 @@ def _entry(call: ServiceCall) -> GridLedgerConfigEntry:
     if (wanted := call.data.get(ATTR_CONFIG_ENTRY)) is not None:
         entries = [entry for entry in entries if entry.entry_id == wanted]
         if not entries:
-            raise _invalid("entry_not_found")
+            raise invalid("entry_not_found")
     loaded = [entry for entry in entries if entry.state is ConfigEntryState.LOADED]
     if not loaded:
-        raise _invalid("entry_not_loaded")
+        raise invalid("entry_not_loaded")
     if len(loaded) > 1:
-        raise _invalid("entry_ambiguous")
+        raise invalid("entry_ambiguous")
     return loaded[0]
 
 
@@ -180,19 +170,10 @@ def _runtime(call: ServiceCall) -> GridLedgerRuntime:
     return _entry(call).runtime_data
 
 
-async def _is_administrator(call: ServiceCall) -> bool:
-    """Whether a call comes from an administrator, or from an automation of theirs."""
-    if call.context.user_id is None:
-        return True
-    user = await call.hass.auth.async_get_user(call.context.user_id)
-    return user is not None and user.is_admin
-
-
 async def _trading(call: ServiceCall) -> GridLedgerRuntime:
     """Return the home, if whoever calls may trade in its name."""
     entry = _entry(call)
-    if entry.options.get(CONF_ADMINISTRATORS_ONLY) and not await _is_administrator(call):
-        raise _invalid("administrators_only")
+    await async_check_trader(call.hass, entry, call.context)
     return entry.runtime_data
 
 
@@ -259,9 +240,9 @@ async def _sell_energy(call: ServiceCall) -> ServiceResponse:
     try:
         price = int(quote["price_micro_per_kwh"]) / 1e6
     except (KeyError, TypeError, ValueError) as error:
-        raise _invalid("unreadable_quote") from error
+        raise invalid("unreadable_quote") from error
     if minimum is not None and price < minimum:
-        raise _invalid(
+        raise invalid(
             "price_too_low",
             price=f"{price:.4f}",
             minimum=f"{minimum:.4f}",
@@ -334,7 +315,7 @@ async def _get_archive(call: ServiceCall) -> ServiceResponse:
     if end is None:
         end = start + timedelta(days=1)
     if end <= start:
-        raise _invalid("window_empty")
+        raise invalid("window_empty")
     found = await _asked(async_archive(runtime.session, runtime.outbox, start, end))
     if call.data[ATTR_FORMAT] == "csv":
         for name in ("readings", "trades", "postings"):
@@ -381,19 +362,19 @@ async def _leave_network(call: ServiceCall) -> ServiceResponse:
     from .market import async_cancel, async_orders
 
     entry = _entry(call)
-    if not await _is_administrator(call):
-        raise _invalid("administrators_only")
+    if not await async_is_administrator(call.hass, call.context):
+        raise invalid("administrators_only")
     if not call.data[ATTR_CONFIRM]:
-        raise _invalid("not_confirmed")
+        raise invalid("not_confirmed")
     session = entry.runtime_data.session
     await _asked(session.async_refresh_market())
     clock, data = session.clock, session.data
     assert clock is not None
     now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
     if promised := sum(trade.energy_from(now) for trade in data.trades.values()):
-        raise _invalid("still_promised", energy=f"{promised / 1000:.3f}")
+        raise invalid("still_promised", energy=f"{promised / 1000:.3f}")
     if data.queued:
-        raise _invalid("still_queued", readings=str(data.queued))
+        raise invalid("still_queued", readings=str(data.queued))
     orders = [
         order
         for order in await _asked(async_orders(session))
@@ -405,9 +386,3 @@ async def _leave_network(call: ServiceCall) -> ServiceResponse:
     balance = (data.balance_micro or 0) / 1e6
     await call.hass.config_entries.async_remove(entry.entry_id)
     return {"left": True, "orders_cancelled": len(orders), "balance": balance}
-
-
-def _invalid(key: str, **placeholders: str) -> ServiceValidationError:
-    return ServiceValidationError(
-        translation_domain=DOMAIN, translation_key=key, translation_placeholders=placeholders
-    )

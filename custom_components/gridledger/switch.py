@@ -5,11 +5,10 @@ from typing import Any, override
 from homeassistant.components.switch import SwitchEntity, SwitchEntityDescription
 from homeassistant.config_entries import ConfigSubentry
 from homeassistant.core import HomeAssistant
-from homeassistant.exceptions import ServiceValidationError
 from homeassistant.helpers.entity import Entity
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 
-from .const import CONF_ADMINISTRATORS_ONLY, DOMAIN
+from .actions import async_check_trader
 from .coordinator import GridLedgerConfigEntry
 from .subentries import APPLIANCE, TRADING_RULE
 from .subentry_entity import SubentryEntity, async_add_for
@@ -73,21 +72,9 @@ class RuleSwitch(SubentryEntity, SwitchEntity):
         Raises:
             ServiceValidationError: only administrators may, and this is none.
         """
-        entry = self.coordinator.config_entry
-        if entry.options.get(CONF_ADMINISTRATORS_ONLY) and not await self._is_administrator():
-            raise ServiceValidationError(
-                translation_domain=DOMAIN, translation_key="administrators_only"
-            )
+        await async_check_trader(self.hass, self.coordinator.config_entry, self._context)
         self.coordinator.async_enable_rule(self.subentry_id, True)
         self.async_write_ha_state()
-
-    async def _is_administrator(self) -> bool:
-        """Whether an administrator, or an automation, turns it on."""
-        user_id = None if self._context is None else self._context.user_id
-        if user_id is None:
-            return True
-        user = await self.hass.auth.async_get_user(user_id)
-        return user is not None and user.is_admin
 
     @override
     async def async_turn_off(self, **kwargs: Any) -> None:

@@ -75,11 +75,10 @@ _PRICE_SCHEMA: Any = vol.Schema(
 )
 
 
-class _SignalTrigger(Trigger):
-    """A trigger that follows a signal of the session, of one home or of any."""
+class _OptionsTrigger(Trigger):
+    """A trigger of the ledger, with its options."""
 
     _schema: Any
-    _signal: str
     _said: str
 
     @classmethod
@@ -93,6 +92,12 @@ class _SignalTrigger(Trigger):
         """Remember the options."""
         super().__init__(hass, config)
         self._options: dict[str, Any] = config.options or {}
+
+
+class _SignalTrigger(_OptionsTrigger):
+    """A trigger that follows a signal of the session, of one home or of any."""
+
+    _signal: str
 
     @override
     async def async_attach_runner(
@@ -187,27 +192,12 @@ class PermitChangedTrigger(_SignalTrigger):
         return data["state"] in self._options[CONF_STATE]
 
 
-class _SoonTrigger(Trigger):
+class _SoonTrigger(_OptionsTrigger):
     """Something of the ledger comes within a time; each thing triggers once.
 
     What lies within that time already when a home is first looked at, after a start for
     instance, triggers nothing.
     """
-
-    _schema: Any
-    _said: str
-
-    @classmethod
-    @override
-    async def async_validate_config(cls, hass: HomeAssistant, config: ConfigType) -> ConfigType:
-        """Validate the options."""
-        validated: ConfigType = cls._schema(config)
-        return validated
-
-    def __init__(self, hass: HomeAssistant, config: TriggerConfig) -> None:
-        """Remember the options."""
-        super().__init__(hass, config)
-        self._options: dict[str, Any] = config.options or {}
 
     @override
     async def async_attach_runner(

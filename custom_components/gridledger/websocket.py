@@ -55,10 +55,17 @@ _PLANT: Any = {vol.Required("type"): f"{DOMAIN}/plant", vol.Required("entry_id")
 @callback
 def async_setup_commands(hass: HomeAssistant) -> None:
     """Register the commands."""
-    for command in (ws_market, ws_archive, ws_proof, ws_plant, ws_bills, ws_bill):
+    for command in (
+        ws_homes,
+        ws_overview,
+        ws_market,
+        ws_plant,
+        ws_archive,
+        ws_proof,
+        ws_bills,
+        ws_bill,
+    ):
         websocket_api.async_register_command(hass, command)
-    websocket_api.async_register_command(hass, ws_homes)
-    websocket_api.async_register_command(hass, ws_overview)
 
 
 def _loaded(hass: HomeAssistant) -> list[GridLedgerConfigEntry]:

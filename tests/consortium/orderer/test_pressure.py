@@ -139,7 +139,7 @@ async def test_a_stream_of_large_envelopes_is_not_read_past_its_window(
 
 
 async def test_one_utility_floods_and_another_is_served(make_network: NetworkFactory) -> None:
-    network = await make_network(limits={"pending_envelopes": 400}, max_message_count=20)
+    network = await make_network(limits={"pending_envelopes": 60}, max_message_count=20)
     number = await network.leader()
     boreal = network.utilities[1].signer("home", "client")
     stop = False
