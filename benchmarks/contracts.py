@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from consortium.chaincode.api import canonical_json
-from consortium.contracts.auction import ZoneBook, clear_zones, histogram
-from consortium.contracts.clock import DAY_S
-from consortium.contracts.continuous import ContinuousBook, Order
-from consortium.contracts.days import (
+from consortium.contracts.common.clock import DAY_S
+from consortium.contracts.market.auction import ZoneBook, clear_zones, histogram
+from consortium.contracts.market.continuous import ContinuousBook, Order
+from consortium.contracts.market.orders import Order as StoredOrder
+from consortium.contracts.market.orders import hold_for, order_key, place_key
+from consortium.contracts.registry.registry import Connection
+from consortium.contracts.settlement.days import (
     MAX_CONNECTIONS,
     ConnectionDay,
     DayInputs,
@@ -32,11 +35,8 @@ from consortium.contracts.days import (
     MeteredInterval,
     compute,
 )
-from consortium.contracts.firm import FirmTrade
-from consortium.contracts.orders import Order as StoredOrder
-from consortium.contracts.orders import hold_for, order_key, place_key
-from consortium.contracts.registry import Connection
-from consortium.contracts.settle import MARKET
+from consortium.contracts.settlement.firm import FirmTrade
+from consortium.contracts.settlement.settle import MARKET
 from tests.consortium.contracts.ledger_world import Endorsed, LedgerWorld
 from tests.consortium.contracts.world import (
     ADMIN,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from consortium.contracts.losses import (
+from consortium.contracts.balance.losses import (
     DayBalance,
     Finding,
     Suspect,

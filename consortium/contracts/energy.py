@@ -6,30 +6,30 @@ share the chaincode and its policy.
 
 from consortium.chaincode.api import Chaincode
 
-from .agenda import Agenda
-from .balance import Balances
-from .bilateral import Bilaterals
-from .billing import Billing
-from .books import Books
-from .certificates import Certificates
-from .challenges import Challenges
-from .communities import Communities
-from .credits import Credits
-from .delegations import Delegations
-from .exports import Exports
-from .gates import Gates
-from .grid import Grid
-from .market import Market
-from .oversight import Oversight
-from .permit import Permits
-from .prepayment import Prepayments
-from .registry import Registry
-from .response import Responses
-from .roles import Roles
-from .settlement import Settlement
-from .tariff_book import TariffBook
-from .tokens import Tokens
-from .wallet import Wallet
+from .assets.certificates import Certificates
+from .assets.credits import Credits
+from .assets.tokens import Tokens
+from .assets.wallet import Wallet
+from .balance.balance import Balances
+from .billing.agenda import Agenda
+from .billing.billing import Billing
+from .billing.permit import Permits
+from .billing.prepayment import Prepayments
+from .billing.tariff_book import TariffBook
+from .market.bilateral import Bilaterals
+from .market.books import Books
+from .market.gates import Gates
+from .market.market import Market
+from .market.response import Responses
+from .oversight.challenges import Challenges
+from .oversight.exports import Exports
+from .oversight.oversight import Oversight
+from .registry.delegations import Delegations
+from .registry.grid import Grid
+from .registry.registry import Registry
+from .registry.roles import Roles
+from .settlement.communities import Communities
+from .settlement.settlement import Settlement
 
 CHAINCODE = Chaincode(
     "energy",

@@ -600,6 +600,9 @@ class Chain:
             return
         self._heard[sender] = time.monotonic()
         log_term = self._node.acknowledged_log_term(message)
+        if log_term is None:
+            self.counters.dropped_messages += 1
+            return
         if self._acquaintance(sender).witness.hear(message, log_term):
             self._log.remember(sender)
         try:

@@ -303,7 +303,7 @@ class RawNode:
         for step in steps:
             step()
 
-    def acknowledged_log_term(self, message: raftpb.Message) -> int:
+    def acknowledged_log_term(self, message: raftpb.Message) -> int | None:
         """See `witness.acknowledged_log_term`."""
         return acknowledged_log_term(self._raft, message)
 

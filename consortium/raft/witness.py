@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consortium.raft.core import Raft, StateRole
+from consortium.raft.storage import Compacted, Unavailable
 from consortium.wire import raftpb_pb2 as raftpb
 
 # Of a term that may never be.
@@ -126,10 +127,14 @@ class Witness:
         return None
 
 
-def acknowledged_log_term(raft: Raft, message: raftpb.Message) -> int:
+def acknowledged_log_term(raft: Raft, message: raftpb.Message) -> int | None:
     """Return the term of the entry that a message acknowledges to this node as its leader.
 
     0 where it acknowledges nothing, or not to the leader of its term: then nobody counts on it.
+    None where this leader has compacted the entry and can't tell any more. Such a message is to be
+    dropped: a leader that took it would tell its sender later that the entry is committed, and a
+    copy of the sender's disk may hold another one there, which nobody could contradict. Nothing is
+    lost, since who is that far behind gets a snapshot, and the acknowledgement of that counts.
     """
     if (
         message.type == raftpb.MsgAppResp
@@ -137,5 +142,10 @@ def acknowledged_log_term(raft: Raft, message: raftpb.Message) -> int:
         and raft.role is StateRole.LEADER
         and message.term == raft.term
     ):
-        return raft.log.term_or_zero(message.index)
+        try:
+            return raft.log.term(message.index)
+        except Compacted:
+            return None
+        except Unavailable:
+            return 0
     return 0

@@ -12,8 +12,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.contracts.readings import Reading as ContractReading
-from consortium.contracts.readings import signed_bytes
+from consortium.contracts.meters.readings import Reading as ContractReading
+from consortium.contracts.meters.readings import signed_bytes
 from gridledger_client import Identity, InvalidInput, MeterKey, Quality, Reading, generate_key_pem
 from gridledger_client.enrolment import certificate_attributes, fingerprint, same_fingerprint
 from gridledger_client.identity import load_private_key, sign_low_s

@@ -26,7 +26,7 @@ from homeassistant.helpers.recorder import get_instance
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 
-from consortium.contracts.clock import DAY_S, day_of
+from consortium.contracts.common.clock import DAY_S, day_of
 from consortium.identity.certificates import generate_key, key_pem
 from consortium.node.network import Replay, create_network
 from custom_components.gridledger.const import DOMAIN

@@ -93,7 +93,7 @@ class CountingTwo(Counting):
 def older_metering() -> bytes:
     """A package as an earlier release's would be: the same contract, with other words."""
     files = read_package(own.package("metering")).files()
-    name = "consortium/contracts/metering.py"
+    name = "consortium/contracts/meters/metering.py"
     changed = files[name].replace(
         b"the transient data has no entry named", b"in 0.9 there is no entry named"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from consortium.contracts.clock import DAY_S, day_start
+from consortium.contracts.common.clock import DAY_S, day_start
 from consortium.identity.certificates import generate_key, key_pem
 from consortium.node import agreements
 from consortium.node.agreements import beginning, channel_time, ensure_agreements, supply

@@ -110,6 +110,8 @@ class Features:
     """A node whose disk was replaced by an older copy asks the others what it promised them."""
     leaves_old_connections: bool = True
     """Whoever was asked takes nothing any more that the asker's earlier process had sent."""
+    drops_compacted: bool = True
+    """A leader drops acknowledgements of entries that it has compacted."""
     lingers: bool = True
     """A removed node answers on until the others have applied its removal."""
 
@@ -588,6 +590,10 @@ class Simulation:
             self._at(node.paused_until, self._deliver, message, connection)
             return
         log_term = acknowledged_log_term(node.raft, message)
+        if log_term is None:
+            if self.features.drops_compacted:
+                return
+            log_term = 0
         node.witnesses.setdefault(sender_of(message), Witness()).hear(message, log_term)
         try:
             node.raw.step(message)

@@ -78,6 +78,14 @@ def test_what_was_sent_before_the_disk_was_replaced() -> None:
     assert "durability" in simulate(106732, Options(nodes=5), features=features).violation
 
 
+def test_an_acknowledgement_of_what_the_leader_had_compacted() -> None:
+    """The leader could not tell which entry it was, and counted on a copy that holds another."""
+    assert not simulate(149193, Options(nodes=3)).violation
+    features = Features(drops_compacted=False)
+    violation = simulate(149193, Options(nodes=3), features=features).violation
+    assert "state machine safety" in violation
+
+
 def test_enough_mistakes_are_found() -> None:
     assert sum(mutation.found_at is not None for mutation in MUTATIONS) >= 25
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from consortium.contracts.calendars import Calendar, Offset
+from consortium.contracts.billing.calendars import Calendar, Offset
 
 
 def calendar_of(zone: str, first_year: int, last_year: int, *holidays: str) -> Calendar:

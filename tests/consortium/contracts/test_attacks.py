@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Creator, Forbidden, InvalidArgument, LimitExceeded
-from consortium.contracts import commitments
-from consortium.contracts.clock import DAY_S
-from consortium.contracts.prepayment import draw_energy
-from consortium.contracts.supply import Lot, Prepaid
-from consortium.contracts.wallet import balance_account, grid_account, supplier_account
+from consortium.contracts.assets.wallet import balance_account, grid_account, supplier_account
+from consortium.contracts.billing.prepayment import draw_energy
+from consortium.contracts.billing.supply import Lot, Prepaid
+from consortium.contracts.common import commitments
+from consortium.contracts.common.clock import DAY_S
 from tests.consortium.contracts.test_books import INTERVAL, Exchange
 from tests.consortium.contracts.test_tariff_book import TARIFF
 from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.contracts.auction import (
+from consortium.contracts.market.auction import (
     Clearing,
     Side,
     ZoneBook,

@@ -19,7 +19,7 @@ from consortium.chaincode.api import (
     canonical_json,
     plain,
 )
-from consortium.contracts.sums import Delivered, Share, delivered_key, hides_each, share_key
+from consortium.contracts.balance.sums import Delivered, Share, delivered_key, hides_each, share_key
 from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.world import (
     ADMIN,

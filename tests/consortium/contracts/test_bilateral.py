@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.bilateral import firm_contracts
+from consortium.contracts.market.bilateral import firm_contracts
 from tests.consortium.contracts.test_books import Exchange
 from tests.consortium.contracts.world import BOREAL_SUPPLIER, HOME, SUPPLIER
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import ContractError, canonical_json
-from consortium.contracts.bill_basis import draw, statement_key
-from consortium.contracts.tariffs import Usage
+from consortium.contracts.billing.bill_basis import draw, statement_key
+from consortium.contracts.billing.tariffs import Usage
 from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.billing_world import CONNECTION, RULES, BillingWorld, at
 from tests.consortium.contracts.world import HOME, OPERATOR, SUPPLIER

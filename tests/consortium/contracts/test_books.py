@@ -15,9 +15,9 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
 )
-from consortium.contracts import auctions
-from consortium.contracts.auction import ZoneBook, clear_zones, histogram
-from consortium.contracts.money import ceiling_micro
+from consortium.contracts.common.money import ceiling_micro
+from consortium.contracts.market import auctions
+from consortium.contracts.market.auction import ZoneBook, clear_zones, histogram
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     HOME,

@@ -12,8 +12,8 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
 )
-from consortium.contracts.certificates import month_end, whole_units
-from consortium.contracts.clock import day_start
+from consortium.contracts.assets.certificates import month_end, whole_units
+from consortium.contracts.common.clock import day_start
 from tests.consortium.contracts.cases import cases
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,

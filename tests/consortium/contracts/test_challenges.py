@@ -17,10 +17,10 @@ from consortium.chaincode.api import (
     sha256_hex,
     stored_record,
 )
-from consortium.contracts import commitments
-from consortium.contracts.clock import DAY_S
-from consortium.contracts.days import DayInputs, Rows, tree_of
-from consortium.contracts.trees import leaf_hash, path, root, root_by_path
+from consortium.contracts.common import commitments
+from consortium.contracts.common.clock import DAY_S
+from consortium.contracts.common.trees import leaf_hash, path, root, root_by_path
+from consortium.contracts.settlement.days import DayInputs, Rows, tree_of
 from tests.consortium.contracts.billing_world import CONNECTION, BillingWorld, billed_march
 from tests.consortium.contracts.town import DAY, START, Town, final_time
 from tests.consortium.contracts.world import (

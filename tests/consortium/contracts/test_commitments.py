@@ -15,8 +15,8 @@ from consortium.chaincode.api import (
 )
 from consortium.chaincode.executor import Invocation
 from consortium.chaincode.simulator import TransactionSimulator
-from consortium.contracts import commitments
-from consortium.contracts.commitments import Salt
+from consortium.contracts.common import commitments
+from consortium.contracts.common.commitments import Salt
 from tests.consortium.contracts.world import CHANNEL, HOME, NOON, World, _Context
 
 KEY = "st/2026-11-21/final/CP-0001"

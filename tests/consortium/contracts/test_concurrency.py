@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Creator, canonical_json
-from consortium.contracts.registry import Connection
+from consortium.contracts.registry.registry import Connection
 from tests.consortium.contracts.ledger_world import Endorsed, LedgerWorld
 from tests.consortium.contracts.test_books import INTERVAL, TERMS
 from tests.consortium.contracts.test_matching import FLOW

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.contracts.continuous import ContinuousBook, Fill, Order, Side, book_of
+from consortium.contracts.market.continuous import ContinuousBook, Fill, Order, Side, book_of
 from tests.consortium.contracts.cases import cases
 
 CASES = cases("pay_as_bid_continuous")

@@ -20,7 +20,7 @@ from consortium.chaincode.api import (
     canonical_json,
     sha256_hex,
 )
-from consortium.contracts.readings import Reading, interval_key, stored_bytes
+from consortium.contracts.meters.readings import Reading, interval_key, stored_bytes
 from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.test_balance import commit_private
 from tests.consortium.contracts.world import (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.grid import connections_behind, plants_at, transformers_behind
+from consortium.contracts.registry.grid import connections_behind, plants_at, transformers_behind
 from tests.consortium.contracts.test_roles import context_of
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from benchmarks.theft import DAYS, TRAINING, Feeder
-from consortium.contracts.losses import DayBalance, LossModel, given_model, learn, suspects
+from consortium.contracts.balance.losses import DayBalance, LossModel, given_model, learn, suspects
 from tests.consortium.contracts.cases import cases
 
 

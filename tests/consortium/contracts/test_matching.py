@@ -14,7 +14,7 @@ from consortium.chaincode.api import (
     LimitExceeded,
     NotFound,
 )
-from consortium.contracts import matching
+from consortium.contracts.market import matching
 from tests.consortium.contracts.test_books import INTERVAL, Exchange
 from tests.consortium.contracts.world import BOREAL_OPERATOR, HOME, NOON, OPERATOR
 

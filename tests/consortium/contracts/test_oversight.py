@@ -17,7 +17,7 @@ from consortium.chaincode.api import (
     canonical_json,
     sha256_hex,
 )
-from consortium.contracts.reliability import Interruption, indices
+from consortium.contracts.balance.reliability import Interruption, indices
 from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.billing_world import billed_march
 from tests.consortium.contracts.test_balance import START as BALANCE_START

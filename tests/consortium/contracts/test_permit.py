@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.permit import Season
+from consortium.contracts.billing.permit import Season
 from tests.consortium.contracts.billing_world import (
     CONNECTION,
     MARCH,

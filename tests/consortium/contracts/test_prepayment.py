@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Forbidden, NotFound
-from consortium.contracts.prepayment import days_left, draw_energy
-from consortium.contracts.supply import Draw, Lot, Prepaid
+from consortium.contracts.billing.prepayment import days_left, draw_energy
+from consortium.contracts.billing.supply import Draw, Lot, Prepaid
 from tests.consortium.contracts.billing_world import CONNECTION, SUPPLY, BillingWorld, at
 from tests.consortium.contracts.world import (
     BOREAL_SUPPLIER,

@@ -13,7 +13,7 @@ from consortium.chaincode.api import (
     LimitExceeded,
     NotFound,
 )
-from consortium.contracts.clock import DAY_S, day_of
+from consortium.contracts.common.clock import DAY_S, day_of
 from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.billing_world import CONNECTION, billed_march
 from tests.consortium.contracts.town import DAY, START, Town

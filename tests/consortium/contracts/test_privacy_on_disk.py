@@ -19,7 +19,7 @@ from consortium.chaincode.api import Creator, canonical_json
 from consortium.chaincode.executor import Invocation
 from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
-from consortium.contracts.clock import DAY_S, day_start
+from consortium.contracts.common.clock import DAY_S, day_start
 from consortium.ledger.ledger import Ledger
 from consortium.wire import common_pb2, kvrwset_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import open_envelope

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import ContractError
-from consortium.contracts.clock import day_of, day_start, utc_text
-from consortium.contracts.money import amount_micro, half_even
+from consortium.contracts.common.clock import day_of, day_start, utc_text
+from consortium.contracts.common.money import amount_micro, half_even
 from tests.consortium.contracts.world import (
     ADMIN,
     BOREAL_SUPPLIER,

@@ -13,9 +13,9 @@ from consortium.chaincode.api import (
     InvalidArgument,
     LimitExceeded,
 )
-from consortium.contracts.clock import DAY_S
-from consortium.contracts.days import OpenDay
-from consortium.contracts.pseudonyms import together
+from consortium.contracts.common.clock import DAY_S
+from consortium.contracts.meters.pseudonyms import together
+from consortium.contracts.settlement.days import OpenDay
 from tests.consortium.contracts.town import DAY, START, Town
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,

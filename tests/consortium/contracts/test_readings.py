@@ -17,8 +17,8 @@ from consortium.chaincode.api import (
     canonical_json,
     read_item,
 )
-from consortium.contracts.intake import REFUSALS
-from consortium.contracts.readings import (
+from consortium.contracts.meters.intake import REFUSALS
+from consortium.contracts.meters.readings import (
     Reading,
     RegisterReading,
     Store,

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.baseline import (
+from consortium.contracts.market.baseline import (
     Baseline,
     PastDay,
     additive_adjustment,
     baseline,
     response_wh,
 )
-from consortium.contracts.response import commitment
+from consortium.contracts.market.response import commitment
 from tests.consortium.contracts.cases import cases
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,

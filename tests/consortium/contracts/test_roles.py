@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
-from consortium.contracts import dated
-from consortium.contracts.dated import Span
-from consortium.contracts.registry import connection_of
-from consortium.contracts.roles import is_participant, periods
+from consortium.contracts.common import dated
+from consortium.contracts.common.dated import Span
+from consortium.contracts.registry.registry import connection_of
+from consortium.contracts.registry.roles import is_participant, periods
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     BOREAL_SUPPLIER,

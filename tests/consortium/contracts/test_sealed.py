@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.sealed import commitment_of
+from consortium.contracts.market.sealed import commitment_of
 from tests.consortium.contracts.test_books import INTERVAL, TERMS, Exchange
 from tests.consortium.contracts.world import BOREAL_OPERATOR, CHANNEL, NOON, OPERATOR
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consortium.contracts.settle import (
+from consortium.contracts.settlement.settle import (
     MARKET,
     ROUNDING,
     Community,
@@ -17,7 +17,7 @@ from consortium.contracts.settle import (
     Terms,
     settle,
 )
-from consortium.contracts.sharing import net_metering, net_windows, pro_rata, share
+from consortium.contracts.settlement.sharing import net_metering, net_windows, pro_rata, share
 from tests.consortium.contracts.cases import cases
 
 TERMS = Terms(

@@ -17,8 +17,8 @@ from consortium.chaincode.api import (
     NotFound,
     canonical_json,
 )
-from consortium.contracts import commitments
-from consortium.contracts.clock import DAY_S, day_start
+from consortium.contracts.common import commitments
+from consortium.contracts.common.clock import DAY_S, day_start
 from consortium.wire import kvrwset_pb2, rwset_pb2
 from tests.consortium.contracts.cases import cases
 from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time

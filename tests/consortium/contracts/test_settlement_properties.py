@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import ContractError, NotFound
-from consortium.contracts.clock import DAY_S
+from consortium.contracts.common.clock import DAY_S
 from tests.consortium.contracts.town import DAY, START, Town, final_time
 from tests.consortium.contracts.world import OPERATOR, SUPPLIER, TestMeter
 

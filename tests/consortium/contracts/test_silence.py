@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import ContractError, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.silence import Fault, Watched, classify, silent_since
+from consortium.contracts.meters.silence import Fault, Watched, classify, silent_since
 from tests.consortium.contracts.world import (
     ADMIN,
     BOREAL_OPERATOR,

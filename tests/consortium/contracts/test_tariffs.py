@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from consortium.chaincode.api import InvalidArgument, NotFound
-from consortium.contracts import calendars, tariffs
-from consortium.contracts.calendars import Calendar, Offset
-from consortium.contracts.tariffs import Band, Block, Period, Tariff, Tax, Usage, bill
+from consortium.contracts.billing import calendars, tariffs
+from consortium.contracts.billing.calendars import Calendar, Offset
+from consortium.contracts.billing.tariffs import Band, Block, Period, Tariff, Tax, Usage, bill
 from tests.consortium.contracts.cases import cases
 from tests.consortium.contracts.local_time import calendar_of
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
-from consortium.contracts.settings import now
-from consortium.contracts.wallet import Ledger, Transfer, energy_settings
+from consortium.contracts.assets.wallet import Ledger, Transfer, energy_settings
+from consortium.contracts.common.settings import now
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     HOME,

@@ -8,10 +8,10 @@ from typing import Any
 from consortium.chaincode.api import Creator
 from consortium.chaincode.executor import Invocation, SimulatorContext
 from consortium.chaincode.simulator import TransactionSimulator
-from consortium.contracts import meters
-from consortium.contracts.clock import DAY_S, day_start
-from consortium.contracts.meters import Meter
-from consortium.contracts.readings import Reading, Store
+from consortium.contracts.common.clock import DAY_S, day_start
+from consortium.contracts.meters import meters
+from consortium.contracts.meters.meters import Meter
+from consortium.contracts.meters.readings import Reading, Store
 from tests.consortium.chaincode.memory_state import MemoryState
 from tests.consortium.contracts.world import (
     ADMIN,

@@ -1,0 +1,1 @@
+"""What can be owned: money, tokens of metered energy, credits, certificates."""

@@ -1,0 +1,321 @@
+"""Contract `credit`: net-metering credits, energy that a supplier keeps for a home.
+
+Where a supplier's terms bank exports (`DayTerms.banking_days`), what is left of a day's export is
+not paid but kept as credit. Credits set off import of a later day, or of the same one, at that
+day's tariff, until they expire. They are no tokens: a token says whose the exported energy is, a
+credit what the supplier owes for it.
+
+For each lot: banked = outstanding + used + expired + reversed.
+
+    credit/{connection}/{day}     the credit of a day's export
+    credited/{connection}/{day}   what set off a day's import, and from which lots
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+from consortium.chaincode.api import (
+    AtMost,
+    Conflict,
+    Context,
+    Contract,
+    Identifier,
+    Integer,
+    InvalidArgument,
+    NotFound,
+    canonical_json,
+    query,
+    stored_record,
+    transaction,
+)
+
+from ..common import access, settings
+from ..common.clock import DAY_S, Day, day_of, day_start
+from ..common.money import amount_micro
+from ..common.pages import Bookmark, page
+from ..common.settings import Price
+from ..registry.registry import connection_of, energy_settings
+from ..settlement.days import DayInputs, Energy, Summary
+from ..settlement.firm import Party
+from .wallet import Ledger, Transfer
+
+MAX_LOTS = 62
+"""Lots that set off one day's import."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditLot:
+    """The credit of one day's export."""
+
+    connection_id: Identifier
+    day: Day
+    supplier: Party
+    """Account of who owes it."""
+    tariff: Price
+    """Of the day: what a Wh is worth that was used and is taken back."""
+    expired_price: Price
+    expires_on: Day
+    """The first day whose import it doesn't set off any more."""
+    banked_wh: Energy
+    """All that was ever banked, corrections upward included."""
+    used_wh: Energy = 0
+    expired_wh: Energy = 0
+    reversed_wh: Energy = 0
+    """What corrections took back."""
+
+    @property
+    def outstanding_wh(self) -> int:
+        """What can still be used."""
+        return self.banked_wh - self.used_wh - self.expired_wh - self.reversed_wh
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    lot: Day
+    energy_wh: Energy
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """What set off a day's import."""
+
+    supplier: Party
+    tariff: Price
+    draws: Annotated[tuple[_Draw, ...], AtMost(MAX_LOTS)]
+
+    @property
+    def energy_wh(self) -> int:
+        """All of it."""
+        return sum(draw.energy_wh for draw in self.draws)
+
+    @property
+    def amount_micro(self) -> int:
+        """What it was worth, rounded once."""
+        return amount_micro(self.energy_wh, self.tariff)
+
+
+def _lot_key(connection_id: str, day: str) -> str:
+    return f"credit/{connection_id}/{day}"
+
+
+def _lot(context: Context, connection_id: str, day: str) -> CreditLot | None:
+    stored = context.get_state(_lot_key(connection_id, day))
+    return None if stored is None else stored_record(CreditLot, stored)
+
+
+def _store(context: Context, lot: CreditLot) -> None:
+    assert lot.outstanding_wh >= 0, "credits are used once"
+    context.put_state(_lot_key(lot.connection_id, lot.day), canonical_json(lot))
+
+
+def _credited(context: Context, connection_id: str, day: str) -> Credited | None:
+    stored = context.get_state(f"credited/{connection_id}/{day}")
+    return None if stored is None else stored_record(Credited, stored)
+
+
+def _total(summary: Summary, kind: str) -> int:
+    return sum(one.energy_wh for one in summary.sums if one.kind == kind)
+
+
+def settle_day(context: Context, ledger: Ledger, inputs: DayInputs, summary: Summary) -> None:
+    """Bank what a posted day leaves, or correct what it left before and what set it off."""
+    name, day = summary.connection_id, summary.day
+    lots: dict[str, CreditLot] = {}
+    lot = _lot(context, name, day)
+    banked = _total(summary, "banked")
+    reference = f"{day}-{summary.run}"
+    if lot is not None or banked:
+        if lot is None:
+            expires = day_of(day_start(day) + (inputs.terms.banking_days + 1) * DAY_S)
+            lot = CreditLot(
+                name,
+                day,
+                inputs.supplier,
+                inputs.terms.tariff,
+                inputs.terms.expired_price,
+                expires,
+                0,
+            )
+        more = banked - (lot.banked_wh - lot.reversed_wh)
+        if more >= 0:
+            lots[day] = replace(lot, banked_wh=lot.banked_wh + more)
+        else:
+            lots[day] = _taken_back(ledger, lot, -more, reference)
+    credited = _credited(context, name, day)
+    if credited is not None and credited.energy_wh > _total(summary, "import"):
+        _returned(context, ledger, credited, summary, lots)
+    for one in lots.values():
+        _store(context, one)
+
+
+def _taken_back(ledger: Ledger, lot: CreditLot, energy_wh: int, reference: str) -> CreditLot:
+    """Reverse credit: what is there first; what was used or paid out is paid back."""
+    from_expired = min(max(0, energy_wh - lot.outstanding_wh), lot.expired_wh)
+    from_used = max(0, energy_wh - lot.outstanding_wh - from_expired)
+    for part, price in ((from_expired, lot.expired_price), (from_used, lot.tariff)):
+        amount = amount_micro(part, price)
+        ledger.transfer(
+            Transfer(lot.connection_id, lot.supplier, amount, "credit_reversed", reference)
+        )
+    return replace(
+        lot,
+        reversed_wh=lot.reversed_wh + energy_wh,
+        expired_wh=lot.expired_wh - from_expired,
+        used_wh=lot.used_wh - from_used,
+    )
+
+
+def _returned(
+    context: Context,
+    ledger: Ledger,
+    credited: Credited,
+    summary: Summary,
+    lots: dict[str, CreditLot],
+) -> None:
+    """Give credits back that set off import which a correction says there wasn't."""
+    name, day = summary.connection_id, summary.day
+    left = credited.energy_wh - _total(summary, "import")
+    kept: list[_Draw] = []
+    paid_wh = 0
+    for draw in reversed(credited.draws):
+        back = min(left, draw.energy_wh)
+        left -= back
+        if draw.energy_wh > back:
+            kept.append(replace(draw, energy_wh=draw.energy_wh - back))
+        if back:
+            lot = lots.get(draw.lot) or _lot(context, name, draw.lot)
+            assert lot is not None, "what was drawn has its lot"
+            # What a correction of the lot took back meanwhile isn't there to be returned, and was
+            # paid for then.
+            paid_wh += max(0, back - lot.used_wh)
+            lots[draw.lot] = replace(lot, used_wh=max(0, lot.used_wh - back))
+    changed = replace(credited, draws=tuple(reversed(kept)))
+    context.put_state(f"credited/{name}/{day}", canonical_json(changed))
+    amount = credited.amount_micro - changed.amount_micro - amount_micro(paid_wh, credited.tariff)
+    reference = f"{day}-{summary.run}"
+    ledger.transfer(Transfer(name, credited.supplier, amount, "credit_returned", reference))
+
+
+def use(
+    context: Context,
+    connection_id: str,
+    summary: Summary,
+    supplier: str,
+    tariff: int,
+    days: Sequence[str],
+) -> Credited:
+    """Set off a day's import with credits of some days, the oldest first.
+
+    Raises:
+        NotFound: a day has no credit.
+        Conflict: a credit has expired, or another supplier owes it.
+        InvalidArgument: the days are not in order.
+    """
+    if list(days) != sorted(dict.fromkeys(days)):
+        raise InvalidArgument("lots must be in order of their days, each once")
+    before = _credited(context, connection_id, summary.day) or Credited(supplier, tariff, ())
+    open_wh = _total(summary, "import") - before.energy_wh
+    draws = {draw.lot: draw.energy_wh for draw in before.draws}
+    for day in days:
+        lot = _lot(context, connection_id, day)
+        if lot is None:
+            raise NotFound(f"{connection_id} has no credit of {day}")
+        if not lot.day <= summary.day < lot.expires_on:
+            raise Conflict(
+                f"the credit of {day} sets off import from then on until before {lot.expires_on}, "
+                f"not of {summary.day}"
+            )
+        if lot.supplier != supplier:
+            raise Conflict(f"the credit of {day} is owed by {lot.supplier}, not by {supplier}")
+        taken = min(open_wh, lot.outstanding_wh)
+        if taken:
+            open_wh -= taken
+            draws[day] = draws.get(day, 0) + taken
+            _store(context, replace(lot, used_wh=lot.used_wh + taken))
+    after = replace(before, draws=tuple(_Draw(day, draws[day]) for day in sorted(draws)))
+    if after != before:
+        context.put_state(f"credited/{connection_id}/{summary.day}", canonical_json(after))
+        ledger = Ledger(context, settings.now(context, energy_settings(context)))
+        ledger.transfer(
+            Transfer(
+                supplier,
+                connection_id,
+                after.amount_micro - before.amount_micro,
+                "credit",
+                f"{summary.day}-credit",
+            )
+        )
+        ledger.write()
+    return after
+
+
+class Credits(Contract):
+    """Credits of exported energy."""
+
+    name: ClassVar[str] = "credit"
+
+    @transaction
+    def expire(self, context: Context, *, connection_id: Identifier, day: Day) -> CreditLot:
+        """End a credit whose time is over, at the price of the terms; again changes nothing."""
+        _require_sight(context, connection_id, "expire credits")
+        lot = _lot(context, connection_id, day)
+        if lot is None:
+            raise NotFound(f"{connection_id} has no credit of {day}")
+        now = settings.now(context, energy_settings(context))
+        if now < day_start(lot.expires_on):
+            raise Conflict(f"the credit of {day} holds until {lot.expires_on}")
+        left = lot.outstanding_wh
+        if not left:
+            return lot
+        ended = replace(lot, expired_wh=lot.expired_wh + left)
+        _store(context, ended)
+        ledger = Ledger(context, now)
+        amount = amount_micro(left, lot.expired_price)
+        ledger.transfer(
+            Transfer(lot.supplier, connection_id, amount, "credit_expired", f"{day}-expired")
+        )
+        ledger.write()
+        return ended
+
+    @query
+    def lots(
+        self,
+        context: Context,
+        *,
+        connection_id: Identifier,
+        from_day: Day = "1970-01-01",
+        limit: Annotated[int, Integer(1, 200)] = 62,
+        bookmark: Bookmark | None = None,
+    ) -> dict[str, Any]:
+        """A home's credits, the oldest first."""
+        _require_sight(context, connection_id, "read credits")
+        items, following = page(context, f"credit/{connection_id}/", from_day, limit, bookmark)
+        lots = [stored_record(CreditLot, value) for _, value in items]
+        return {
+            "lots": [
+                {
+                    "day": lot.day,
+                    "supplier": lot.supplier,
+                    "expires_on": lot.expires_on,
+                    "banked_wh": lot.banked_wh,
+                    "outstanding_wh": lot.outstanding_wh,
+                    "used_wh": lot.used_wh,
+                    "expired_wh": lot.expired_wh,
+                    "reversed_wh": lot.reversed_wh,
+                }
+                for lot in lots
+            ],
+            "bookmark": following,
+        }
+
+
+def _require_sight(context: Context, connection_id: str, doing: str) -> None:
+    utility = connection_of(context, connection_id).utility
+    access.require(
+        access.is_home(context.creator, utility, connection_id)
+        or access.is_operator(context.creator, utility),
+        context.creator,
+        f"{doing} of {connection_id}",
+        f"its home and operators of {utility}",
+    )

@@ -1,0 +1,1 @@
+"""What was fed in against what was metered: losses, alerts, reliability."""

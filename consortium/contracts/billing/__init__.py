@@ -1,0 +1,1 @@
+"""Tariffs, supply, bills, prepayment and the permit; and what is due for them."""

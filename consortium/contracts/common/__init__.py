@@ -1,0 +1,1 @@
+"""What the contracts share: callers, time, money, pages, commitments and the approval of terms."""

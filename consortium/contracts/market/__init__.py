@@ -1,0 +1,1 @@
+"""Rates, quotes, orders, auctions, continuous and sealed books, bilateral contracts, response."""

@@ -1,0 +1,1 @@
+"""Traded against metered energy: firm trades, sharing, days and their finality."""
