@@ -69,8 +69,9 @@ async def take(
                     reduced_motion="reduce",
                 )
                 try:
+                    tokens = json.dumps(browser_tokens(api, url))
                     await context.add_init_script(
-                        f"localStorage.setItem('hassTokens', {json.dumps(_tokens(api, url))});"
+                        f"localStorage.setItem('hassTokens', {tokens});"
                         "localStorage.setItem('dockedSidebar', '\"always_hidden\"');"
                     )
                     page = await context.new_page()
@@ -84,7 +85,7 @@ async def take(
     return pictures
 
 
-def _tokens(api: Api, url: str) -> str:
+def browser_tokens(api: Api, url: str) -> str:
     """The frontend's own record of a login."""
     tokens: dict[str, Any] = dict(api.tokens)
     tokens["expires"] = int(time.time() * 1000) + int(tokens["expires_in"]) * 1000

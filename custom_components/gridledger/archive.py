@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from homeassistant.util import dt as dt_util
 
 from .client import GridLedgerError
 from .client.wire import common_pb2, msp_pb2, peer_pb2
 from .clock import ChannelClock
 from .const import CHAINCODE_ENERGY
-from .models import Trade
+from .models import Trade, order_as_response
 from .outbox import Outbox, StoredReading
 from .session import LedgerSession
 
@@ -25,6 +26,12 @@ READINGS_LIMIT: Final = 40_000
 _PAGE: Final = 200
 _PAGES: Final = 50
 _TRANSACTIONS_FILTER: Final = 2
+
+
+def _clock(session: LedgerSession) -> ChannelClock:
+    if session.clock is None:
+        raise GridLedgerError("the ledger has not been reached yet")
+    return session.clock
 
 
 async def async_trades(session: LedgerSession, start: int, end: int) -> list[Trade]:
@@ -55,6 +62,70 @@ async def async_trades(session: LedgerSession, start: int, end: int) -> list[Tra
         if not bookmark or (read and read[-1].window_start >= end):
             break
     return found
+
+
+async def async_orders(session: LedgerSession, start: int, end: int) -> list[dict[str, Any]]:
+    """Return the home's orders for intervals within channel times ``[start, end)``.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    clock = _clock(session)
+    found: list[dict[str, Any]] = []
+    bookmark = ""
+    for _ in range(_PAGES):
+        page = await session.client.evaluate(
+            CHAINCODE_ENERGY,
+            "book:Orders",
+            {
+                "connection_id": session.connection_id,
+                "from": max(0, start),
+                "limit": _PAGE,
+                **({"bookmark": bookmark} if bookmark else {}),
+            },
+        )
+        try:
+            read = [(int(order["interval_start"]), order) for order in page["orders"]]
+            found.extend(
+                {**order_as_response(order, clock, session.data.currency), "amount": _amount(order)}
+                for at, order in read
+                if at < end
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise GridLedgerError(f"an order can't be read: {error!r}") from error
+        bookmark = str(page.get("bookmark") or "")
+        if not bookmark or (read and read[-1][0] >= end):
+            break
+    return found
+
+
+def _with_neighbours(orders: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what orders have brought from neighbours and given to them (kWh)."""
+    sums = {"bid": 0.0, "offer": 0.0}
+    for order in orders:
+        sums[order["side"]] += order["filled_kwh"]
+    return {"from_neighbours_kwh": sums["bid"], "to_neighbours_kwh": sums["offer"]}
+
+
+async def async_traded_with_neighbours(session: LedgerSession, since: datetime) -> dict[str, float]:
+    """Return what was traded with neighbours since an instant (kWh).
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    clock = _clock(session)
+    first, last = clock.channel(since.timestamp()), clock.channel(dt_util.utcnow().timestamp())
+    return _with_neighbours(await async_orders(session, int(first), int(last)))
+
+
+def _amount(order: Mapping[str, Any]) -> float:
+    """Return what an order's fills come to, fees included: received if positive."""
+    micro_wh = sum(
+        int(order.get(f"{where}_wh") or 0) * int(order.get(f"{where}_price") or 0)
+        for where in ("local", "hub")
+    )
+    amount = micro_wh / 1e9
+    return amount if order["side"] == "offer" else -amount
 
 
 async def async_statement(session: LedgerSession, start: int, end: int) -> list[dict[str, Any]]:
@@ -118,11 +189,10 @@ async def async_archive(
     Raises:
         GridLedgerError: the ledger is away.
     """
-    clock = session.clock
-    if clock is None:
-        raise GridLedgerError("the ledger has not been reached yet")
+    clock = _clock(session)
     first, last = (int(clock.channel(instant.timestamp())) for instant in (start, end))
     trades = await async_trades(session, first, last)
+    orders = await async_orders(session, first, last)
     postings = await async_statement(session, first, last)
     readings = await session.hass.async_add_executor_job(
         outbox.between, first, last, READINGS_LIMIT
@@ -134,6 +204,7 @@ async def async_archive(
         "currency": currency,
         "readings": [reading_as_response(reading, clock) for reading in readings],
         "trades": [trade.as_response(clock, currency) for trade in trades],
+        "orders": orders,
         "postings": [posting_as_response(posting, clock) for posting in postings],
         "totals": {
             "import_kwh": sum(int(one.fields["import_wh"]) for one in readings) / 1000,
@@ -142,6 +213,7 @@ async def async_archive(
             "gross": sum(trade.gross_micro for trade in trades) / 1e6,
             "grid_fee": sum(trade.grid_fee_micro for trade in trades) / 1e6,
             "net": sum(trade.net_micro for trade in trades) / 1e6,
+            **_with_neighbours(orders),
             "received": sum(max(0, int(one["amount_micro"])) for one in postings) / 1e6,
             "paid": -sum(min(0, int(one["amount_micro"])) for one in postings) / 1e6,
         },

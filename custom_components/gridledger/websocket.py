@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _READINGS_SHOWN: Final = 30
 _TRADES_SHOWN: Final = 50
 _BILLS_SHOWN: Final = 50
+_SALES_SHOWN: Final = 3
 _SPAN_LIMIT: Final = timedelta(days=32)
 
 _HOMES: Any = {vol.Required("type"): f"{DOMAIN}/homes"}
@@ -50,6 +51,9 @@ _BILL: Any = {
     vol.Required("run"): int,
 }
 _PLANT: Any = {vol.Required("type"): f"{DOMAIN}/plant", vol.Required("entry_id"): str}
+_SUPPLY: Any = {vol.Required("type"): f"{DOMAIN}/supply", vol.Required("entry_id"): str}
+_NEIGHBOURS: Any = {vol.Required("type"): f"{DOMAIN}/neighbours", vol.Required("entry_id"): str}
+_RULES: Any = {vol.Required("type"): f"{DOMAIN}/rules", vol.Required("entry_id"): str}
 
 
 @callback
@@ -64,6 +68,9 @@ def async_setup_commands(hass: HomeAssistant) -> None:
         ws_proof,
         ws_bills,
         ws_bill,
+        ws_supply,
+        ws_rules,
+        ws_neighbours,
     ):
         websocket_api.async_register_command(hass, command)
 
@@ -195,6 +202,126 @@ async def ws_bill(
     await _answer(connection, msg, async_bill_lines(session, msg["from_day"], msg["run"]))
 
 
+@websocket_api.websocket_command(_SUPPLY)
+@websocket_api.async_response
+async def ws_supply(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return permit, open bills, credit, response events and guarantees of origin."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .accounts import async_certificates
+
+    session = entry.runtime_data.session
+    clock, account, currency = session.clock, session.data.account, session.data.currency
+
+    async def read() -> dict[str, Any]:
+        prepaid = None if account is None else account.prepaid
+        return {
+            "currency": currency,
+            "supplied": account is not None and account.permit is not None,
+            "permit": _permit(entry),
+            "open": 0.0 if account is None else account.open_micro / 1e6,
+            "due": 0.0 if account is None else account.due_micro / 1e6,
+            "billed_to": None if account is None else account.billed_to,
+            "bills": (
+                []
+                if account is None or clock is None
+                else [bill.as_response(clock, currency) for bill in account.bills]
+            ),
+            "prepaid": (
+                None
+                if prepaid is None
+                else {
+                    "credit": prepaid.credit_micro / 1e6,
+                    "credit_kwh": prepaid.credit_wh / 1000,
+                    "days_left": prepaid.days_left,
+                    "low": prepaid.low,
+                }
+            ),
+            "responses": (
+                []
+                if account is None or clock is None
+                else [
+                    event.as_response(clock, currency)
+                    for event in account.responses
+                    if not event.cancelled
+                ]
+            ),
+            "certificates": await async_certificates(session),
+        }
+
+    await _answer(connection, msg, read())
+
+
+def _permit(entry: GridLedgerConfigEntry) -> dict[str, Any] | None:
+    """Return the supply permit in the units of people, None where there is none."""
+    from .accounts import permit_as_response
+
+    session = entry.runtime_data.session
+    account = session.data.account
+    if account is None or account.permit is None or session.clock is None:
+        return None
+    return permit_as_response(account.permit, session.clock, session.data.currency)
+
+
+@websocket_api.websocket_command(_NEIGHBOURS)
+@websocket_api.async_response
+async def ws_neighbours(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return what was traded with neighbours since midnight (kWh)."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    from .archive import async_traded_with_neighbours
+
+    session = entry.runtime_data.session
+    midnight = dt_util.start_of_local_day()
+    await _answer(connection, msg, async_traded_with_neighbours(session, midnight))
+
+
+@websocket_api.websocket_command(_RULES)
+@callback
+def ws_rules(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return the trading rules: whether they are on, dry, and what they have brought."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    keeper = entry.runtime_data.keeper
+    clock = keeper.sales.clock
+    registry = er.async_get(hass)
+    entities = {
+        entity.config_subentry_id: entity.entity_id
+        for entity in er.async_entries_for_config_entry(registry, entry.entry_id)
+        if entity.translation_key == "rule_status"
+    }
+    connection.send_result(
+        msg["id"],
+        {
+            "currency": entry.runtime_data.session.data.currency,
+            "rules": [
+                {
+                    "name": rule.name,
+                    "dry_run": rule.dry_run,
+                    "entity_id": entities.get(rule.id),
+                    "traded_kwh": round(keeper.traded_wh(rule.id) / 1000, 3),
+                    "earned": keeper.earned.get(rule.id, 0.0),
+                    "sales": (
+                        []
+                        if clock is None
+                        else [
+                            sale.as_response(clock)
+                            for sale in keeper.sales.of_rule(rule.id)[:_SALES_SHOWN]
+                        ]
+                    ),
+                }
+                for rule in keeper.dispatcher.settings.rules
+            ],
+        },
+    )
+
+
 @websocket_api.websocket_command(_PLANT)
 @websocket_api.async_response
 async def ws_plant(
@@ -232,12 +359,16 @@ async def ws_plant(
             "certificate_until": certificate.not_valid_after_utc.isoformat(),
             "renewal_at": renewal_due(session.client.identity).isoformat(),
             "renews_itself": CONF_CA_URL in entry.data,
+            "permit": _permit(entry),
             "battery": runtime.seller.battery(),
             "max_export_w": session.data.max_export_w,
             "issues": [
                 issue.translation_key
                 for (domain, issue_id), issue in issues.items()
-                if domain == DOMAIN and issue_id.endswith(entry.entry_id) and issue.active
+                if domain == DOMAIN
+                and issue_id.endswith(entry.entry_id)
+                and issue.active
+                and not issue_id.startswith("permit_")  # said by the permit itself
             ],
         },
     )

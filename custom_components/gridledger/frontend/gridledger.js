@@ -15,8 +15,8 @@ const {
   loadHomes,
   loadTexts,
   escapeHtml,
-  language,
   formatNumber,
+  formatInstant,
   formatPower,
   formatMoney,
   formatTime,
@@ -24,6 +24,7 @@ const {
   number,
   STYLE,
   heading,
+  nameOf,
   table,
   GridLedgerCard,
 } = await import(`./shared.js${VERSION}`);
@@ -93,14 +94,17 @@ const FLOW_STYLE = `
            font-size: 12px; line-height: 1.25; color: var(--secondary-text-color);
            white-space: nowrap; pointer-events: none; }
   .under.above { transform: translate(-50%, -100%); }
-  .chips { display: flex; flex-wrap: wrap; gap: 8px; justify-content: center; margin-top: 8px; }
-  .chip { display: inline-flex; align-items: center; gap: 6px; min-height: 44px; padding: 0 14px;
-          border-radius: 22px; border: 1px solid var(--divider-color); background: none;
-          color: var(--primary-text-color); font: inherit; font-size: 14px; cursor: pointer;
-          font-variant-numeric: tabular-nums; }
+  .chips { display: grid; grid-template-columns: repeat(auto-fit, minmax(136px, 1fr)); gap: 8px;
+           margin-top: 12px; }
+  .chip { display: grid; grid-template-columns: auto 1fr; align-items: center; gap: 0 10px;
+          min-height: 48px; padding: 6px 10px; border-radius: 12px; text-align: start;
+          border: 1px solid var(--divider-color); background: none; min-width: 0;
+          color: var(--secondary-text-color); font: inherit; font-size: 12px; cursor: pointer;
+          line-height: 1.3; font-variant-numeric: tabular-nums; }
+  .chip ha-icon { grid-row: span 2; }
   .chip:focus-visible { outline: 2px solid var(--primary-color); outline-offset: 2px; }
   .chip ha-icon { --mdc-icon-size: 18px; color: var(--secondary-text-color); }
-  .chip b { font-weight: 500; }
+  .chip b { font-weight: 500; font-size: 14px; white-space: nowrap; color: var(--primary-text-color); }
   @media (prefers-reduced-motion: reduce) {
     .arc, .node ha-icon { transition: none; }
   }
@@ -181,13 +185,16 @@ class GridLedgerFlowCard extends GridLedgerCard {
     }[name];
   }
 
+  /** What a part opens: our entity, or the owner's sensor where ours would only repeat it. */
   _entity(name) {
-    const { entities } = this._home;
+    const { entities, sources } = this._home;
+    const first = (...keys) =>
+      keys.map((key) => entities[key] ?? sources[key]?.[0]).find((entity) => entity);
     return {
-      sun: entities.pv_power,
-      grid: entities.grid_power ?? entities.grid_import_energy,
-      house: entities.consumption_power ?? entities.consumption_energy,
-      battery: entities.battery_level ?? entities.battery_power,
+      sun: first("pv_power"),
+      grid: first("grid_power", "grid_import_energy"),
+      house: first("consumption_power", "consumption_energy"),
+      battery: first("battery_level", "battery_power"),
       market: entities.best_rate,
     }[name];
   }
@@ -381,6 +388,12 @@ class GridLedgerFlowCard extends GridLedgerCard {
         : "–";
       chips.push([this._home.entities[key], icon, label, shown]);
     };
+    // A suspension is the first thing to know.
+    const permit = this.state("permit");
+    if (permit && !["granted", "unknown", "unavailable"].includes(permit.state)) {
+      const stated = this.t(`permit_${permit.state}`);
+      chips.push([this._home.entities.permit, "mdi:alert-outline", this.t("permit"), stated]);
+    }
     add("best_rate", "mdi:tag-outline", this.t("best_rate"), 3);
     add("energy_sold_today", "mdi:home-export-outline", this.t("sold_today"), 2);
     add("revenue_today", "mdi:cash-plus", this.t("revenue_today"), 2);
@@ -389,8 +402,8 @@ class GridLedgerFlowCard extends GridLedgerCard {
     chips.push([
       this._home.entities.ledger_connected,
       connected ? "mdi:lan-connect" : "mdi:lan-disconnect",
-      this.t(connected ? "connected" : "away"),
-      "",
+      this.t("ledger"),
+      this.t(connected ? "link_on" : "link_off"),
     ]);
     const drawn = JSON.stringify(chips);
     if (drawn === this._chipsDrawn) return;
@@ -399,8 +412,8 @@ class GridLedgerFlowCard extends GridLedgerCard {
     box.innerHTML = chips
       .map(
         ([, icon, label, value]) => `<button class="chip" type="button">
-          <ha-icon icon="${icon}" aria-hidden="true"></ha-icon>${escapeHtml(label)}
-          ${value ? `<b>${escapeHtml(value)}</b>` : ""}</button>`,
+          <ha-icon icon="${icon}" aria-hidden="true"></ha-icon><span>${escapeHtml(label)}</span>
+          <b>${escapeHtml(value)}</b></button>`,
       )
       .join("");
     [...box.children].forEach((chip, index) =>
@@ -458,13 +471,15 @@ class GridLedgerOverviewCard extends GridLedgerCard {
 }
 
 class GridLedgerTradesCard extends GridLedgerOverviewCard {
+  static rows = true;
+
   render({ trades, currency }) {
     const head = heading("mdi:handshake-outline", this.t("trades"));
     if (!trades.length) return `${head}<p class="empty">${escapeHtml(this.t("no_trades"))}</p>`;
     const rows = trades.slice(0, this._config.rows ?? 8).map((trade) => {
       const window = `${formatTime(this._hass, trade.window_start)} – ${formatTime(this._hass, trade.window_end)}`;
       return `<tr><td>${escapeHtml(window)}</td>
-        <td class="wide">${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
+        <td class="wide">${escapeHtml(nameOf(trade.supplier))}</td>
         <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
         <td class="num wide quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
         <td class="num"><b>${escapeHtml(formatMoney(this._hass, trade.net, currency))}</b></td>
@@ -496,13 +511,15 @@ const READING_ICONS = {
 };
 
 class GridLedgerReadingsCard extends GridLedgerOverviewCard {
+  static rows = true;
+
   render({ readings, channel, utility, channel_time: channelTime }) {
     const side = channelTime
-      ? `${this.t("replay")}: ${new Date(channelTime).toLocaleString(language(this._hass), { dateStyle: "short", timeStyle: "short" })}`
+      ? `${this.t("replay")}: ${formatInstant(this._hass, channelTime)}`
       : "";
     const head = heading("mdi:counter", this.t("readings"), side);
     const where = `<p class="quiet">${escapeHtml(this.t("ledger"))}: ${escapeHtml(channel)} ·
-      ${escapeHtml(this.t("utility"))}: ${escapeHtml(utility.replace(/MSP$/, ""))}</p>`;
+      ${escapeHtml(this.t("utility"))}: ${escapeHtml(nameOf(utility))}</p>`;
     if (!readings.length) {
       return `${head}<p class="empty">${escapeHtml(this.t("no_readings"))}</p>${where}`;
     }
@@ -590,7 +607,15 @@ class GridLedgerSharesCard extends GridLedgerCard {
     } catch (error) {
       console.warn("GridLedger:", error);
     }
-    const sold = number(this._hass, entities.energy_sold_today) ?? 0;
+    let neighbours = { from_neighbours_kwh: 0, to_neighbours_kwh: 0 };
+    try {
+      const question = { type: `${DOMAIN}/neighbours`, entry_id: this._home.entry_id };
+      neighbours = await this._hass.callWS(question);
+    } catch {
+      // While the ledger is away, what is known at home is shown.
+    }
+    const { from_neighbours_kwh: fromThem, to_neighbours_kwh: toThem } = neighbours;
+    const sold = (number(this._hass, entities.energy_sold_today) ?? 0) + toThem;
     const used = sums.consumption_energy ?? 0;
     const bought = Math.min(used, sums.grid_import_energy ?? 0);
     const made = sums.pv_energy ?? 0;
@@ -603,7 +628,8 @@ class GridLedgerSharesCard extends GridLedgerCard {
       heading("mdi:chart-donut", this.t("today")) +
       this._bar(this.t("use_from"), used, [
         [this.t("own_production"), used - bought, "--energy-solar-color, #ff9800"],
-        [this.t("grid"), bought, "--energy-grid-consumption-color, #488fc2"],
+        [this.t("market"), Math.min(bought, fromThem), "--energy-grid-return-color, #8353d1"],
+        [this.t("utility"), Math.max(0, bought - fromThem), "--energy-grid-consumption-color, #488fc2"],
       ]) +
       this._bar(this.t("sun_went"), made, [
         [this.t("house"), made - given - kept, "--energy-solar-color, #ff9800"],
@@ -657,17 +683,27 @@ class GridLedgerDashboardStrategy extends HTMLElement {
   }
 }
 
+// Core's graphs take colours by value: the same as in the flow.
+const COLORS = {
+  sun: "#ff9800",
+  house: "#009ac7",
+  grid: "#488fc2",
+  battery: "#4db6ac",
+  import: "#488fc2",
+  export: "#8353d1",
+};
+
 /** One home's four views. Graphs show the owner's own sensors, which report most often. */
 function viewsOf(home, t, place) {
   const { entities, sources, inverted, entry_id } = home;
   const best = (kind, ours, name) => {
     const own = sources[kind]?.length === 1 && !inverted[kind] ? sources[kind][0] : undefined;
     const entity = own ?? entities[ours];
-    return entity ? [{ entity, name: t(name) }] : [];
+    return entity ? [{ entity, name: t(name), color: COLORS[name] }] : [];
   };
   const power = [
     ...best("pv_power", "pv_power", "sun"),
-    ...(entities.consumption_power ? [{ entity: entities.consumption_power, name: t("house") }] : []),
+    ...best("consumption_power", "consumption_power", "house"),
     ...best("grid_power", "grid_power", "grid"),
     ...best("battery_power", "battery_power", "battery"),
   ];
@@ -690,14 +726,14 @@ function viewsOf(home, t, place) {
       .map(([entity, name]) => ({ type: "tile", entity, name: t(name) }));
   const level = sources.battery_level?.[0] ?? entities.battery_level;
   const energy = Object.entries({
-    pv_energy: "sun",
     consumption_energy: "house",
+    pv_energy: "sun",
     grid_import_energy: "import",
     grid_export_energy: "export",
   })
     .map(([key, name]) => [entities[key] ?? sources[key]?.[0], name])
     .filter(([entity]) => entity)
-    .map(([entity, name]) => ({ entity, name: t(name) }));
+    .map(([entity, name]) => ({ entity, name: t(name), color: COLORS[name] }));
   const view = (key, icon, sections) => ({
     title: place ? `${home.title} · ${t(key)}` : t(key),
     path: place > 1 ? `${key}-${place}` : key,
@@ -711,7 +747,7 @@ function viewsOf(home, t, place) {
       section(home.title, [custom("flow"), custom("shares")]),
       section(t("power"), [
         ...(power.length ? [graph(power)] : []),
-        ...(level ? [graph([{ entity: level, name: t("battery") }])] : []),
+        ...(level ? [graph([{ entity: level, name: t("battery"), color: COLORS.battery }])] : []),
         custom("trades"),
         custom("readings"),
       ]),
@@ -736,16 +772,19 @@ function viewsOf(home, t, place) {
                 period: "day",
                 days_to_show: 7,
                 stat_types: ["change"],
+                unit: "kWh",
+                min_y_axis: 0,
                 ...full,
               },
             ]
           : []),
+        custom("supply"),
         { type: "map", entities: ["zone.home"], default_zoom: 14, aspect_ratio: "16:9", ...full },
       ]),
     ]),
     view("trade", "mdi:handshake-outline", [
-      section("", [custom("sell"), custom("orders")]),
-      section("", [custom("market"), custom("plan"), custom("trades")]),
+      section("", [custom("sell"), custom("orders"), custom("trades")]),
+      section("", [custom("market"), custom("plan"), custom("rules")]),
     ]),
     view("archive", "mdi:archive-outline", [
       { ...section("", [custom("archive")]), column_span: 2 },
@@ -767,21 +806,29 @@ for (const [name, element] of Object.entries(ELEMENTS)) {
 }
 
 window.customCards = window.customCards || [];
-for (const [type, name] of [
-  ["gridledger-flow-card", "GridLedger: power flow"],
-  ["gridledger-trades-card", "GridLedger: sales"],
-  ["gridledger-readings-card", "GridLedger: readings"],
-  ["gridledger-shares-card", "GridLedger: today's shares"],
-  ["gridledger-health-card", "GridLedger: plant health"],
-  ["gridledger-sell-card", "GridLedger: sell stored energy"],
-  ["gridledger-market-card", "GridLedger: prices and order book"],
-  ["gridledger-orders-card", "GridLedger: orders"],
-  ["gridledger-plan-card", "GridLedger: the next 24 hours"],
-  ["gridledger-archive-card", "GridLedger: archive"],
+const DOCUMENTATION = "https://github.com/gridledger/gridledger/blob/main/docs/homeowners.md";
+for (const [type, name, description] of [
+  ["flow", "power flow", "Live power between sun, house, battery, neighbours and grid"],
+  ["shares", "today's shares", "Where the house's energy came from, and where the sun's went"],
+  ["trades", "sales", "What was sold, to whom and for how much"],
+  ["readings", "readings", "The latest readings and their way into the ledger"],
+  ["health", "plant health", "Sensors, ledger, meter and certificate, and what to do"],
+  ["supply", "supply", "Supply permit, open bills, credit and guarantees of origin"],
+  ["sell", "sell stored energy", "Quote, fees, final sum; authorise, and follow the sale"],
+  ["market", "prices and order book", "What suppliers pay and ask, and the neighbours' book"],
+  ["orders", "orders", "Orders of your own, and a form for another one"],
+  ["plan", "the next 24 hours", "Prices, the battery's plan, and every reason"],
+  ["rules", "trading rules", "What your rules trade, or would, and what they earn"],
+  ["archive", "archive", "Any day's readings, trades and bills, with their proofs"],
 ]) {
-  if (!window.customCards.some((card) => card.type === type)) {
-    window.customCards.push({ type, name, preview: false });
-  }
+  const card = {
+    type: `gridledger-${type}-card`,
+    name: `GridLedger: ${name}`,
+    description,
+    preview: true,
+    documentationURL: DOCUMENTATION,
+  };
+  if (!window.customCards.some((known) => known.type === card.type)) window.customCards.push(card);
 }
 
 window.customStrategies = window.customStrategies || [];
@@ -796,3 +843,4 @@ if (!window.customStrategies.some((strategy) => strategy.type === DOMAIN)) {
 }
 
 import(`./views.js${VERSION}`);
+import(`./supply.js${VERSION}`);

@@ -21,6 +21,7 @@ export function loadHomes(hass, fresh = false) {
 }
 
 const textPromises = new Map();
+let loadedTexts;
 
 /** The texts of the reader's language, English behind them. */
 export function loadTexts(hass) {
@@ -41,6 +42,7 @@ export function loadTexts(hass) {
           for (const [key, text] of Object.entries(resources)) {
             if (key.startsWith(prefix)) texts[key.slice(prefix.length)] = text;
           }
+          loadedTexts = texts;
           return texts;
         })
         .catch((error) => {
@@ -63,11 +65,27 @@ export function language(hass) {
   return hass.locale?.language || hass.language || "en";
 }
 
+/** The language whose digits the reader has chosen in the profile. */
+function numbersOf(hass) {
+  const chosen = { comma_decimal: "en-US", decimal_comma: "de", space_comma: "fr" };
+  return chosen[hass.locale?.number_format] ?? language(hass);
+}
+
 export function formatNumber(hass, value, digits) {
-  return new Intl.NumberFormat(language(hass), {
+  return new Intl.NumberFormat(numbersOf(hass), {
     minimumFractionDigits: digits,
     maximumFractionDigits: digits,
+    useGrouping: hass.locale?.number_format !== "none",
   }).format(value);
+}
+
+/** The clock and time zone that the reader has chosen in the profile. */
+function clockOf(hass) {
+  const { time_format: format, time_zone: zone } = hass.locale ?? {};
+  return {
+    ...(format === "12" || format === "24" ? { hour12: format === "12" } : {}),
+    ...(zone === "server" ? { timeZone: hass.config?.time_zone } : {}),
+  };
 }
 
 export function formatPower(hass, watts) {
@@ -80,7 +98,7 @@ export function formatPower(hass, watts) {
 
 export function formatMoney(hass, amount, currency, digits = 2) {
   try {
-    return new Intl.NumberFormat(language(hass), {
+    return new Intl.NumberFormat(numbersOf(hass), {
       style: "currency",
       currency,
       minimumFractionDigits: digits,
@@ -91,6 +109,34 @@ export function formatMoney(hass, amount, currency, digits = 2) {
   }
 }
 
+/** Money to the cent where it is whole cents, else to a hundredth of one. */
+export function formatExact(hass, amount, currency) {
+  const whole = Math.abs(amount * 100 - Math.round(amount * 100)) < 1e-6;
+  return formatMoney(hass, amount, currency, whole ? 2 : 4);
+}
+
+/** A day without its time; `2026-11-21` is that day everywhere. */
+export function formatDay(hass, day) {
+  const date = /^\d{4}-\d{2}-\d{2}$/.test(day) ? new Date(`${day}T12:00:00`) : new Date(day);
+  return date.toLocaleDateString(language(hass), clockOf(hass));
+}
+
+/** The hour and minute alone, for what lies within a day. */
+export function formatClock(hass, instant) {
+  const options = { hour: "2-digit", minute: "2-digit", ...clockOf(hass) };
+  return new Date(instant).toLocaleTimeString(language(hass), options);
+}
+
+/** An instant's day and time, to the second. */
+export function formatInstant(hass, iso) {
+  return new Date(iso).toLocaleString(language(hass), clockOf(hass));
+}
+
+/** A utility's or supplier's name as people say it. */
+export function nameOf(member) {
+  return String(member).replace(/MSP$/, "");
+}
+
 export function formatTime(hass, iso) {
   const date = new Date(iso);
   const sameDay = date.toDateString() === new Date().toDateString();
@@ -98,6 +144,7 @@ export function formatTime(hass, iso) {
     ...(sameDay ? {} : { day: "numeric", month: "short" }),
     hour: "2-digit",
     minute: "2-digit",
+    ...clockOf(hass),
   });
 }
 
@@ -132,6 +179,9 @@ export const STYLE = `
        padding: 4px 8px 6px 0; white-space: nowrap; }
   td { padding: 8px 8px 8px 0; border-top: 1px solid var(--divider-color); white-space: nowrap; }
   .num { text-align: end; }
+  .wrap { white-space: normal; }
+  .how { font-size: 12px; line-height: 1.4; color: var(--secondary-text-color); white-space: normal; }
+  th::first-letter, .why::first-letter { text-transform: uppercase; }
   th:last-child, td:last-child { padding-inline-end: 0; }
   .quiet { color: var(--secondary-text-color); }
   .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
@@ -157,6 +207,20 @@ export function table(name, headers, rows) {
 
 /** Base of the cards: finds its home and texts, redraws once a frame at most. */
 export class GridLedgerCard extends HTMLElement {
+  /** What the card picker begins with: the first home. */
+  static getStubConfig() {
+    return {};
+  }
+
+  /** The card's editor: Home Assistant draws it. */
+  static getConfigForm() {
+    const rows = this.rows ? [{ name: "rows", selector: { number: { min: 1, max: 30, mode: "box" } } }] : [];
+    return {
+      schema: [{ name: "entry_id", selector: { config_entry: { integration: DOMAIN } } }, ...rows],
+      computeLabel: ({ name }) => loadedTexts?.[name === "rows" ? "card_rows" : "card_home"] ?? name,
+    };
+  }
+
   setConfig(config) {
     this._config = config || {};
   }
@@ -239,12 +303,13 @@ export class GridLedgerCard extends HTMLElement {
 }
 
 export const FORM_STYLE = `
-  .facts { display: flex; flex-wrap: wrap; gap: 12px 28px; margin: 0 0 16px; }
-  .facts div { min-width: 84px; }
-  .facts b { display: block; font-size: 20px; font-weight: 500; font-variant-numeric: tabular-nums; }
-  .facts span { font-size: 12px; color: var(--secondary-text-color); }
+  .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(92px, max-content));
+           gap: 12px 24px; margin: 0 0 16px; }
+  .facts > p { grid-column: 1 / -1; }
+  .facts b { display: block; font-size: 19px; white-space: nowrap; font-weight: 500; font-variant-numeric: tabular-nums; }
+  .facts span { display: block; font-size: 12px; color: var(--secondary-text-color); }
   form { display: flex; flex-wrap: wrap; gap: 12px; align-items: end; margin: 0; }
-  label { display: flex; flex-direction: column; gap: 4px; font-size: 12px; flex: 1 1 130px;
+  label { display: flex; flex-direction: column; gap: 4px; font-size: 12px; flex: 1 1 120px;
           color: var(--secondary-text-color); }
   input, select { box-sizing: border-box; width: 100%; height: 44px; padding: 8px 12px;
           border: 1px solid var(--divider-color); border-radius: 8px; font: inherit;
@@ -252,8 +317,8 @@ export const FORM_STYLE = `
           background: var(--ha-card-background, var(--card-background-color, #fff));
           color-scheme: var(--gl-scheme, light); }
   button.do { min-height: 44px; padding: 0 20px; border-radius: 22px; border: 0; font: inherit;
-          font-size: 14px; font-weight: 500; cursor: pointer; background: var(--primary-color);
-          color: var(--text-primary-color, #fff); }
+          font-size: 14px; font-weight: 500; cursor: pointer; color: var(--text-primary-color, #fff);
+          background: color-mix(in srgb, var(--primary-color) 76%, #000); }
   button.plain { background: none; border: 1px solid var(--divider-color);
           color: var(--primary-text-color); }
   button.small { min-height: 44px; padding: 0 12px; font-size: 13px; }
@@ -266,7 +331,7 @@ export const FORM_STYLE = `
   dl .sum { font-weight: 500; font-size: 18px; color: var(--primary-text-color);
             border-top: 1px solid var(--divider-color); padding-top: 8px; }
   .actions { display: flex; gap: 8px; flex-wrap: wrap; justify-content: flex-end; }
-  .error { color: var(--error-color, #db4437); margin: 12px 0 0; line-height: 1.4; }
+  .error { color: color-mix(in srgb, var(--error-color, #db4437) 75%, var(--primary-text-color)); margin: 12px 0 0; line-height: 1.4; }
   ol.way { list-style: none; margin: 16px 0; padding: 0; }
   ol.way li { display: flex; gap: 10px; align-items: center; min-height: 32px;
               color: var(--secondary-text-color); }

@@ -7,11 +7,15 @@ const VERSION = new URL(import.meta.url).search;
 const {
   DOMAIN,
   escapeHtml,
-  language,
   formatNumber,
+  formatInstant,
   formatMoney,
+  formatExact,
+  formatDay,
+  formatPower,
+  formatClock,
   formatTime,
-  number,
+  nameOf,
   STYLE,
   heading,
   table,
@@ -63,9 +67,9 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
     add(
       plant.connected ? "good" : "bad",
       this.t("ledger"),
-      this.t(plant.connected ? "connected" : "away"),
+      this.t(plant.connected ? "link_on" : "link_off"),
       plant.connected
-        ? `${plant.channel} · ${plant.utility.replace(/MSP$/, "")} · ${plant.gateway}`
+        ? `${plant.channel} · ${nameOf(plant.utility)} · ${plant.gateway}`
         : this.t("do_ledger"),
     );
     add(
@@ -84,11 +88,21 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
     add(
       days < 7 ? "bad" : "good",
       this.t("certificate"),
-      new Date(plant.certificate_until).toLocaleDateString(language(this._hass)),
+      formatDay(this._hass, plant.certificate_until),
       days < 7
         ? this.t("do_certificate")
         : this.t(plant.renews_itself ? "renews_itself" : "renews_by_hand"),
     );
+    if (plant.permit) {
+      const { state, due, next_at: next, limit_w: limit, currency } = plant.permit;
+      const how = this.t(`do_permit_${state}`, {
+        due: formatMoney(this._hass, due, currency),
+        at: next ? formatTime(this._hass, next) : "–",
+        limit: formatPower(this._hass, limit),
+      });
+      const kind = { granted: "good", warned: "warn" }[state] ?? "bad";
+      add(kind, this.t("permit"), this.t(`permit_${state}`), state === "granted" ? "" : how);
+    }
     for (const issue of plant.issues) add("warn", this.t("repair"), "", this.t(`issue_${issue}`));
     const worst = rows.some(({ state }) => state === "bad")
       ? "bad"
@@ -132,7 +146,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
       <div class="facts"></div>
       <form><label>${escapeHtml(this.t("energy"))} (kWh)
         <input name="energy" type="number" min="0.1" step="0.1" inputmode="decimal" required></label>
-      <label>${escapeHtml(this.t("from"))}<input name="start" type="datetime-local"></label>
+      <label>${escapeHtml(`${this.t("from")} (${this.t("from_now")})`)}<input name="start" type="datetime-local"></label>
       <label>${escapeHtml(this.t("supplier"))}<select name="supplier"></select></label>
       <button class="do" type="submit">${escapeHtml(this.t("quote"))}</button></form>
       <div class="result" role="status" aria-live="polite"></div>`;
@@ -173,7 +187,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
     const options = [["", this.t("best")]].concat(
       buying.map(({ supplier, price_per_kwh: price }) => [
         supplier,
-        `${supplier.replace(/MSP$/, "")} · ${formatMoney(this._hass, price, currency, 3)}`,
+        `${nameOf(supplier)} · ${formatMoney(this._hass, price, currency, 3)}`,
       ]),
     );
     const drawn = JSON.stringify(options);
@@ -226,12 +240,12 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
   _offer(quote) {
     const money = (value, digits) => escapeHtml(formatMoney(this._hass, value, quote.currency, digits));
     this._result.innerHTML = `<dl>
-      <dt>${escapeHtml(this.t("supplier"))}</dt><dd>${escapeHtml(quote.supplier.replace(/MSP$/, ""))}</dd>
+      <dt>${escapeHtml(this.t("supplier"))}</dt><dd>${escapeHtml(nameOf(quote.supplier))}</dd>
       <dt>${escapeHtml(this.t("when"))}</dt><dd>${escapeHtml(formatTime(this._hass, quote.window_start))} – ${escapeHtml(formatTime(this._hass, quote.window_end))}</dd>
       <dt>${formatNumber(this._hass, quote.energy_kwh, 3)} kWh × ${money(quote.price_per_kwh, 4)}</dt><dd>${money(quote.gross, 4)}</dd>
-      <dt>${escapeHtml(this.t("grid_fee"))}</dt><dd>− ${money(quote.grid_fee, 4)}</dd>
+      <dt>${escapeHtml(this.t("grid_fee"))}</dt><dd>${money(-quote.grid_fee, 4)}</dd>
       <dt class="sum">${escapeHtml(this.t("net"))}</dt><dd class="sum">${money(quote.net, 4)}</dd></dl>
-      <p class="empty">${escapeHtml(this.t("valid_until", { time: new Date(quote.valid_until).toLocaleTimeString(language(this._hass)) }))}</p>
+      <p class="empty">${escapeHtml(this.t("valid_until", { time: formatInstant(this._hass, quote.valid_until) }))}</p>
       <div class="actions"><button class="do plain" type="button" id="no">${escapeHtml(this.t("discard"))}</button>
       <button class="do" type="button" id="yes">${escapeHtml(this.t("authorise", { sum: formatMoney(this._hass, quote.net, quote.currency) }))}</button></div>`;
     const root = this.shadowRoot;
@@ -330,7 +344,7 @@ class GridLedgerMarketCard extends GridLedgerAskingCard {
     const rows = [...new Set(wanted.map(({ supplier }) => supplier))]
       .sort((one, other) => sign * ((price(one, today) ?? 0) - (price(other, today) ?? 0)))
       .map(
-        (supplier) => `<div class="rate"><span>${escapeHtml(supplier.replace(/MSP$/, ""))}</span>
+        (supplier) => `<div class="rate"><span>${escapeHtml(nameOf(supplier))}</span>
         <div class="track" aria-hidden="true"><span style="width:${(100 * Math.max(0, price(supplier, today) ?? 0)) / most}%"></span></div>
         <b>${money(price(supplier, today))}</b><span>${money(price(supplier, tomorrow))}</span></div>`,
       );
@@ -345,7 +359,7 @@ class GridLedgerMarketCard extends GridLedgerAskingCard {
     }
     const most = Math.max(...[...book.bids, ...book.offers].map(({ energy_kwh: energy }) => energy));
     const side = (levels, key, to, tint) =>
-      `<div><h3>${escapeHtml(this.t(key))}</h3>${levels
+      `<div><h3>${escapeHtml(this.t(key))}</h3>${levels.length ? "" : `<p class="empty">${escapeHtml(this.t("nobody"))}</p>`}${levels
         .slice(0, 8)
         .map(
           ({ price_per_kwh: price, energy_kwh: energy }) => `<div class="level"
@@ -424,15 +438,14 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
 
   show({ orders, currency }) {
     const rows = orders.map(
-      (order) => `<tr><td>${escapeHtml(formatTime(this._hass, order.start))}</td>
-        <td>${escapeHtml(this.t(order.side))}</td>
+      (order) => `<tr><td>${escapeHtml(this.t(order.side))}<div class="how">${escapeHtml(formatTime(this._hass, order.start))}</div></td>
         <td class="num">${formatNumber(this._hass, order.energy_kwh, 2)} kWh</td>
         <td class="num wide">${escapeHtml(formatMoney(this._hass, order.price_per_kwh, currency, 3))}</td>
-        <td>${escapeHtml(this.t(`order_${order.state}`))}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}</td>
+        <td class="wrap">${escapeHtml(this.t(`order_${order.state}`))}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}</td>
         <td>${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`,
     );
     const html = rows.length
-      ? table(this.t("orders"), [[this.t("interval")], [this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
+      ? table(this.t("orders"), [[this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
       : `<p class="empty">${escapeHtml(this.t("no_orders"))}</p>`;
     if (html !== this._shown) {
       this._shown = html;
@@ -441,6 +454,35 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
     this._body.querySelector(".money").textContent = `${this.t("price")} (${currency}/kWh)`;
   }
 }
+
+const PLAN_MODES = { auto: 0, hold: 1, charge: 2, discharge: 3 };
+const PLAN_STYLE = `
+  td.why { white-space: normal; min-width: 140px; width: 60%; }
+  td.mode::first-letter { text-transform: uppercase; }
+  .plan { display: flex; gap: 6px; margin: 4px 0; }
+  .plan .axis { display: flex; flex-direction: column; justify-content: space-between;
+                font-size: 11px; color: var(--secondary-text-color); padding-bottom: 14px; }
+  .plan svg { flex: 1; min-width: 0; height: 160px; }
+  .plan polyline { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
+  .plan polyline.buy { stroke: var(--energy-grid-consumption-color, #488fc2); }
+  .plan polyline.sell { stroke: var(--energy-grid-return-color, #8353d1); stroke-dasharray: 5 3; }
+  .plan .stored { fill: var(--energy-battery-out-color, #4db6ac); fill-opacity: 0.25; }
+  .plan line { stroke: var(--divider-color); vector-effect: non-scaling-stroke; }
+  .plan rect { fill: var(--divider-color); shape-rendering: crispEdges; }
+  .plan rect.hold, .keys i.hold { fill: #9e9e9e; background: #9e9e9e; }
+  .plan rect.charge, .keys i.charge { fill: #f06292; background: #f06292; }
+  .plan rect.discharge, .keys i.discharge { fill: #4db6ac; background: #4db6ac; }
+  .ticks { display: flex; font-size: 11px; color: var(--secondary-text-color); margin-inline-start: 30px; }
+  .ticks span { flex: 1; }
+  .keys { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; margin: 6px 0 10px;
+          color: var(--secondary-text-color); }
+  .keys i { display: inline-block; width: 14px; height: 10px; margin-inline-end: 6px;
+            vertical-align: baseline; }
+  .keys i.buy, .keys i.sell { height: 0; vertical-align: middle;
+            border-top: 2px solid var(--energy-grid-consumption-color, #488fc2); }
+  .keys i.sell { border-top: 2px dashed var(--energy-grid-return-color, #8353d1); }
+  .keys i.stored { background: var(--energy-battery-out-color, #4db6ac); opacity: 0.4; }
+`;
 
 /** The next 24 hours: what the battery does when, at which prices, and why. */
 class GridLedgerPlanCard extends GridLedgerAskingCard {
@@ -479,8 +521,9 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
     );
     const html =
       heading("mdi:calendar-clock", this.t("plan")) +
-      `<style>td.why { white-space: normal; min-width: 140px; }</style>` +
-      (now.length ? table(this.t("now"), [[this.t("now")], [""], [this.t("why")]], now) : "") +
+      `<style>${PLAN_STYLE}</style>` +
+      (now.length ? table(this.t("appliances"), [[this.t("appliances")], [this.t("now")], [this.t("why")]], now) : "") +
+      this._chart(plan) +
       this._hours(plan, this.t("plan")) +
       (dry ? `<h3>${escapeHtml(this.t("dry_run"))}</h3>${this._hours(dry, this.t("dry_run"))}` : "");
     if (html !== this._shown) {
@@ -489,23 +532,67 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
     }
   }
 
+  /** Prices as steps over what is stored, with the battery's mode below: the table's picture. */
+  _chart(plan) {
+    const slots = plan?.slots ?? [];
+    if (slots.length < 2) return "";
+    const [begin, end] = [new Date(slots[0].start), new Date(slots.at(-1).end)];
+    const x = (instant) => ((new Date(instant) - begin) / (end - begin)) * 600;
+    const prices = slots.flatMap(({ buy_price: buy, sell_price: sell }) => [buy, sell]);
+    const [least, most] = [Math.min(0, ...prices), Math.max(...prices, 0.001)];
+    const y = (price) => 110 - (100 * (price - least)) / (most - least);
+    const steps = (key) =>
+      slots.map((slot) => `${x(slot.start)},${y(slot[key])} ${x(slot.end)},${y(slot[key])}`).join(" ");
+    const full = Math.max(...slots.map(({ stored_kwh: stored }) => stored), 0.001);
+    const stored = slots.map((slot) => `${x(slot.end)},${110 - (100 * slot.stored_kwh) / full}`).join(" ");
+    const modes = slots
+      .map(({ start, end: until, mode }) => `<rect class="${mode in PLAN_MODES ? mode : ""}" x="${x(start)}" y="114" width="${x(until) - x(start)}" height="8"/>`)
+      .join("");
+    const span = (key, digits) => {
+      const values = slots.map((slot) => slot[key]);
+      const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => formatNumber(this._hass, value, digits));
+      return low === high ? low : this.t("span", { least: low, most: high });
+    };
+    const text = this.t("plan_text", {
+      buy: span("buy_price", 3),
+      sell: span("sell_price", 3),
+      stored: `${span("stored_kwh", 1)} kWh`,
+    });
+    const ticks = [0, 0.25, 0.5, 0.75]
+      .map((part) => `<span>${escapeHtml(formatClock(this._hass, +begin + part * (end - begin)))}</span>`)
+      .join("");
+    const used = [...new Set(slots.map(({ mode }) => mode))].filter((mode) => mode in PLAN_MODES && mode !== "auto");
+    const legend = [["buy", this.t("buy_price")], ["sell", this.t("sell_price")], ["stored", this.t("stored_energy")]]
+      .concat(used.map((mode) => [mode, `${this.t("battery")}: ${this.t(`mode_${mode}`)}`]))
+      .map(([kind, name]) => `<span><i class="${kind}"></i>${escapeHtml(name)}</span>`)
+      .join("");
+    return `<div class="plan"><div class="axis" aria-hidden="true"><span>${formatNumber(this._hass, most, 2)}</span><span>${formatNumber(this._hass, least, 2)}</span></div>
+      <svg viewBox="0 0 600 122" preserveAspectRatio="none" role="img" aria-label="${escapeHtml(text)}">
+      <polygon class="stored" points="0,110 ${x(slots[0].start)},${110 - (100 * slots[0].stored_kwh) / full} ${stored} 600,110"/>
+      <line x1="0" x2="600" y1="${y(0)}" y2="${y(0)}"/><polyline class="buy" points="${steps("buy_price")}"/>
+      <polyline class="sell" points="${steps("sell_price")}"/>${modes}</svg></div>
+      <div class="ticks" aria-hidden="true">${ticks}</div><div class="keys">${legend}</div>`;
+  }
+
   /** Slots that do the same for the same reason are one line. */
   _hours(plan, name) {
     if (!plan?.slots.length) return `<p class="empty">${escapeHtml(this.t("no_plan"))}</p>`;
     const spans = [];
     for (const slot of plan.slots) {
       const last = spans.at(-1);
-      const same = last && last.mode === slot.mode && last.reason_key === slot.reason_key &&
-        last.buy_price === slot.buy_price && last.sell_price === slot.sell_price;
-      if (same) {
+      if (last && last.mode === slot.mode && last.reason_key === slot.reason_key) {
         last.end = slot.end;
         last.stored_kwh = slot.stored_kwh;
-      } else spans.push({ ...slot });
+        last.sell.push(slot.sell_price);
+        last.buy.push(slot.buy_price);
+      } else spans.push({ ...slot, sell: [slot.sell_price], buy: [slot.buy_price] });
     }
-    const rows = spans.slice(0, 24).map(
-      (span) => `<tr><td>${escapeHtml(formatTime(this._hass, span.start))}</td>
-        <td>${escapeHtml(this.texts[`mode_${span.mode}`] ?? span.mode)}</td>
-        <td class="num wide">${formatNumber(this._hass, span.sell_price, 3)} / ${formatNumber(this._hass, span.buy_price, 3)}</td>
+    const range = (values) =>
+      [...new Set([Math.min(...values), Math.max(...values)].map((value) => formatNumber(this._hass, value, 3)))].join("–");
+    const rows = spans.map(
+      (span) => `<tr><td>${escapeHtml(formatClock(this._hass, span.start))}</td>
+        <td class="mode">${escapeHtml(this.texts[`mode_${span.mode}`] ?? span.mode)}</td>
+        <td class="num wide">${range(span.sell)}<br>${range(span.buy)}</td>
         <td class="num">${formatNumber(this._hass, span.stored_kwh, 1)} kWh</td>
         <td class="why">${escapeHtml(this._why(span))}</td></tr>`,
     );
@@ -533,10 +620,18 @@ const ARCHIVE_STYLE = `
   .proof { border: 1px solid var(--divider-color); border-radius: 8px; padding: 12px; margin: 4px 0;
            white-space: normal; overflow-wrap: anywhere; line-height: 1.6; }
   .proof dl { margin: 0; grid-template-columns: auto 1fr; gap: 2px 16px; }
-  .proof dd { text-align: start; font-size: 13px; }
+  .proof dd, .proof dt { text-align: start; font-size: 13px; line-height: 1.6; }
+  .proof tr.total td { border-top: 2px solid var(--divider-color); font-weight: 500; }
+  .proof p { margin: 8px 0 0; font-size: 13px; }
+  @container (min-width: 431px) { .narrow { display: none; } }
   details summary { cursor: pointer; min-height: 44px; display: flex; align-items: center;
                     color: var(--secondary-text-color); font-size: 13px; }
 `;
+
+/** What a commitment comes down to: its root. */
+function rootOf(commitment) {
+  return typeof commitment === "string" ? commitment : (commitment.root ?? JSON.stringify(commitment));
+}
 
 /** The last day of a period that ends before a day. */
 function lastDay(day) {
@@ -573,7 +668,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
     });
     this._billsIn = this.shadowRoot.querySelector(".of-bills");
     this._billsIn.addEventListener("click", (event) => {
-      const button = event.target.closest("button[data-from]");
+      const button = event.target.closest("button[data-bill]");
       if (button) this._lines(button);
     });
     this._ask();
@@ -584,19 +679,22 @@ class GridLedgerArchiveCard extends GridLedgerCard {
   async _askBills() {
     try {
       const { bills } = await this._hass.callWS({ type: `${DOMAIN}/bills`, entry_id: this._home.entry_id });
+      this._bills = bills;
       const money = (bill, value) => escapeHtml(formatMoney(this._hass, value, bill.currency, 2));
-      const rows = bills.map((bill) => {
-        const due = bill.open > 0 && bill.due ? `, ${this.t("due")} ${new Date(bill.due).toLocaleDateString(language(this._hass))}` : "";
+      const rows = bills.map((bill, index) => {
+        const late = bill.due && new Date(bill.due) < Date.now();
+        const due = bill.open > 0 && bill.due ? `${this.t(late ? "overdue" : "due")} ${formatDay(this._hass, bill.due)}` : "";
         const lines = bill.run
-          ? `<button class="do plain small" type="button" aria-expanded="false" data-from="${escapeHtml(bill.from_day)}" data-run="${bill.run}">${escapeHtml(this.t("show_lines"))}</button>`
-          : escapeHtml(bill.reason);
-        return `<tr><td>${bill.number}</td><td class="wide">${escapeHtml(this.t(`bill_${bill.kind}`))}</td>
-          <td>${escapeHtml(bill.from_day)} – ${escapeHtml(lastDay(bill.to_day))}</td><td class="num">${money(bill, bill.total)}</td>
-          <td class="num"><b>${money(bill, bill.open)}</b>${escapeHtml(due)}</td><td class="num">${lines}</td></tr>`;
+          ? `<button class="do plain small" type="button" aria-expanded="false" data-bill="${index}">${escapeHtml(this.t("show_lines"))}</button>`
+          : `<span class="how">${escapeHtml(bill.reason)}</span>`;
+        const days = [...new Set([bill.from_day, lastDay(bill.to_day)])].map((day) => formatDay(this._hass, day));
+        return `<tr><td class="wide">${bill.number}</td><td class="wide">${escapeHtml(this.t(`bill_${bill.kind}`))}</td>
+          <td>${escapeHtml(days.join(" – "))}</td><td class="num">${money(bill, bill.total)}</td>
+          <td class="num"><b>${money(bill, bill.open)}</b>${due ? `<div class="how">${escapeHtml(due)}</div>` : ""}</td><td class="num">${lines}</td></tr>`;
       });
       this._billsIn.innerHTML = `<h3>${escapeHtml(this.t("supply_bills"))}</h3>${
         rows.length
-          ? table(this.t("supply_bills"), [["#"], [this.t("kind"), "wide"], [this.t("period")], [this.t("total"), "num"], [this.t("open"), "num"], [""]], rows)
+          ? table(this.t("supply_bills"), [["#", "wide"], [this.t("kind"), "wide"], [this.t("period")], [this.t("total"), "num"], [this.t("open"), "num"], [""]], rows)
           : `<p class="empty">${escapeHtml(this.t("no_bills"))}</p>`
       }`;
     } catch (error) {
@@ -617,23 +715,46 @@ class GridLedgerArchiveCard extends GridLedgerCard {
     const cell = below.insertCell();
     cell.colSpan = row.cells.length;
     row.after(below);
+    const document_ = this._bills[Number(button.dataset.bill)];
     try {
       const bill = await this._hass.callWS({
         type: `${DOMAIN}/bill`,
         entry_id: this._home.entry_id,
-        from_day: button.dataset.from,
-        run: Number(button.dataset.run),
+        from_day: document_.from_day,
+        run: document_.run,
       });
-      const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, bill.currency, digits));
-      const rows = bill.lines.map(
-        (line) => `<tr><td>${escapeHtml(this.t(`line_${line.kind}`))} <span class="quiet">${escapeHtml(line.name)}</span></td>
-          <td class="num wide">${this._quantity(line, money)}</td><td class="num"><b>${money(line.amount, 4)}</b></td></tr>`,
-      );
-      const compared = bill.regulated === null ? "" : `<p class="quiet">${escapeHtml(this.t("regulated_tariff", { amount: formatMoney(this._hass, bill.regulated, bill.currency, 2) }))}</p>`;
-      cell.innerHTML = `<div class="proof">${table(this.t("show_lines"), [[this.t("kind")], [this.t("quantity"), "num wide"], [this.t("amount"), "num"]], rows)}${compared}</div>`;
+      cell.innerHTML = `<div class="proof">${this._explained(document_, bill)}</div>`;
     } catch (error) {
       cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
     }
+  }
+
+  /** Every line of a bill in words, its sum, and what proves it. */
+  _explained(document_, bill) {
+    const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, bill.currency, digits));
+    const kwh = (value) => `${formatNumber(this._hass, value, 3)} kWh`;
+    const rows = bill.lines.map((line) => {
+      const quantity = this._quantity(line, money);
+      // A band's or block's name tells more than its kind; most others repeat it.
+      const plain = line.name.replace(/[-_ ]/g, "").toUpperCase();
+      const name = plain === line.kind.replace("_", "").toUpperCase() ? "" : ` <span class="quiet">${escapeHtml(line.name)}</span>`;
+      return `<tr><td>${escapeHtml(this.t(`line_${line.kind}`))}${name}
+        <div class="how narrow">${quantity}</div><div class="how">${escapeHtml(this.t(`explain_${line.kind}`))}</div></td>
+        <td class="num wide">${quantity}</td><td class="num">${money(line.amount, 4)}</td></tr>`;
+    });
+    rows.push(`<tr class="total"><td>${escapeHtml(this.t("total"))}</td><td class="wide"></td><td class="num">${money(bill.total)}</td></tr>`);
+    const tariffs = [...new Set(bill.lines.map(({ tariff }) => tariff))].join(", ");
+    const of = this.t("bill_of", { imported: kwh(bill.import_kwh), exported: kwh(bill.export_kwh), supplier: `${nameOf(document_.supplier)} ${tariffs}` });
+    const said = [
+      of,
+      bill.estimated_intervals ? this.t("bill_estimated", { count: bill.estimated_intervals }) : "",
+      bill.regulated === null ? "" : this.t("regulated_tariff", { amount: formatMoney(this._hass, bill.regulated, bill.currency, 2) }),
+      document_.commitment ? this.t("bill_proof", { root: rootOf(document_.commitment) }) : "",
+    ];
+    return (
+      table(this.t("show_lines"), [[this.t("kind")], [this.t("quantity"), "num wide"], [this.t("amount"), "num"]], rows) +
+      said.filter(Boolean).map((text) => `<p class="quiet">${escapeHtml(text)}</p>`).join("")
+    );
   }
 
   /** How much, at what price: kWh, days, kW or per cent, as its kind of line counts. */
@@ -675,19 +796,21 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       });
       if (asked !== this._asked) return;
       this._found = found;
-      this._shownIn.innerHTML = this._render(found, start);
+      this._shownIn.innerHTML = this._render(found);
     } catch (error) {
       this._shownIn.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
     }
   }
 
-  _render({ readings, trades, postings, totals, currency }, start) {
+  _render({ readings, trades, orders, postings, totals, currency }) {
+    const exact = (value) => escapeHtml(formatExact(this._hass, value, currency));
     const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, currency, digits));
     const kwh = (value) => `${formatNumber(this._hass, value, 2)} kWh`;
     const facts = [
       [kwh(totals.import_kwh), "import"],
       [kwh(totals.export_kwh), "export"],
       [kwh(totals.sold_kwh), "sold"],
+      ...(totals.from_neighbours_kwh ? [[kwh(totals.from_neighbours_kwh), "bought"]] : []),
       [money(totals.net), "net"],
     ]
       .map(([value, key]) => `<div><b>${value}</b><span>${escapeHtml(this.t(key))}</span></div>`)
@@ -696,22 +819,31 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       id ? `<button class="do plain small" type="button" data-transaction="${escapeHtml(id)}">${escapeHtml(this.t("show_proof"))}</button>` : "";
     const tradeRows = trades.map(
       (trade) => `<tr><td>${escapeHtml(formatTime(this._hass, trade.window_start))}</td>
-        <td class="wide">${escapeHtml(trade.supplier.replace(/MSP$/, ""))}</td>
+        <td class="wide">${escapeHtml(nameOf(trade.supplier))}</td>
         <td class="num">${kwh(trade.energy_kwh)}</td>
         <td class="num wide">${money(trade.gross, 4)} − ${money(trade.grid_fee, 4)}</td>
-        <td class="num"><b>${money(trade.net, 4)}</b></td><td class="num">${proof(trade.transaction_id)}</td></tr>`,
+        <td class="num"><b>${exact(trade.net)}</b></td><td class="num">${proof(trade.transaction_id)}</td></tr>`,
+    );
+    const orderRows = orders.map(
+      (order) => `<tr><td>${escapeHtml(formatTime(this._hass, order.start))}</td><td>${escapeHtml(this.t(order.side))}</td>
+        <td class="num">${kwh(order.filled_kwh)}<span class="wide quiet"> / ${kwh(order.energy_kwh)}</span></td>
+        <td class="wide">${escapeHtml(this.t(`order_${order.state}`))}</td><td class="num"><b>${exact(order.amount)}</b></td></tr>`,
     );
     const postingRows = postings.map(
       (posting) => `<tr><td>${escapeHtml(formatTime(this._hass, posting.at))}</td>
         <td>${escapeHtml(this.t(`kind_${posting.kind}`).replace(/^kind_/, ""))}</td>
         <td class="wide quiet">${escapeHtml(this._party(posting.counterparty))}</td>
-        <td class="num"><b>${money(posting.amount, 4)}</b></td><td class="num">${proof(posting.transaction_id)}</td></tr>`,
+        <td class="num"><b>${exact(posting.amount)}</b></td><td class="num">${proof(posting.transaction_id)}</td></tr>`,
     );
-    return `<div class="facts">${facts}</div>${this._chart(readings, start)}
+    return `<div class="facts">${facts}</div>${this._chart(readings)}
       <h3>${escapeHtml(this.t("trades"))}</h3>${
         tradeRows.length
           ? table(this.t("trades"), [[this.t("when")], [this.t("supplier"), "wide"], [this.t("energy"), "num"], [this.t("with_fee"), "num wide"], [this.t("net"), "num"], [""]], tradeRows)
           : `<p class="empty">${escapeHtml(this.t("nothing_that_day"))}</p>`
+      }${
+        orderRows.length
+          ? `<h3>${escapeHtml(this.t("with_neighbours"))}</h3>${table(this.t("with_neighbours"), [[this.t("interval")], [this.t("side")], [this.t("filled"), "num"], [this.t("state"), "wide"], [this.t("amount"), "num"]], orderRows)}`
+          : ""
       }<h3>${escapeHtml(this.t("bills"))}</h3>${
         postingRows.length
           ? table(this.t("bills"), [[this.t("when")], [this.t("kind")], [this.t("counterparty"), "wide"], [this.t("amount"), "num"], [""]], postingRows)
@@ -727,11 +859,11 @@ class GridLedgerArchiveCard extends GridLedgerCard {
   }
 
   /** Import upwards and export downwards by the hour, with its table behind. */
-  _chart(readings, start) {
+  _chart(readings) {
     if (!readings.length) return `<p class="empty">${escapeHtml(this.t("no_readings_day"))}</p>`;
     const hours = Array.from({ length: 24 }, () => [0, 0]);
     for (const { start: at, import_wh: taken, export_wh: given } of readings) {
-      const hour = Math.min(23, Math.max(0, Math.floor((new Date(at) - start) / 3600000)));
+      const hour = new Date(at).getHours();  // as its clock shows: days of 23 and 25 hours, too
       hours[hour][0] += taken;
       hours[hour][1] += given;
     }
@@ -786,8 +918,8 @@ class GridLedgerArchiveCard extends GridLedgerCard {
         ${line("block", `${proof.block} (${proof.position + 1}/${proof.transactions_in_block})`)}
         ${line("transaction", proof.transaction_id)}
         ${line("state", this.t(proof.valid ? "valid" : "invalid", { code: proof.code }))}
-        ${line("endorsed_by", proof.endorsed_by.map(({ member, node }) => `${member.replace(/MSP$/, "")} (${node})`).join(", "))}
-        ${line("submitted", new Date(proof.submitted_at).toLocaleString(language(this._hass)))}
+        ${line("endorsed_by", proof.endorsed_by.map(({ member, node }) => `${nameOf(member)} (${node})`).join(", "))}
+        ${line("submitted", formatInstant(this._hass, proof.submitted_at))}
         ${line("data_hash", proof.data_hash)}</dl></div>`;
     } catch (error) {
       cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
@@ -796,8 +928,8 @@ class GridLedgerArchiveCard extends GridLedgerCard {
 
   _csv() {
     if (!this._found) return;
-    const { readings, trades, postings } = this._found;
-    for (const [name, rows] of Object.entries({ readings, trades, postings })) {
+    const { readings, trades, orders, postings } = this._found;
+    for (const [name, rows] of Object.entries({ readings, trades, orders, postings })) {
       if (!rows.length) continue;
       const columns = Object.keys(rows[0]);
       const cell = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replace(/"/g, '""')}"` : String(value ?? ""));
