@@ -28,6 +28,10 @@ LONGEST_PAUSE_S = 60.0
 """After failures in a row."""
 BY_THE_SECOND = ("book:Due",)
 """What is asked at each turn, even after it had nothing."""
+CORRECTIONS = "duties:Corrections"
+"""Adjustments of what is final: looked for seldom, since it goes through days of arrivals."""
+STEPS = "duties:Steps"
+"""What takes supply away from homes: asked only where the utility allows its agent to."""
 
 
 class AgentError(ValueError):
@@ -45,9 +49,13 @@ class AgentSettings:
     poll_s: float = 2.0
     days_poll_s: float = 10.0
     """How often about days and bills, where there was nothing the last time."""
+    corrections_poll_s: float = 60.0
+    """How often corrections of final days are looked for, where there were none the last time."""
     patience_s: float = 5.0
     at_once: int = 8
     """Transactions in flight."""
+    suspend: bool = False
+    """Whether it limits and suspends homes by itself, when everything allows it. Off: people do."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -63,11 +71,13 @@ class AgentSettings:
         names = [field.name for field in fields(cls)]
         if unknown := sorted(found.keys() - names):
             raise AgentError(f"{path}: {unknown[0]!r} is not known; known are {', '.join(names)}")
-        if not isinstance(found.get("enabled", True), bool):
-            raise AgentError(f"{path}: enabled must be true or false")
+        for name in ("enabled", "suspend"):
+            if not isinstance(found.get(name, True), bool):
+                raise AgentError(f"{path}: {name} must be true or false")
         for name, least, most in (
             ("poll_s", 0.1, 3600),
             ("days_poll_s", 0.1, 3600),
+            ("corrections_poll_s", 0.1, 86_400),
             ("patience_s", 0, 3600),
             ("at_once", 1, 100),
         ):
@@ -79,6 +89,12 @@ class AgentSettings:
         if not isinstance(found.get("at_once", 1), int):
             raise AgentError(f"{path}: at_once must be a whole number")
         return cls(**found)
+
+
+def asked_of(functions: Collection[str], settings: AgentSettings) -> list[str]:
+    """Which of a chaincode's functions an agent asks what is due."""
+    found = [name for name in functions if name.endswith(":Due") or name == CORRECTIONS]
+    return found + [name for name in functions if name == STEPS and settings.suspend]
 
 
 class Gateway(Protocol):
@@ -222,7 +238,9 @@ class Agent:
             return []
         self._not_before.pop(asked, None)
         if not found and function not in BY_THE_SECOND:
-            self._ask_again[asked] = self._clock() + self._settings.days_poll_s
+            seldom = function == CORRECTIONS
+            pause = self._settings.corrections_poll_s if seldom else self._settings.days_poll_s
+            self._ask_again[asked] = self._clock() + pause
         return [_call(chaincode, one) for one in found[:MAX_DUE]]
 
     def _is_ours(self, call: Call, members: Sequence[str], now: float) -> bool:

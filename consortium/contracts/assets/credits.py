@@ -25,6 +25,7 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
     canonical_json,
+    ensure,
     query,
     stored_record,
     transaction,
@@ -35,6 +36,7 @@ from ..common.clock import DAY_S, Day, day_of, day_start
 from ..common.money import amount_micro
 from ..common.pages import Bookmark, page
 from ..common.settings import Price
+from ..registry import homes
 from ..registry.registry import connection_of, energy_settings
 from ..settlement.days import DayInputs, Energy, Summary
 from ..settlement.firm import Party
@@ -105,7 +107,7 @@ def _lot(context: Context, connection_id: str, day: str) -> CreditLot | None:
 
 
 def _store(context: Context, lot: CreditLot) -> None:
-    assert lot.outstanding_wh >= 0, "credits are used once"
+    ensure(lot.outstanding_wh >= 0, "credits are used once")
     context.put_state(_lot_key(lot.connection_id, lot.day), canonical_json(lot))
 
 
@@ -311,10 +313,10 @@ class Credits(Contract):
 
 
 def _require_sight(context: Context, connection_id: str, doing: str) -> None:
-    utility = connection_of(context, connection_id).utility
+    connection = connection_of(context, connection_id)
+    utility = connection.utility
     access.require(
-        access.is_home(context.creator, utility, connection_id)
-        or access.is_operator(context.creator, utility),
+        homes.is_home(context, connection) or access.is_operator(context.creator, utility),
         context.creator,
         f"{doing} of {connection_id}",
         f"its home and operators of {utility}",

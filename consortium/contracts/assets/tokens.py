@@ -22,6 +22,7 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
     canonical_json,
+    ensure,
     query,
     stored_record,
 )
@@ -86,7 +87,10 @@ def assign(context: Context, origin: str, day: str, holdings: Sequence[Holding])
         elif holder in had and holder not in has:
             context.del_state(f"held/{holder}/{day}/{origin}")
     lot = Lot(origin, day, minted, taken_back, tuple(holdings))
-    assert lot.minted_wh == lot.outstanding_wh + lot.retired_wh + lot.reversed_wh
+    ensure(
+        lot.minted_wh == lot.outstanding_wh + lot.retired_wh + lot.reversed_wh,
+        "what was minted is outstanding, retired or reversed",
+    )
     if holdings or before is not None:
         context.put_state(_key(origin, day), canonical_json(lot))
 

@@ -42,6 +42,7 @@ from consortium.chaincode.api import (
     Text,
     TransactionId,
     canonical_json,
+    ensure,
     query,
     stored_record,
     transaction,
@@ -52,7 +53,9 @@ from ..common import access, settings
 from ..common.clock import real_seconds
 from ..common.money import convert_micro
 from ..common.pages import Bookmark
+from ..common.residence import Residence
 from ..common.settings import Currency
+from ..registry import homes
 from ..registry.registry import RESERVED_PREFIXES, connection_of, energy_settings
 
 _BANK = "ext/bank/"
@@ -275,12 +278,12 @@ class Ledger:
 
         More than the hold is charged to the account all the same: settlement always posts.
         """
-        assert hold.state == "pending", "a hold ends once"
+        ensure(hold.state == "pending", "a hold ends once")
         self._context.put_state(
             _hold_key(hold.account, hold.hold_id), canonical_json(replace(hold, state=state))
         )
         for transfer in transfers:
-            assert transfer.payer == hold.account
+            ensure(transfer.payer == hold.account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
             self._post_both(transfer)
         left = hold.amount_micro - sum(transfer.amount_micro for transfer in transfers)
@@ -290,13 +293,13 @@ class Ledger:
         """`end_hold` for several holds of one account at once: one payment, one entry back."""
         account = holds[0].account
         for hold in holds:
-            assert hold.state == "pending", "a hold ends once"
-            assert hold.account == account, "holds of one account end together"
+            ensure(hold.state == "pending", "a hold ends once")
+            ensure(hold.account == account, "holds of one account end together")
             self._context.put_state(
                 _hold_key(account, hold.hold_id), canonical_json(replace(hold, state="posted"))
             )
         for transfer in transfers:
-            assert transfer.payer == account
+            ensure(transfer.payer == account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
             self._post_both(transfer)
         left = sum(hold.amount_micro for hold in holds)
@@ -308,7 +311,7 @@ class Ledger:
         Raises:
             Conflict: the shard doesn't hold what is to be added.
         """
-        assert hold.state == "pending", "a hold ends once"
+        ensure(hold.state == "pending", "a hold ends once")
         more = amount_micro - hold.amount_micro
         if more > 0:
             self._spend(hold.account, shard, more)
@@ -347,7 +350,7 @@ class Ledger:
                 gathered = replace(gathered, state="posted" if transfers else "voided")
             self._context.put_state(_hold_key(account, hold_id), canonical_json(gathered))
         for transfer in transfers:
-            assert transfer.payer == account
+            ensure(transfer.payer == account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
             self._post_both(transfer)
         left = sum(one.amount_micro for one in holds) - amount_micro
@@ -382,8 +385,8 @@ class Ledger:
         return swept, total
 
     def write(self) -> None:
-        """Write the shards. Raises AssertionError unless the postings sum to zero."""
-        assert self._total == 0, "postings must sum to zero"
+        """Write the shards. Raises InvariantError unless the postings sum to zero."""
+        ensure(self._total == 0, "postings must sum to zero")
         for (account, shard), amount in sorted(self._shards.items()):
             self._context.put_state(
                 f"acct/{account}/avail/{shard}", canonical_json(_Amount(amount))
@@ -505,7 +508,9 @@ def require_owner(context: Context, account: str, act: str) -> None:
         allowed = utility == creator.msp_id and access.is_supplier(creator, utility)
         access.require(allowed, creator, act, "its utility's operators and suppliers")
     else:
-        access.require(access.is_home(creator, utility, account), creator, act, "its home alone")
+        access.require(
+            homes.is_home(context, connection_of(context, account)), creator, act, "its home alone"
+        )
 
 
 def require_sight(context: Context, account: str) -> None:
@@ -529,11 +534,24 @@ def require_sight(context: Context, account: str) -> None:
         )
         return
     access.require(
-        access.is_home(creator, utility, account) or access.is_operator(creator, utility),
+        access.is_operator(creator, utility)
+        or homes.is_home(context, connection_of(context, account)),
         creator,
         f"read account {account}",
         f"its home and operators of {utility}",
     )
+
+
+def _own_time(context: Context, account: str) -> Residence | None:
+    """When the caller, a home, has lived where the account is; None for who sees all of it."""
+    creator = context.creator
+    if not account.startswith((*RESERVED_PREFIXES, _BANK)):
+        connection = connection_of(context, account)
+        own = homes.residence(context, connection)
+        if own.ever and not access.is_operator(creator, connection.utility):
+            return own
+    require_sight(context, account)
+    return None
 
 
 def _require_operator(context: Context, account: str, act: str) -> str:
@@ -810,7 +828,7 @@ class Wallet(Contract):
         """
         creator = context.creator
         utility = _utility_of(context, account, creator)
-        if access.is_home(creator, utility, account) or account.startswith(RESERVED_PREFIXES):
+        if account.startswith(RESERVED_PREFIXES) or access.is_home(creator, utility, account):
             require_owner(context, account, f"sweep {account}")
             into = str(shard)
         else:
@@ -966,8 +984,8 @@ class Wallet(Contract):
         limit: Annotated[int, Integer(1, 200)] = 50,
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
-        """An account's postings, the newest first."""
-        require_sight(context, account)
+        """An account's postings, the newest first; for a home those of its time there."""
+        own = _own_time(context, account)
         prefix = f"acct/{account}/post/"
         start, end = under(prefix)
         if bookmark:
@@ -984,6 +1002,9 @@ class Wallet(Contract):
                     "bookmark": last,
                 }
             posting = stored_record(Posting, value)
+            last = name
+            if own is not None and not own.at(posting.at):
+                continue
             entries.append(
                 {
                     "at": posting.at,
@@ -994,7 +1015,6 @@ class Wallet(Contract):
                     "counterparty": posting.counterparty,
                 }
             )
-            last = name
         return {
             "account": account,
             "currency": energy_settings(context).currency,

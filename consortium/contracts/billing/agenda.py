@@ -1,8 +1,10 @@
 """Contract `agenda`: what is due at the end of days, for the agents of the utilities.
 
 Asking writes nothing. `metering` asks for the days to settle and the periods to bill, computes them
-in private and names the calls (`duties.py`); the calls that need nothing private are named here.
-What takes something from a home, a warning or a suspension, is left to people.
+in private and names the calls (`duties.py`); the calls that need nothing private are named here:
+reminders, final notices and warnings among them, which take nothing from a home. What does,
+limiting and suspending, is named apart (`Steps`), and an agent asks for it only where its utility
+wants that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,8 @@ from consortium.chaincode.api import (
     Conflict,
     Context,
     Contract,
+    Identifier,
+    Instant,
     InvalidArgument,
     MspId,
     NotFound,
@@ -22,20 +26,24 @@ from consortium.chaincode.api import (
 
 from ..common import access, settings
 from ..common.clock import DAY_S, day_of, day_start
+from ..common.dated import Span
+from ..oversight import challenges
 from ..registry import roles
 from ..registry.registry import Connection, connection_of, energy_settings
 from ..settlement import communities, settlement
+from ..settlement.communities import Membership
 from ..settlement.days import MAX_CELLS, MAX_CONNECTIONS, MAX_OPEN_DAYS, OpenDay, OpenDays
-from . import billing, supply
-from .bill_basis import MAX_OPEN_BILLS, OpenBill, OpenBills
-from .supply import Dues, Supplies
+from . import billing, permit, supply
+from .bill_basis import MAX_OPEN_BILLS, BilledDay, OpenBill, OpenBills
+from .protections import MAX_STEPS, PermitReady, ReadySteps
+from .supply import BilledPeriod, Dues, Supplies
 from .supply_terms import basis_of
 
 LOOK_BACK_DAYS = 21
 """How long after a day it is looked at: by then its final run is posted."""
 MAX_DUE = 200
 _PARTS = ("metering_operator", "supplier", "balance_responsible", "grid_operator")
-_UNATTENDED = ("billing:Dun", "permit:Restore")
+_UNATTENDED = ("billing:Dun", "permit:Warn", "permit:Restore")
 """Acts of a supplier that an agent sends by itself."""
 
 
@@ -50,27 +58,41 @@ def _open_parts(
     utility: str,
     day: str,
     now: int,
-    connections: Sequence[tuple[str, Connection]],
-    posted: Mapping[str, Sequence[str]],
+    connections: Sequence[Connection],
+    spans: Mapping[tuple[str, str], Sequence[Span]],
+    memberships: Mapping[str, Sequence[Membership]],
 ) -> Iterator[OpenDay]:
-    """A day's connections that are to be settled, in parts of which each is one call."""
+    """A day's connections that are to be settled, in parts of which each is one call.
+
+    Of each connection's runs only the one whose time has come is looked for.
+    """
     interval_s = energy_settings(context).interval_s
     at = day_start(day)
     known: dict[str, tuple[int, int, int] | None] = {}
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name, connection in connections:
-        held = [str(roles.role_at(context, connection, role, at)) for role in _PARTS]
-        if held[0] != utility:
+    posted: dict[str, dict[str, None]] = {}
+    for connection in connections:
+        name = connection.connection_id
+
+        def spans_of(role: str, name: str = name) -> Sequence[Span]:
+            return spans.get((name, role), ())
+
+        operator, supplier = (
+            str(roles.holder(spans_of, connection, role, at)) for role in _PARTS[:2]
+        )
+        if operator != utility:
             continue
-        supplier = held[1]
         if supplier not in known:
             known[supplier] = settlement.day_times(context, supplier, day)
         times = known[supplier]
         if times is None or now < times[1]:
             continue
         run = "provisional" if now < times[2] else "final"
-        if run not in posted.get(name, ()):
-            community = communities.community_at(context, name, day) or ""
+        if run not in posted:
+            posted[run] = _posted(context, day, run)
+        if name not in posted[run]:
+            held = [str(roles.holder(spans_of, connection, role, at)) for role in _PARTS]
+            community = communities.community_of(memberships.get(name, ()), day) or ""
             groups.setdefault((run, *held, community), []).append(name)
     for (run, _, supplier, *_, community), names in groups.items():
         times = known[supplier]
@@ -82,6 +104,12 @@ def _open_parts(
         for first in range(0, len(names), size):
             part = tuple(names[first : first + size])
             yield OpenDay(day, run, end, start, community != "", part)
+
+
+def _posted(context: Context, day: str, run: str) -> dict[str, None]:
+    """Connections whose day was posted by a run."""
+    prefix = f"st/{day}/{run}/"
+    return {key.removeprefix(prefix): None for key, _ in context.range(*under(prefix))}
 
 
 def _open_bill(
@@ -112,22 +140,14 @@ class Agenda(Contract):
         """Days of a utility's meters that are over and not posted, as calls settle them."""
         self._require_operator(context, utility)
         now = settings.now(context, energy_settings(context))
+        # By ranges: a query of 10,000 homes may not read each of their records by itself.
         connections = [
-            (key.removeprefix("connection/"), stored_record(Connection, value))
-            for key, value in context.range(*under("connection/"))
+            stored_record(Connection, value) for _, value in context.range(*under("connection/"))
         ]
+        spans, memberships = roles.all_spans(context), communities.all_memberships(context)
         found: list[OpenDay] = []
         for day in days_before(now):
-            posted: dict[str, list[str]] = {}
-            for key, _ in context.range(*under(f"st/{day}/")):
-                run, name = key.split("/")[2:]
-                posted.setdefault(name, []).append(run)
-            left = [
-                (name, one)
-                for name, one in connections
-                if posted.get(name, ["provisional"]) == ["provisional"]
-            ]
-            found += _open_parts(context, utility, day, now, left, posted)
+            found += _open_parts(context, utility, day, now, connections, spans, memberships)
             if len(found) >= MAX_OPEN_DAYS:
                 break
         return OpenDays(tuple(found[:MAX_OPEN_DAYS]))
@@ -148,8 +168,44 @@ class Agenda(Contract):
         return OpenBills(tuple(found))
 
     @query
+    def billed(self, context: Context, *, connection_id: Identifier, at: Instant) -> BilledDay:
+        """By which bill an instant of a connection was billed last, if it was."""
+        connection = connection_of(context, connection_id)
+        self._require_operator(context, connection.utility)
+        versions = supply.supplies_of(context, connection_id).versions
+        if not versions:
+            return BilledDay(connection_id, None, None, None)
+        day = supply.calendar_at(context, versions[-1].region, at).day_at(at)
+        found: BilledPeriod | None = None
+        for key, value in context.range(*under(f"billperiod/{connection_id}/")):
+            if key.rpartition("/")[2] > day:
+                break
+            found = stored_record(BilledPeriod, value)
+        if found is None or not found.from_day <= day < found.to_day:
+            return BilledDay(connection_id, None, None, None)
+        return BilledDay(connection_id, found.from_day, found.to_day, found.run)
+
+    @query
+    def steps(self, context: Context, *, utility: MspId) -> ReadySteps:
+        """Limits and suspensions of a utility's homes that lack nothing but a clearance."""
+        self._require_operator(context, utility)
+        now = settings.now(context, energy_settings(context))
+        found: list[PermitReady] = []
+        for key, value in context.range(*under("supply/")):
+            name = key.removeprefix("supply/")
+            if len(found) == MAX_STEPS:
+                break
+            if connection_of(context, name).utility != utility:
+                continue
+            acts = billing.acts_of(context, name, stored_record(Supplies, value), utility, now)
+            if any(act["function"] == "protection:Clear" for act in acts):
+                ready = permit.Permits().ready(context, connection_id=name)
+                found += [ready] if ready.hindrance is None else []
+        return ReadySteps(tuple(found))
+
+    @query
     def due(self, context: Context) -> list[dict[str, Any]]:
-        """Calls that the caller's utility may submit now: closing the clearing house, reminding."""
+        """Calls that the caller's utility may submit now: closing the clearing house, reminders."""
         utility = context.creator.msp_id
         self._require_operator(context, utility)
         now = settings.now(context, energy_settings(context))
@@ -159,6 +215,7 @@ class Agenda(Contract):
             # More than roundings is left: somebody's day isn't posted yet.
             if count and 2 * abs(left) <= lines and settlement.market_closed(context, day) != left:
                 found.append({"function": "settlement:CloseMarket", "argument": {"day": day}})
+        found += challenges.overdue(context)
         for key, value in context.range(*under("supply/")):
             if len(found) >= MAX_DUE:
                 break

@@ -122,6 +122,16 @@ class OpenBill:
 
 
 @dataclass(frozen=True, slots=True)
+class BilledDay:
+    """By which bill a day was billed: its period and last run; None where it wasn't."""
+
+    connection_id: Identifier
+    from_day: Day | None
+    to_day: Day | None
+    run: Run | None
+
+
+@dataclass(frozen=True, slots=True)
 class OpenBills:
     """What is to be billed."""
 

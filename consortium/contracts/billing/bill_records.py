@@ -23,6 +23,7 @@ from consortium.chaincode.api import (
 from ..common import access, commitments, settings
 from ..common.clock import Day, utc_text
 from ..common.commitments import called
+from ..common.residence import residence
 from ..common.settings import MeteringSettings
 from ..meters.readings import Store, connection_intervals
 from ..settlement.days import Row, Rows, rows_key
@@ -116,7 +117,7 @@ class Bills(Contract):
         self, context: Context, *, connection_id: Identifier, from_day: Day, run: Run = 1
     ) -> BillRecord:
         """A bill with all its lines and the regulated tariff's, on a peer of its utility."""
-        utility = _sight(context, connection_id)
+        utility = _sight(context, connection_id, from_day)
         found = commitments.opened(
             context, utility, record_key(connection_id, from_day, run), BillRecord
         )
@@ -140,9 +141,9 @@ class Bills(Contract):
         ).utility
         creator = context.creator
         access.require(
-            access.is_home(creator, utility, connection_id)
+            residence(context, utility, connection_id).on(from_day)
             or access.is_supplier(creator, utility)
-            or access.is_overseer(creator),
+            or commitments.is_overseer(context),
             creator,
             f"audit bills of {connection_id}",
             f"its home, operators and suppliers of {utility}, and auditors",
@@ -169,7 +170,7 @@ class Bills(Contract):
     ) -> dict[str, Any]:
         """What the readings so far come to, interval by interval up to now; nothing is written."""
         basis = _basis(context, connection_id, from_day, to_day)
-        _sight(context, connection_id)
+        _sight(context, connection_id, from_day)
         channel = settings.read(context, MeteringSettings, "metering:Configure")
         now = settings.now(context, channel)
         metered, missing = _metered(context, basis, now, scan=True)
@@ -177,6 +178,23 @@ class Bills(Contract):
             "record": compute(basis, metered, 1, "0" * 64),
             "missing": len(missing),
         }
+
+
+def corrected(context: Context, connection_id: str, from_day: str, to_day: str, run: int) -> bool:
+    """Whether a billed period comes to something else by now; in queries only."""
+    basis = _basis(context, connection_id, from_day, to_day)
+    found = commitments.opened(
+        context, basis.utility, record_key(connection_id, from_day, run), BillRecord
+    )
+    if found is None:
+        return False
+    metered, missing = _metered(
+        context, replace(basis, prepaid_wh=found.drawn_wh), basis.bounds()[1], scan=True
+    )
+    if missing:
+        return False
+    again = compute(replace(basis, prepaid_wh=found.drawn_wh), metered, run, found.salt)
+    return again != found
 
 
 def _differences(shown: BillRecord, expected: BillRecord) -> Iterator[dict[str, Any]]:
@@ -294,13 +312,13 @@ def _require_operator(context: Context, basis: Basis) -> None:
     )
 
 
-def _sight(context: Context, connection_id: str) -> str:
+def _sight(context: Context, connection_id: str, from_day: str) -> str:
     """The utility that meters a connection; raises Forbidden unless the caller may see bills."""
     utility = commitments.called(
         context, "energy", "permit:Case", PermitCase, connection_id=connection_id
     ).utility
     access.require(
-        access.is_home(context.creator, utility, connection_id)
+        residence(context, utility, connection_id).on(from_day)
         or access.is_supplier(context.creator, utility),
         context.creator,
         f"see bills of {connection_id}",

@@ -36,6 +36,8 @@ from ..assets.wallet import Amount, Ledger, Shard
 from ..common import access, settings
 from ..common.clock import DAY_S, Day, utc_text
 from ..common.pages import Bookmark, page
+from ..common.residence import require_day
+from ..oversight import overseers
 from ..registry.registry import Connection, connection_of, energy_settings
 from . import permit, posting, supply
 from .bill_basis import (
@@ -129,7 +131,7 @@ class Billing(Contract):
         self, context: Context, *, connection_id: Identifier, from_day: Day, to_day: Day
     ) -> Basis:
         """All that is public of what a bill is computed from."""
-        if access.is_overseer(context.creator):
+        if overseers.is_overseer(context):
             connection = connection_of(context, connection_id)
         else:
             connection = _sight(context, connection_id)
@@ -445,8 +447,9 @@ class Billing(Contract):
         self, context: Context, *, connection_id: Identifier, number: Number
     ) -> dict[str, Any]:
         """A bill, what has become of it, and its dispute."""
-        _sight(context, connection_id)
+        seen = supply.seen_bills(context, connection_id)
         document = supply.document_of(context, connection_id, number)
+        require_day(context.creator, seen, document.from_day, f"see bills of {connection_id}")
         return self._with_standing(context, document)
 
     @query
@@ -458,12 +461,15 @@ class Billing(Contract):
         limit: Annotated[int, Integer(1, 200)] = 50,
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
-        """A connection's bills and credit notes, the oldest first."""
-        _sight(context, connection_id)
+        """A connection's bills and credit notes, the oldest first; for a home those of its time."""
+        seen = supply.seen_bills(context, connection_id)
         items, following = page(context, f"bill/{connection_id}/", "", limit, bookmark)
+        documents = [stored_record(Document, value) for _, value in items]
         return {
             "bills": [
-                self._with_standing(context, stored_record(Document, value)) for _, value in items
+                self._with_standing(context, document)
+                for document in documents
+                if seen.on(document.from_day)
             ],
             "bookmark": following,
         }

@@ -42,7 +42,7 @@ from ..common.clock import DAY_S, day_of, day_start, utc_text
 from ..registry.registry import connection_of, energy_settings
 from . import supply
 from .calendars import Calendar
-from .protections import CLEARANCE_S, Clearance, PermitCase, clearance_key
+from .protections import CLEARANCE_S, Clearance, PermitCase, PermitReady, clearance_key
 from .supply import Creditor, Days, Dues, Owed, Standing, Supply
 from .tariffs import Minute
 
@@ -486,6 +486,20 @@ class Permits(Contract):
         cleared_at: int,
     ) -> int:
         """What is due; raises Conflict unless everything allows to take supply away now."""
+        due = self._require_time(context, terms, permit, rules, now, not_before)
+        self._require_clearance(context, terms.connection_id, permit, now, cleared_at)
+        return due
+
+    def _require_time(
+        self,
+        context: Context,
+        terms: Supply,
+        permit: Permit,
+        rules: PermitRules,
+        now: int,
+        not_before: int | None,
+    ) -> int:
+        """What is due; raises Conflict or Forbidden unless all but the clearance allows it now."""
         connection_id = terms.connection_id
         if permit.state not in ("warned", "limited") or not_before is None:
             raise Conflict(f"connection {connection_id} was not warned; permit:Warn comes first")
@@ -511,7 +525,6 @@ class Permits(Contract):
                     f"zone {zone} is protected by the {alert.kind} alert {alert.alert_id} until "
                     f"{utc_text(alert.until)}"
                 )
-        self._require_clearance(context, connection_id, permit, now, cleared_at)
         return due
 
     @staticmethod
@@ -607,6 +620,34 @@ class Permits(Contract):
             "currency": energy_settings(context).currency,
             "consent": consent is not None and consent.remote_control,
         }
+
+    @query
+    def ready(self, context: Context, *, connection_id: Identifier) -> PermitReady:
+        """The next step down, and what stands against taking it now, but for the clearance."""
+        now = self._now(context)
+        connection = connection_of(context, connection_id)
+        terms = supply.current_supply(context, connection_id, now)
+        creator = context.creator
+        access.require(
+            access.is_supplier(creator, terms.supplier)
+            or access.is_operator(creator, connection.utility),
+            creator,
+            f"see what {connection_id} owes",
+            f"operators and suppliers of {terms.supplier}, operators of {connection.utility}",
+        )
+        permit = permit_of(context, connection_id)
+        rules = required_rules(context, terms.region, now)
+        step, _ = next_step(rules, permit, Dues(context, connection_id), now,
+                            creditor_of(context, terms))  # fmt: skip
+        function = {"limitation": "permit:Limit", "suspension": "permit:Suspend"}.get(step)
+        if function is None:
+            return PermitReady(connection_id, permit.case, None, f"the next step is {step}")
+        not_before = permit.limit_from if step == "limitation" else permit.suspend_from
+        try:
+            self._require_time(context, terms, permit, rules, now, not_before)
+        except (Conflict, Forbidden, NotFound) as error:
+            return PermitReady(connection_id, permit.case, function, str(error))
+        return PermitReady(connection_id, permit.case, function, None)
 
     @query
     def case(self, context: Context, *, connection_id: Identifier) -> PermitCase:

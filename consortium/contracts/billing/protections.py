@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
+    AtMost,
     Choice,
     Conflict,
     Context,
@@ -23,6 +24,7 @@ from consortium.chaincode.api import (
     Integer,
     InvalidArgument,
     MspId,
+    Text,
     query,
     read_item,
     read_list,
@@ -32,9 +34,11 @@ from consortium.chaincode.api import (
 from ..common import access, commitments, settings
 from ..common.clock import DAY_S
 from ..common.commitments import Salt, called
+from ..common.residence import residence
 from ..common.settings import MeteringSettings
 
 MAX_MARKS = 500
+MAX_STEPS = 100
 CLEARANCE_S = 3 * DAY_S
 """How long a clearance can be used."""
 
@@ -73,6 +77,35 @@ class PermitCase:
     """Number of the last notice; 0 before the first."""
     noticed: bool
     """Whether it is in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class PermitReady:
+    """What `permit:Ready` of `energy` answers."""
+
+    connection_id: Identifier
+    case: Annotated[int, Integer(0, 10**6)]
+    function: Annotated[str, Choice("permit:Limit", "permit:Suspend")] | None
+    """The step that is next; None: no step that takes supply away."""
+    hindrance: Annotated[str, Text(r"[^\x00-\x1f]{1,1000}", "a sentence")] | None
+    """Why it can't be taken now; None: a clearance is all that is lacking."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadySteps:
+    """What `agenda:Steps` of `energy` answers."""
+
+    steps: Annotated[tuple[PermitReady, ...], AtMost(MAX_STEPS)]
+
+
+def mark_of(context: Context, utility: str, connection_id: str) -> Mark | None:
+    """Whether a home is protected, on a peer of its utility; None if nobody has said."""
+    return commitments.opened(context, utility, _mark_key(connection_id), Mark)
+
+
+def clearance_of(context: Context, utility: str, connection_id: str) -> Clearance | None:
+    """The clearance that stands, on a peer of its utility."""
+    return commitments.opened(context, utility, clearance_key(connection_id), Clearance)
 
 
 def clearance_key(connection_id: str) -> str:
@@ -158,10 +191,10 @@ class Protections(Contract):
             context, "energy", "permit:Case", PermitCase, connection_id=connection_id
         ).utility
         access.require(
-            access.is_home(context.creator, utility, connection_id)
+            residence(context, utility, connection_id).at(_now(context))
             or access.is_operator(context.creator, utility),
             context.creator,
             f"see whether {connection_id} is protected",
             f"its home and operators of {utility}",
         )
-        return commitments.opened(context, utility, _mark_key(connection_id), Mark)
+        return mark_of(context, utility, connection_id)

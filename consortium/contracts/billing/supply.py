@@ -25,6 +25,7 @@ from consortium.chaincode.api import (
     NotFound,
     Text,
     canonical_json,
+    ensure,
     stored_record,
 )
 
@@ -32,6 +33,8 @@ from ..assets import wallet
 from ..common import access, agreements
 from ..common.clock import DAY_S, Day, day_of, day_start
 from ..common.commitments import Commitment
+from ..common.residence import EVERYBODY, Residence
+from ..registry import homes
 from ..registry.registry import Connection, connection_of, energy_settings
 from .bill_basis import MAX_RUNS, Run
 from .calendars import Calendar
@@ -322,13 +325,22 @@ def require_sight(context: Context, connection_id: str) -> Connection:
     suppliers = [connection.utility]
     suppliers += [each.supplier for each in supplies_of(context, connection_id).versions]
     access.require(
-        access.is_home(creator, connection.utility, connection_id)
+        homes.is_home(context, connection)
         or (creator.msp_id in suppliers and access.is_supplier(creator, creator.msp_id)),
         creator,
         f"see what {connection_id} owes",
         f"its home, operators of {connection.utility} and its suppliers",
     )
     return connection
+
+
+def seen_bills(context: Context, connection_id: str) -> Residence:
+    """Whose time's bills the caller may see: a home its own, who bills it all; raises Forbidden."""
+    own = homes.residence(context, connection_of(context, connection_id))
+    if own.ever and not access.is_supplier(context.creator, context.creator.msp_id):
+        return own
+    require_sight(context, connection_id)
+    return EVERYBODY
 
 
 def require_supplier(context: Context, supplier: str, act: str) -> None:
@@ -345,7 +357,7 @@ def require_home(context: Context, connection_id: str, act: str) -> Connection:
     """The connection; raises Forbidden unless its home calls."""
     connection = connection_of(context, connection_id)
     access.require(
-        access.is_home(context.creator, connection.utility, connection_id),
+        homes.is_home(context, connection),
         context.creator,
         act,
         "its home alone",
@@ -453,8 +465,8 @@ class Dues:
 
     def put(self, standing: Standing) -> None:
         """Change what has become of a document."""
-        assert 0 <= standing.paid_micro <= standing.claim_micro
-        assert 0 <= standing.disputed_micro <= standing.claim_micro
+        ensure(0 <= standing.paid_micro <= standing.claim_micro, "no claim is paid twice")
+        ensure(0 <= standing.disputed_micro <= standing.claim_micro, "claims alone are disputed")
         self._standings[standing.number] = self._changed[standing.number] = standing
         others = tuple(number for number in self.account.open if number != standing.number)
         if standing.open_micro:
@@ -472,7 +484,7 @@ class Dues:
 
     def add(self, document: Document) -> None:
         """Enter a document under the next number."""
-        assert document.number == self.next_number()
+        ensure(document.number == self.next_number(), "documents are numbered without a gap")
         self.account = replace(self.account, last=document.number)
         self._documents.append(document)
 

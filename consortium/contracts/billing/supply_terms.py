@@ -9,12 +9,14 @@ from consortium.chaincode.api import (
     Conflict,
     Context,
     InvalidArgument,
+    NotFound,
     canonical_json,
     stored_record,
 )
 
 from ..common import access, agreements
 from ..common.clock import DAY_S, day_of, day_start
+from ..registry import homes, roles
 from ..registry.registry import Connection, connection_of, energy_settings
 from ..settlement import settlement
 from . import supply
@@ -55,13 +57,14 @@ def agree(context: Context, wanted: Supply) -> SupplyOffer:
 
     Raises:
         Forbidden: the caller is neither the home nor of the supplier.
-        Conflict: another holds from that day on, or the days before are billed already.
+        Conflict: another holds from that day on, the days before are billed already, or the
+            registry has another supplier then.
     """
     connection_id = wanted.connection_id
     connection = connection_of(context, connection_id)
     creator = context.creator
     by_supplier = access.is_supplier(creator, wanted.supplier)
-    by_home = access.is_home(creator, connection.utility, connection_id)
+    by_home = homes.is_home(context, connection)
     access.require(
         by_supplier or by_home,
         creator,
@@ -93,6 +96,14 @@ def agree(context: Context, wanted: Supply) -> SupplyOffer:
         return offer
     context.put_state(f"supplyoffer/{connection_id}/{wanted.from_day}", canonical_json(offer))
     if agreed:
+        at = _start_of(context, wanted.region, wanted.from_day)
+        supplier = roles.role_at(context, connection, "supplier", at)
+        if supplier != wanted.supplier:
+            raise Conflict(
+                f"supplier is {wanted.supplier}, but {supplier} supplies {connection_id} on "
+                f"{wanted.from_day}; first its home asks for a switch (roles:RequestSwitch) and "
+                "the new supplier confirms"
+            )
         if len(supplies.versions) == supply.MAX_SUPPLIES:
             raise Conflict(f"{connection_id} has {supply.MAX_SUPPLIES} supplies, the limit")
         context.put_state(
@@ -100,6 +111,34 @@ def agree(context: Context, wanted: Supply) -> SupplyOffer:
         )
         context.set_event("supply", canonical_json(wanted))
     return offer
+
+
+def _start_of(context: Context, region: str, day: str) -> int:
+    """When a local day begins; of UTC where the calendar doesn't say."""
+    try:
+        return supply.calendar_at(context, region, day_start(day)).start_of(day)
+    except NotFound:
+        return day_start(day)
+
+
+def _check_supplier(
+    context: Context, connection: Connection, terms: Supply, stretches: tuple[Stretch, ...]
+) -> None:
+    """Raise Conflict for a day that begins with another supplier, as the registry has it."""
+    for stretch in stretches:
+        start = stretch.calendar.start_of(stretch.from_day)
+        end = stretch.calendar.start_of(stretch.to_day)
+        for since, until, holder in roles.periods(context, connection, "supplier", start, end):
+            if holder == terms.supplier:
+                continue
+            days = local_days(stretch.calendar, start, end)
+            begun = [day for day in days if since <= stretch.calendar.start_of(day) < until]
+            if begun:
+                raise Conflict(
+                    f"{holder} supplies {connection.connection_id} on {begun[0]}, but the supply "
+                    f"that is agreed is {terms.supplier}'s; agree on one from that day on "
+                    "(billing:AgreeSupply)"
+                )
 
 
 def check_period(supplies: Supplies, terms: Supply, from_day: str, to_day: str) -> None:
@@ -202,7 +241,7 @@ def basis_of(context: Context, connection: Connection, from_day: str, to_day: st
     Raises:
         NotFound: there is no supply, tariff, calendar or index.
         InvalidArgument: one bill can't be of this period.
-        Conflict: a day isn't settled yet.
+        Conflict: a day isn't settled yet, or begins with another supplier.
     """
     connection_id = connection.connection_id
     supplies = supply.supplies_of(context, connection_id)
@@ -211,6 +250,7 @@ def basis_of(context: Context, connection: Connection, from_day: str, to_day: st
     period = supply.period_of(context, connection_id, from_day)
     prepaid = supply.prepaid_of(context, connection_id)
     stretches = _stretches(context, supplies, from_day, to_day)
+    _check_supplier(context, connection, terms, stretches)
     return Basis(
         connection_id,
         connection.utility,

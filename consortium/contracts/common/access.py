@@ -33,11 +33,6 @@ def is_home(creator: Creator, utility: str, connection_id: str) -> bool:
     return creator.msp_id == utility and creator.attributes.get(CONNECTION) == connection_id
 
 
-def is_overseer(creator: Creator) -> bool:
-    """Whether the caller is a regulator or an auditor, certified by any member."""
-    return creator.attributes.get(ROLE) in ("regulator", "auditor")
-
-
 def participant(creator: Creator) -> str | None:
     """The trader, aggregator or other company that a certificate was made for."""
     return creator.attributes.get(PARTICIPANT)

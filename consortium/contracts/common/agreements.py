@@ -55,6 +55,10 @@ class _Versions:
     approved: Annotated[tuple[_InForce, ...], AtMost(MAX_VERSIONS)]
 
 
+def _article(kind: str) -> str:
+    return "an" if kind[0] in "aeiou" else "a"
+
+
 def _place(kind: str, name: str) -> str:
     return f"terms/{kind}/{name}"
 
@@ -77,7 +81,7 @@ def propose(
     access.require(
         access.is_operator(context.creator, utility),
         context.creator,
-        f"propose a {kind}",
+        f"propose {_article(kind)} {kind}",
         "operators of a utility",
     )
     versions = _versions(context, kind, name)
@@ -103,7 +107,7 @@ def approve(context: Context, kind: str, name: str, version: int) -> Agreement:
     access.require(
         access.is_operator(context.creator, utility),
         context.creator,
-        f"approve a {kind}",
+        f"approve {_article(kind)} {kind}",
         "operators of a utility",
     )
     stored = context.get_state(f"{_place(kind, name)}/{version:06d}/agreement")

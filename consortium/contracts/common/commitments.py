@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
     AtMost,
+    Choice,
     Conflict,
     Context,
     Contract,
@@ -173,6 +174,16 @@ def check(context: Context, utility: str, key: str, record: object) -> None:
 
 
 # In both
+
+
+@dataclass(frozen=True, slots=True)
+class _Oversees:
+    kind: Annotated[str, Choice("regulator", "auditor")] | None
+
+
+def is_overseer(context: Context) -> bool:
+    """Whether the caller is an agreed regulator or auditor, in chaincode `metering`."""
+    return called(context, "energy", "oversight:Me", _Oversees).kind is not None
 
 
 _REFUSALS: dict[int, type[ContractError]] = {

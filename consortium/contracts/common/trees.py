@@ -8,7 +8,7 @@ ends. Hashes travel as lower-case hex. A leaf hides its content only if that is 
 from collections.abc import Sequence
 from typing import Annotated
 
-from consortium.chaincode.api import AtMost, Integer, InvalidArgument, Text, sha256_hex
+from consortium.chaincode.api import AtMost, Integer, InvalidArgument, Text, sha256, sha256_hex
 
 MAX_LEAVES = 2_048
 MAX_DEPTH = 11
@@ -25,8 +25,8 @@ def leaf_hash(content: bytes) -> str:
     return sha256_hex(b"\0" + content)
 
 
-def _node(left: str, right: str) -> str:
-    return sha256_hex(b"\1" + bytes.fromhex(left) + bytes.fromhex(right))
+def _node(left: bytes, right: bytes) -> bytes:
+    return sha256(b"\1" + left + right)
 
 
 def _split(count: int) -> int:
@@ -44,7 +44,8 @@ def root(leaves: Sequence[str]) -> str:
     if len(leaves) == 1:
         return leaves[0]
     size = _split(len(leaves))
-    return _node(root(leaves[:size]), root(leaves[size:]))
+    left, right = root(leaves[:size]), root(leaves[size:])
+    return _node(bytes.fromhex(left), bytes.fromhex(right)).hex()
 
 
 def path(leaves: Sequence[str], index: int) -> tuple[str, ...]:
@@ -63,18 +64,33 @@ def root_by_path(leaf: str, index: int, count: int, beside: Sequence[str]) -> st
     Raises:
         InvalidArgument: a tree of `count` leaves has no such leaf, or its paths another length.
     """
+    turned = turns(index, count)
+    if len(turned) != len(beside):
+        raise InvalidArgument(
+            f"path has {len(beside)} hashes, but at this place of the tree it has {len(turned)}"
+        )
+    return folded(bytes.fromhex(leaf), turned, [bytes.fromhex(one) for one in beside]).hex()
+
+
+def turns(index: int, count: int) -> tuple[bool, ...]:
+    """Whether a leaf, and what lies above it, is the left one of two: from the leaf up.
+
+    Raises:
+        InvalidArgument: a tree of `count` leaves has no such leaf.
+    """
     if index >= count:
         raise InvalidArgument(f"index is {index}, but the tree has {count} leaves")
-    turns = []
+    found = []
     while count > 1:
         size = _split(count)
-        turns.append(index < size)
+        found.append(index < size)
         index, count = (index, size) if index < size else (index - size, count - size)
-    if len(turns) != len(beside):
-        raise InvalidArgument(
-            f"path has {len(beside)} hashes, but at this place of the tree it has {len(turns)}"
-        )
+    return tuple(reversed(found))
+
+
+def folded(leaf: bytes, turned: Sequence[bool], beside: Sequence[bytes]) -> bytes:
+    """The root over a leaf's hash and as many others beside it as there are turns."""
     found = leaf
-    for left, other in zip(reversed(turns), beside, strict=True):
+    for left, other in zip(turned, beside, strict=True):
         found = _node(found, other) if left else _node(other, found)
     return found

@@ -34,6 +34,7 @@ from ..common.clock import utc_text
 from ..common.money import amount_micro
 from ..common.settings import Price
 from ..registry.registry import energy_settings
+from . import gates
 from .auction import Clearing, Margin, Side, ZonalClearing, ZoneBook, clear_zones
 from .orders import (
     BookState,
@@ -50,9 +51,10 @@ from .orders import (
 )
 from .products import Product, Zone, product_at
 
-PAGE_ORDERS = 1000
-"""Orders of one page: an Apply of so many stays below 2 MB and 2 s."""
-MAX_LEVELS = 2 * PAGE_ORDERS
+PAGE_ORDERS = 400
+"""Orders of one page: an Apply of so many stays far below 2 MB and 2 s, on a slow machine too."""
+MAX_LEVELS = 1000
+"""Of a stored page; also the most orders that pages have had."""
 PageNumber = Annotated[int, Integer(0, 999_999)]
 _Key = Annotated[str, Text(r"[A-Za-z0-9/-]{0,300}", "a key")]
 
@@ -72,7 +74,7 @@ class PageSum:
     first_key: _Key
     next_key: _Key
     """Where the next page begins; empty on the last."""
-    orders: Annotated[int, Integer(0, PAGE_ORDERS)]
+    orders: Annotated[int, Integer(0, MAX_LEVELS)]
     bids: Annotated[tuple[Level, ...], AtMost(MAX_LEVELS)]
     offers: Annotated[tuple[Level, ...], AtMost(MAX_LEVELS)]
 
@@ -177,7 +179,11 @@ class Auctions(Contract):
                 f"the book of {product} for {utc_text(interval_start)} stays open until "
                 f"{utc_text(gate)}, and the channel's time is {utc_text(now)}"
             )
-        state = BookState(now, agreements.version_at(context, "product", product, interval_start))
+        state = BookState(
+            now,
+            agreements.version_at(context, "product", product, interval_start),
+            reveal_until(context, terms, now),
+        )
         context.put_state(f"{interval_key(product, interval_start)}/state", canonical_json(state))
         context.set_event(
             "book_closed",
@@ -416,6 +422,18 @@ def closed_terms(context: Context, product: str, interval_start: int) -> tuple[i
         )
     version = state.product_version
     return version, agreements.terms_of(context, "product", product, version, Product)
+
+
+def reveal_until(context: Context, terms: Product, closed_at: int) -> int | None:
+    """When revealing a book that is closed now may end; None for an open book's orders.
+
+    Counted from the first gate that isn't written yet, and with what clocks may be off.
+    """
+    if not terms.sealed:
+        return None
+    begin = gates.first_unwritten(context, closed_at)
+    skew = 0 if gates.length_s(energy_settings(context)) is None else gates.SKEW_S
+    return begin + terms.reveal_s + skew
 
 
 def revealing_ended(context: Context, product: str, interval_start: int) -> bool:

@@ -3,6 +3,12 @@
 One side proposes the terms and the other signs the same terms. They say who delivers to whom, on
 which days, how much in each interval, and at what price (fixed, or an index with a markup).
 Settlement reads them like any other firm trade; what they promise counts in both sides' positions.
+A contract as produced has no profile: it sells a share of what the seller's meters export, which
+its metering operator publishes by the interval.
+
+    bilateral/{contract}                      Bilateral
+    bilateral-of/{account}                    the contracts that an account has signed
+    delivered/{contract}/{interval_start}     what a contract as produced has delivered
 """
 
 from collections.abc import Iterator
@@ -35,9 +41,10 @@ from ..billing.tariff_book import index_of
 from ..common import access, settings
 from ..common.clock import DAY_S, Day, day_of, day_start, utc_text
 from ..common.settings import Price
+from ..registry import roles
 from ..registry.registry import RESERVED_PREFIXES, connection_of, energy_settings
-from ..settlement.firm import FirmTrade
-from . import gates
+from ..settlement.firm import MAX_DELIVERED, MAX_SELLERS, Delivered, FirmTrade, Share, Shares
+from . import caps, gates
 from .positions import Position, capacity_wh, check_capacity, position_of
 
 MAX_SLOTS = 48
@@ -83,6 +90,8 @@ class Terms:
     index_ppm: Annotated[int, Integer(0, 10 * _MILLION, "ppm")] = 0
     notice_days: Annotated[int, Integer(0, 3660, "days")] = 0
     """How long before its end either side may say so."""
+    share_ppm: Annotated[int, Integer(0, _MILLION, "ppm")] = 0
+    """Above 0, and without a profile: as produced, so much of what the seller's meters export."""
 
     def energy_wh(self, interval_start: int) -> int:
         """What its profile has in an interval."""
@@ -106,6 +115,13 @@ class Bilateral:
     """Of the signature."""
     ended_by: Identifier | None = None
     """Who gave notice; `terms.to_day` is then the end it gave."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivered:
+    """What a contract as produced has delivered in an interval."""
+
+    energy_wh: Annotated[int, Integer(0, 10**9, "Wh")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +181,8 @@ def firm_contracts(
         first = max(start, day_start(terms.from_day))
         for interval_start in range(first, min(end, day_start(terms.to_day)), interval_s):
             energy_wh = terms.energy_wh(interval_start)
+            if terms.share_ppm:
+                energy_wh = _delivered(context, terms, interval_start, interval_s)
             if not energy_wh:
                 continue
             price = terms.price_micro_per_kwh
@@ -181,7 +199,28 @@ def firm_contracts(
                 terms.buyer if sells else terms.seller,
                 "bilateral",
                 terms.contract_id,
+                share_ppm=terms.share_ppm if sells else 0,
             )
+
+
+def _delivered_key(contract_id: str, interval_start: int) -> str:
+    return f"delivered/{contract_id}/{interval_start:012d}"
+
+
+def _delivered(context: Context, terms: Terms, interval_start: int, interval_s: int) -> int:
+    """What a contract as produced has delivered; 0 before the interval is over.
+
+    Raises Conflict where it is over and nothing is published.
+    """
+    stored = context.get_state(_delivered_key(terms.contract_id, interval_start))
+    if stored is not None:
+        return stored_record(_Delivered, stored).energy_wh
+    if interval_start + interval_s <= settings.now(context, energy_settings(context)):
+        raise Conflict(
+            f"what contract {terms.contract_id} has delivered at {utc_text(interval_start)} isn't "
+            f"published; who meters {terms.seller} calls bilateral:Deliver"
+        )
+    return 0
 
 
 def _check_terms(context: Context, terms: Terms) -> None:
@@ -195,8 +234,15 @@ def _check_terms(context: Context, terms: Terms) -> None:
             f"to_day is {terms.to_day}, but must be 1 to {MAX_DAYS} days after from_day, "
             f"{terms.from_day}"
         )
-    if not terms.profile:
-        raise InvalidArgument("profile is empty; give one slot at least")
+    if not terms.profile and not terms.share_ppm:
+        raise InvalidArgument(
+            "profile is empty and share_ppm 0; give one slot at least, or a share of what the "
+            "seller exports"
+        )
+    if terms.profile and terms.share_ppm:
+        raise InvalidArgument(
+            f"share_ppm is {terms.share_ppm}, but there is a profile, too; give one of them"
+        )
     if (terms.index is None) != (terms.index_ppm == 0):
         raise InvalidArgument("index and index_ppm belong together: both, or neither")
     before = 0
@@ -219,6 +265,27 @@ def _check_terms(context: Context, terms: Terms) -> None:
             raise InvalidArgument(f"buyer is {account}, a grid's account, which buys nothing")
         if not account.startswith(RESERVED_PREFIXES):
             connection_of(context, account)
+    seller = connection_of(context, terms.seller)
+    if terms.share_ppm and roles.role_at(context, seller, "home", first) is not None:
+        raise InvalidArgument(
+            f"share_ppm is {terms.share_ppm}, but somebody lives at {terms.seller}, and what is "
+            "delivered as produced is published by the interval; sell a profile"
+        )
+
+
+def _check_shares(context: Context, terms: Terms) -> None:
+    """Raise Conflict if more than all of a seller's export would be sold as produced."""
+    sold = terms.share_ppm + sum(
+        one.terms.share_ppm
+        for one in signed_contracts(context, terms.seller)
+        if one.terms.seller == terms.seller
+        and one.terms.from_day < terms.to_day
+        and terms.from_day < one.terms.to_day
+    )
+    if sold > _MILLION:
+        raise Conflict(
+            f"{sold} ppm of what {terms.seller} exports would be sold as produced, more than all"
+        )
 
 
 class Bilaterals(Contract):
@@ -328,6 +395,100 @@ class Bilaterals(Contract):
         context.set_event("contract_ended", canonical_json(ended))
         return ended
 
+    @transaction
+    def deliver(
+        self,
+        context: Context,
+        *,
+        contract_id: Identifier,
+        from_: Instant,
+        energies_wh: Annotated[tuple[Delivered, ...], AtMost(MAX_DELIVERED)],
+    ) -> dict[str, Any]:
+        """Publish what a contract as produced has delivered, interval by interval."""
+        terms = contract_of(context, contract_id).terms
+        seller = connection_of(context, terms.seller)
+        operator = roles.role_at(context, seller, "metering_operator", from_)
+        access.require(
+            roles.acts_for(context, context.creator, operator),
+            context.creator,
+            f"publish what {terms.seller} delivers",
+            f"the metering operator, {operator},",
+        )
+        channel = energy_settings(context)
+        if not terms.share_ppm:
+            raise Conflict(f"contract {contract_id} has a profile; nothing is published of it")
+        now = settings.now(context, channel)
+        until = from_ + len(energies_wh) * channel.interval_s
+        if from_ % channel.interval_s or not energies_wh:
+            raise InvalidArgument(
+                f"from is {from_}, but must be a multiple of {channel.interval_s}, and energies_wh "
+                "have one at least"
+            )
+        if not day_start(terms.from_day) <= from_ < until <= day_start(terms.to_day):
+            raise InvalidArgument(
+                f"from is {utc_text(from_)} and energies_wh reach to {utc_text(until)}, but "
+                f"contract {contract_id} is from {terms.from_day} to {terms.to_day}"
+            )
+        if until > now:
+            raise Conflict(
+                f"energies_wh reach to {utc_text(until)}, but the channel's time is {utc_text(now)}"
+            )
+        most = capacity_wh(seller, "offer", channel.interval_s) * terms.share_ppm // _MILLION
+        written = 0
+        for index, energy_wh in enumerate(energies_wh):
+            if energy_wh > most:
+                raise Conflict(
+                    f"energies_wh[{index}] is {energy_wh}, but of what {terms.seller} can export "
+                    f"the contract has {most} Wh"
+                )
+            key = _delivered_key(contract_id, from_ + index * channel.interval_s)
+            made = canonical_json(_Delivered(energy_wh))
+            if context.get_state(key) != made:
+                context.put_state(key, made)
+                written += 1
+        return {"contract_id": contract_id, "from": from_, "written": written}
+
+    @query
+    def shares(
+        self,
+        context: Context,
+        *,
+        connections: Annotated[tuple[Identifier, ...], AtMost(MAX_SELLERS)],
+        from_: Instant,
+        to: Instant,
+    ) -> Shares:
+        """Contracts as produced of some sellers, with what is published of [from, to)."""
+        interval_s = energy_settings(context).interval_s
+        access.require(
+            access.is_operator(context.creator, context.creator.msp_id),
+            context.creator,
+            "read what sellers deliver",
+            "operators of any utility",
+        )
+        if not from_ < to <= from_ + MAX_DELIVERED * interval_s:
+            raise InvalidArgument(
+                f"to is {to}, but must be after from, {from_}, by {MAX_DELIVERED} intervals at most"
+            )
+        found = []
+        for name in connections:
+            for contract in signed_contracts(context, name):
+                terms = contract.terms
+                if terms.seller != name or not terms.share_ppm:
+                    continue
+                start = max(from_, day_start(terms.from_day))
+                end = min(to, day_start(terms.to_day))
+                published = []
+                for at in range(start, end, interval_s):
+                    stored = context.get_state(_delivered_key(terms.contract_id, at))
+                    published.append(
+                        None if stored is None else stored_record(_Delivered, stored).energy_wh
+                    )
+                if published:
+                    found.append(
+                        Share(terms.contract_id, name, terms.share_ppm, start, tuple(published))
+                    )
+        return Shares(tuple(found))
+
     @query
     def contract(self, context: Context, *, contract_id: Identifier) -> Bilateral:
         """A contract."""
@@ -376,6 +537,9 @@ class Bilaterals(Contract):
         """Raise Conflict if a connection can't carry the profile besides what it has promised."""
         interval_s = energy_settings(context).interval_s
         first = day_start(terms.from_day)
+        if terms.share_ppm:
+            _check_shares(context, terms)
+            return
         for account, side in ((terms.seller, "offer"), (terms.buyer, "bid")):
             if account.startswith(RESERVED_PREFIXES):
                 continue
@@ -403,3 +567,11 @@ class Bilaterals(Contract):
                     contract_bought_wh=sum(less) + (own if side == "bid" else 0),
                 )
                 check_capacity(connection, position, side, start, interval_s)
+                caps.check(
+                    context,
+                    connection,
+                    position,
+                    side,
+                    start,
+                    lambda name, at=start: position_of(context, name, at),  # type: ignore[misc]
+                )

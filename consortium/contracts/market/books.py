@@ -17,6 +17,7 @@ from consortium.chaincode.api import (
     Instant,
     Integer,
     InvalidArgument,
+    MspId,
     RequestId,
     query,
     stored_record,
@@ -25,14 +26,17 @@ from consortium.chaincode.api import (
 )
 
 from ..assets.wallet import Ledger, Shard, pending_hold
-from ..common import access, agreements, settings
+from ..common import agreements, settings
 from ..common.agreements import Agreement, Version
 from ..common.clock import utc_text
 from ..common.pages import Bookmark, listed
 from ..common.settings import Price
+from ..registry import homes
 from ..registry.delegations import Actor, actor_for
 from ..registry.registry import connection_of, energy_settings
+from . import caps
 from .auctions import Auctions, Level, Result, result_of
+from .caps import Cap
 from .chores import LOOK_BACK_S, Chore, chores
 from .matching import Entry, Matching, Ticker, enter, levels_of
 from .orders import (
@@ -121,6 +125,39 @@ class Books(Auctions, Matching, Sealing):
         if at is None:
             at = settings.now(context, energy_settings(context))
         return product_at(context, product, at)
+
+    @transaction
+    def propose_cap(self, context: Context, *, terms: Cap, effective_from: Instant) -> Agreement:
+        """Propose a cap on what somebody may hold of an interval in a zone."""
+        caps.check_terms(terms)
+        name = caps.name_of(terms.zone, terms.participant)
+        return agreements.propose(context, caps.CAP, name, effective_from, terms)
+
+    @transaction
+    def approve_cap(
+        self,
+        context: Context,
+        *,
+        zone: Identifier,
+        version: Version,
+        participant: MspId | None = None,
+    ) -> Agreement:
+        """Approve a cap for the caller's utility."""
+        return agreements.approve(context, caps.CAP, caps.name_of(zone, participant), version)
+
+    @query
+    def cap(
+        self,
+        context: Context,
+        *,
+        zone: Identifier,
+        participant: MspId | None = None,
+        at: Instant | None = None,
+    ) -> Cap:
+        """The cap that holds for delivery at an instant; without one, now."""
+        if at is None:
+            at = settings.now(context, energy_settings(context))
+        return agreements.in_force(context, caps.CAP, caps.name_of(zone, participant), at, Cap)
 
     # Orders
 
@@ -474,27 +511,18 @@ class Books(Auctions, Matching, Sealing):
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
         """A connection's orders for intervals from `from` on, with what became of them."""
-        self._require_sight(context, connection_id, "orders")
-        return listed(
+        seen = homes.seen(context, connection_of(context, connection_id), "read orders")
+        found = listed(
             context, "orders", Order, f"order/{connection_id}/", f"{from_:012d}", limit, bookmark
         )
+        orders = [order for order in found["orders"] if seen.at(order.interval_start)]
+        return {**found, "orders": orders}
 
     @query
     def due(self, context: Context, *, since: Instant | None = None) -> list[Chore]:
         """Calls that any utility's operator may submit now, as they are."""
         now = settings.now(context, energy_settings(context))
         return chores(context, now, max(0, now - LOOK_BACK_S) if since is None else since)
-
-    @staticmethod
-    def _require_sight(context: Context, connection_id: str, what: str) -> None:
-        utility = connection_of(context, connection_id).utility
-        access.require(
-            access.is_home(context.creator, utility, connection_id)
-            or access.is_operator(context.creator, utility),
-            context.creator,
-            f"read {what} of {connection_id}",
-            f"its home and operators of {utility}",
-        )
 
 
 def _auction_prices(interval_start: int, result: Result) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any
 from consortium.chaincode.api import Context, stored_record
 
 from ..common import agreements
+from . import gates
 from .auctions import PageSum, result_of, revealing_ended
 from .matching import MAX_ENTRIES, inbox_names, rests_any
 from .orders import closed_state, zone_key
 from .products import Product, product_at
-from .sealed import waits_any
+from .sealed import revealing_until, waits_any
 
 MAX_CHORES = 50
 LOOK_BACK_S = 86_400
@@ -85,7 +86,8 @@ def _auction(context: Context, terms: Product, interval_start: int, now: int) ->
         return
     if terms.sealed:
         if not revealing_ended(context, terms.product, interval_start):
-            if now >= min(state.closed_at + terms.reveal_s, interval_start):
+            end = min(revealing_until(state, terms), interval_start)
+            if now >= end and gates.is_over(context, end):
                 yield Chore("book:EndReveal", book)
             return
         if waits_any(context, terms.product, interval_start):

@@ -37,10 +37,11 @@ from ..common.clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
 from ..common.money import amount_micro
 from ..common.pages import Bookmark, page
 from ..common.settings import Currency, EnergySettings, Price
+from ..registry import homes
 from ..registry.delegations import actor_for
 from ..registry.registry import Connection, connection_of, energy_settings
 from . import gates
-from .orders import current_position
+from .orders import check_caps, current_position
 from .positions import store_position
 
 MAX_WINDOW_INTERVALS = 96
@@ -339,7 +340,7 @@ class Market(Contract):
         """
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"ask for quotes of {connection_id}",
@@ -450,6 +451,7 @@ class Market(Contract):
             position = current_position(context, connection_id, delivery.interval_start)
             position = replace(position, sold_wh=position.sold_wh + delivery.energy_wh)
             actor.check("offer", rate.price_micro_per_kwh, position.promised_wh("offer"))
+            check_caps(context, connection, position, "offer", delivery.interval_start)
             store_position(context, connection_id, delivery.interval_start, position)
         payer = supplier_account(rate.supplier)
         grid = grid_account(connection.utility)
@@ -537,16 +539,10 @@ class Market(Contract):
             raise InvalidArgument("give either connection_id or supplier, not both")
         first = f"{from_:012d}"
         if connection_id is not None:
-            utility = connection_of(context, connection_id).utility
-            access.require(
-                access.is_home(context.creator, utility, connection_id)
-                or access.is_operator(context.creator, utility),
-                context.creator,
-                f"read trades of {connection_id}",
-                f"its home and operators of {utility}",
-            )
+            seen = homes.seen(context, connection_of(context, connection_id), "read trades")
             items, following = page(context, f"trade/{connection_id}/", first, limit, bookmark)
             trades = [stored_record(Trade, value) for _, value in items]
+            trades = [trade for trade in trades if seen.at(trade.window_start)]
         else:
             assert supplier is not None
             access.require(

@@ -34,7 +34,8 @@ from ..common.clock import utc_text
 from ..common.money import ceiling_micro
 from ..common.settings import Price
 from ..registry.delegations import Actor
-from ..registry.registry import energy_settings
+from ..registry.registry import Connection, energy_settings
+from . import caps
 from .auction import Side
 from .bilateral import contracted
 from .positions import OpenOrder, Position, check_capacity, position_of, store_position
@@ -123,7 +124,10 @@ class BookState:
     """A closed book; an open one has no state."""
 
     closed_at: Instant
+    """By the clock of who closed it."""
     product_version: Version
+    reveal_until: Instant | None = None
+    """Of a sealed book: when revealing may end, counted in gates (`sealed.reveal_until`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +306,20 @@ def with_contracts(
     return replace(position, contract_sold_wh=sold, contract_bought_wh=bought)
 
 
+def check_caps(
+    context: Context, connection: Connection, position: Position, side: str, interval_start: int
+) -> None:
+    """Raise Conflict if a connection's new position is more than the agreed caps allow."""
+    caps.check(
+        context,
+        connection,
+        position,
+        side,
+        interval_start,
+        lambda name: current_position(context, name, interval_start),
+    )
+
+
 def entered_position(
     context: Context,
     actor: Actor,
@@ -331,6 +349,7 @@ def entered_position(
             interval_start,
             energy_settings(context).interval_s,
         )
+        check_caps(context, actor.connection, position, order.side, interval_start)
         actor.check(order.side, order.price_micro_per_kwh, position.promised_wh(order.side))
         return position
 

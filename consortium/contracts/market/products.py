@@ -15,9 +15,12 @@ from consortium.chaincode.api import (
 
 from ..common import agreements
 from ..common.settings import Price
+from .gates import GATE_S, SKEW_S
 
 MAX_ZONES = 64
 MAX_PATHS = 1024
+REVEAL_DOUBT_S = SKEW_S + GATE_S
+"""How much longer than `reveal_s` revealing may last: time is counted in gates."""
 Fee = Annotated[int, Integer(0, 10**9, "micro-units per kWh")]
 FeederPower = Annotated[int, Integer(0, 10**10, "W")]
 
@@ -74,7 +77,7 @@ class Product:
     pledge_micro: Annotated[int, Integer(0, 10**12, "micro-units")] = 0
     """Above 0: orders are sealed until the book is closed; who doesn't reveal loses this."""
     reveal_s: Annotated[int, Integer(0, 86_400, "s")] = 0
-    """How long after the close sealed orders may be revealed."""
+    """How long after the close sealed orders may be revealed at least."""
 
     @property
     def sealed(self) -> bool:
@@ -133,10 +136,11 @@ def check_terms(product: Product) -> None:
         raise InvalidArgument("pledge_micro and reveal_s are for auctions; resting orders are seen")
     if product.sealed != bool(product.reveal_s):
         raise InvalidArgument("pledge_micro and reveal_s belong together: both, or neither")
-    if product.sealed and product.reveal_s >= product.gate_closure_s:
+    if product.sealed and product.reveal_s + REVEAL_DOUBT_S >= product.gate_closure_s:
         raise InvalidArgument(
-            f"reveal_s is {product.reveal_s}, but must be less than gate_closure_s, "
-            f"{product.gate_closure_s}, or no time is left for clearing"
+            f"reveal_s is {product.reveal_s}, but with {REVEAL_DOUBT_S} s for what clocks may be "
+            f"off must be less than gate_closure_s, {product.gate_closure_s}, or no time is left "
+            "for clearing"
         )
     pairs = [(path.seller_zone, path.buyer_zone) for path in product.paths]
     for index, pair in enumerate(pairs):

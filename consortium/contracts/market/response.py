@@ -39,6 +39,7 @@ from ..common import access, settings
 from ..common.clock import utc_text
 from ..common.money import amount_micro, half_even
 from ..common.pages import Bookmark, page
+from ..registry import homes
 from ..registry.delegations import actor_for
 from ..registry.registry import Connection, connection_of, energy_settings
 from . import gates
@@ -325,7 +326,7 @@ class Responses(Contract):
         """How a home takes part in an event."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"read responses of {connection_id}",

@@ -4,6 +4,11 @@ While the book is open an owner seals: it writes the hash of an order and pledge
 book is closed it reveals the order, which then stands in the book like any other, and has its
 pledge back. Who reveals nothing loses the pledge to its grid operator: else one could wait for what
 others reveal and pick.
+
+The time for revealing is counted in gates (`gates.py`) at both ends, not by the clocks of who
+closes the book and who ends revealing: from the first gate that wasn't written when the book was
+closed, to the first one that is `reveal_s` and `gates.SKEW_S` later. So owners have `reveal_s`
+whatever one clock says.
 """
 
 from dataclasses import dataclass
@@ -33,9 +38,11 @@ from ..common.clock import utc_text
 from ..common.settings import Price
 from ..registry.delegations import actor_for
 from ..registry.registry import connection_of, energy_settings
+from . import gates
 from .auctions import closed_terms, require_member, revealing_ended
 from .orders import (
     HOLD_AFTER_S,
+    BookState,
     Money,
     Order,
     OrderEnergy,
@@ -48,6 +55,7 @@ from .orders import (
     open_book,
     order_key,
 )
+from .products import Product
 
 MAX_FORFEITED = 500
 Commitment = Annotated[str, Text(r"[0-9a-f]{64}", "a SHA-256: 64 hex digits")]
@@ -259,11 +267,13 @@ class Sealing(Contract):
         state = closed_state(context, product, interval_start)
         assert state is not None
         now = settings.now(context, energy_settings(context))
-        until = state.closed_at + terms.reveal_s
-        if now < min(until, interval_start):
+        until = revealing_until(state, terms)
+        end = min(until, interval_start)
+        if now < end or not gates.is_over(context, end):
             raise Conflict(
                 f"orders of {product} for {utc_text(interval_start)} may be revealed until "
-                f"{utc_text(min(until, interval_start))}, and the channel's time is {utc_text(now)}"
+                f"{utc_text(end)}, and the channel's time is {utc_text(now)}, or no agent has "
+                "written that time's gate yet (gate:Begin)"
             )
         revealed = Revealed(now, until <= interval_start)
         context.put_state(key, canonical_json(revealed))
@@ -317,6 +327,11 @@ class Sealing(Contract):
         hold = pending_hold(context, connection_id, _pledge_id(interval_start, order_id))
         ledger.end_hold(hold, "voided")
         ledger.write()
+
+
+def revealing_until(state: BookState, terms: Product) -> int:
+    """When revealing may end, unless delivery begins before."""
+    return state.closed_at + terms.reveal_s if state.reveal_until is None else state.reveal_until
 
 
 def waits_any(context: Context, product: str, interval_start: int) -> bool:

@@ -2,7 +2,7 @@
 
 Rules, market and grid in figures that show no home, for all members; and the explanation of single
 amounts, for those whose amounts they are, for the utilities that are parties to them, and for
-regulators and auditors. Nothing is written here.
+regulators and auditors. Who these are, several utilities agree; nothing else is written here.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,29 @@ from consortium.chaincode.api import (
     InvalidArgument,
     LimitExceeded,
     MspId,
+    NotFound,
     Text,
     query,
     stored_json,
     stored_record,
+    transaction,
     under,
 )
 
 from ..assets.wallet import MAX_OPEN, supplier_account
 from ..balance.balance import Alert, Balance, Learned
 from ..balance.reliability import Interruption, indices
-from ..common import access, settings
+from ..common import access, agreements, settings
+from ..common.agreements import Agreement, Version
 from ..common.commitments import called
 from ..common.pages import Bookmark, page
 from ..common.settings import EnergySettings
 from ..market.auctions import Result
-from ..registry import roles
+from ..registry import homes, roles
 from ..registry.registry import Connection, energy_settings
+from . import overseers
 from .explained import KINDS, Explained, Reader, number, text
+from .overseers import EnrolmentId, Overseer
 
 MAX_CONNECTIONS = 100_000
 MAX_RESULTS = 3_000
@@ -109,18 +114,15 @@ class Oversight(Contract):
     def _require_sight(context: Context, kind: str, id_: str, explained: Explained) -> None:
         """Public figures for all; a home's for itself, its utilities and overseers."""
         creator = context.creator
-        if access.is_overseer(creator) or not (explained.connections or explained.utilities):
+        if not (explained.connections or explained.utilities) or overseers.is_overseer(context):
             return
-        now = settings.now(context, energy_settings(context))
-        allowed = roles.is_participant(context, creator, "regulator", now) or any(
-            access.is_supplier(creator, utility) for utility in explained.utilities
-        )
+        allowed = any(access.is_supplier(creator, utility) for utility in explained.utilities)
         for name in explained.connections:
             stored = context.get_state(f"connection/{name}")
             if stored is not None:
-                utility = stored_record(Connection, stored).utility
-                allowed = allowed or access.is_operator(creator, utility)
-                allowed = allowed or access.is_home(creator, utility, name)
+                connection = stored_record(Connection, stored)
+                allowed = allowed or access.is_operator(creator, connection.utility)
+                allowed = allowed or homes.is_home(context, connection)
             else:  # An account of a utility: SUPPLIER-…, GRID-…, ext/bank/….
                 own = supplier_account(creator.msp_id).removeprefix("SUPPLIER-")
                 theirs = name in (f"ext/bank/{creator.msp_id}",) or name.partition("-")[2] == own
@@ -131,6 +133,45 @@ class Oversight(Contract):
             f"have {kind} {id_} explained",
             "whose amount it is, their utilities, regulators and auditors",
         )
+
+    # Who oversees
+
+    @transaction
+    def propose_overseer(
+        self, context: Context, *, terms: Overseer, effective_from: Instant
+    ) -> Agreement:
+        """Propose a regulator or auditor, or that one is none any more."""
+        name = overseers.name_of(terms.msp_id, terms.enrolment_id)
+        return agreements.propose(context, overseers.OVERSEER, name, effective_from, terms)
+
+    @transaction
+    def approve_overseer(
+        self, context: Context, *, msp_id: MspId, enrolment_id: EnrolmentId, version: Version
+    ) -> Agreement:
+        """Approve a regulator or auditor for the caller's utility."""
+        name = overseers.name_of(msp_id, enrolment_id)
+        return agreements.approve(context, overseers.OVERSEER, name, version)
+
+    @query
+    def overseers(self, context: Context, *, at: Instant | None = None) -> list[Overseer]:
+        """All who oversee the channel at an instant; without one, now."""
+        instant = settings.now(context, energy_settings(context)) if at is None else at
+        found = []
+        for name in agreements.names(context, overseers.OVERSEER):
+            try:
+                terms = agreements.in_force(context, overseers.OVERSEER, name, instant, Overseer)
+            except NotFound:
+                continue
+            if terms.kind != "none":
+                found.append(terms)
+        return found
+
+    @query
+    def me(self, context: Context) -> dict[str, str | None]:
+        """What the caller oversees the channel as; chaincode `metering` asks it."""
+        return {"kind": overseers.kind_of(context)}
+
+    # Rules and figures
 
     @query
     def rules(

@@ -31,6 +31,7 @@ from ..common.clock import utc_text
 from ..common.pages import Bookmark, listed
 from ..common.settings import Price
 from ..market import gates
+from . import homes
 from .registry import Connection, connection_of, energy_settings
 
 Act = Annotated[str, Choice("order", "sell", "respond")]
@@ -105,7 +106,7 @@ def actor_for(
     creator = context.creator
     if delegation_id is None:
         access.require(
-            access.is_home(creator, connection.utility, connection_id),
+            homes.is_home(context, connection),
             creator,
             doing,
             "its home alone",
@@ -152,7 +153,7 @@ class Delegations(Contract):
         connection_id = delegation.connection_id
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id),
+            homes.is_home(context, connection),
             context.creator,
             f"give delegations of {connection_id}",
             "its home alone",
@@ -187,7 +188,7 @@ class Delegations(Contract):
         """End a delegation at once; again changes nothing."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"take back delegations of {connection_id}",
@@ -211,7 +212,7 @@ class Delegations(Contract):
         """The delegations of a connection."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"read delegations of {connection_id}",

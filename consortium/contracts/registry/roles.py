@@ -4,13 +4,15 @@ A connection point has a grid operator, a metering operator, a supplier, a balan
 party and a home; plants, traders and aggregators where there are any. Until somebody else is
 named, its utility is all of the first three, and the supplier is responsible for the balance.
 Parts change hands at instants between two intervals, half-open, never two at once and never back
-in time. Regulators and auditors are participants of the whole channel.
+in time. Regulators and auditors are nobody's part: see oversight:ProposeOverseer.
 
     participant/{participant_id}      Participant
     role/{connection_id}/{role}       the spans of a part; one role writes each
+    operates/{participant_id}         at which connections it was ever named plant operator
     switch/{connection_id}            a switch of supplier that its home has asked for
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -25,6 +27,7 @@ from consortium.chaincode.api import (
     Identifier,
     Instant,
     InvalidArgument,
+    LimitExceeded,
     MspId,
     NotFound,
     Text,
@@ -32,18 +35,23 @@ from consortium.chaincode.api import (
     query,
     stored_record,
     transaction,
+    under,
 )
 
 from ..common import access, dated, settings
 from ..common.clock import DAY_S, utc_text
 from ..common.dated import Span
 from ..market import gates
+from . import homes
 from .registry import Connection, connection_of, energy_settings
 
 SWITCH_LEAD_S = DAY_S
 """A supplier is switched a day ahead at least (Directive (EU) 2019/944, article 12: 24 hours)."""
 SWITCH_AHEAD_S = 366 * DAY_S
 """And a year at most."""
+
+MAX_OPERATED = 200
+"""Connections at which one company is plant operator, over all times."""
 
 KINDS = (
     "grid_operator",
@@ -53,8 +61,6 @@ KINDS = (
     "plant_operator",
     "trader",
     "aggregator",
-    "regulator",
-    "auditor",
 )
 Kind = Annotated[str, Choice(*KINDS)]
 Assigned = Annotated[
@@ -68,7 +74,7 @@ Assigned = Annotated[
         "aggregator",
     ),
 ]
-Role = Annotated[str, Choice(*KINDS[:7], "home")]
+Role = Annotated[str, Choice(*KINDS, "home")]
 Name = Annotated[str, Text(r"[^\x00-\x1f]{1,100}", "1 to 100 characters")]
 
 
@@ -88,6 +94,11 @@ class Participant:
 @dataclass(frozen=True, slots=True)
 class _Spans:
     spans: Annotated[tuple[Span, ...], AtMost(dated.MAX_SPANS)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Operated:
+    connections: Annotated[tuple[Identifier, ...], AtMost(MAX_OPERATED)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +136,7 @@ def participant_of(context: Context, participant_id: str) -> Participant | None:
 
 
 def is_participant(context: Context, creator: Creator, kind: str, at: int) -> bool:
-    """Whether the caller is of a kind of participant at an instant, such as a regulator."""
+    """Whether the caller is of a kind of participant at an instant, such as a trader."""
     name = access.participant(creator)
     found = None if name is None else participant_of(context, name)
     return (
@@ -142,13 +153,33 @@ def spans_of(context: Context, connection_id: str, role: str) -> tuple[Span, ...
     return () if stored is None else stored_record(_Spans, stored).spans
 
 
+def all_spans(context: Context) -> dict[tuple[str, str], tuple[Span, ...]]:
+    """The same of all connections: by connection and part, where somebody was named."""
+    found = {}
+    for key, value in context.range(*under("role/")):
+        _, connection_id, role = key.split("/")
+        found[connection_id, role] = stored_record(_Spans, value).spans
+    return found
+
+
 def role_at(context: Context, connection: Connection, role: str, at: int) -> str | None:
     """Who plays a part at an instant; None for parts that nobody plays."""
-    named = dated.holder_at(spans_of(context, connection.connection_id, role), at)
+
+    def spans(one: str) -> Sequence[Span]:
+        return spans_of(context, connection.connection_id, one)
+
+    return holder(spans, connection, role, at)
+
+
+def holder(
+    spans: Callable[[str], Sequence[Span]], connection: Connection, role: str, at: int
+) -> str | None:
+    """The same, by the spans of each of a connection's parts."""
+    named = dated.holder_at(spans(role), at)
     if named is not None:
         return named
     if role == "balance_responsible":
-        return role_at(context, connection, "supplier", at)
+        return holder(spans, connection, "supplier", at)
     if role in ("grid_operator", "metering_operator", "supplier"):
         return connection.utility
     return None
@@ -182,6 +213,24 @@ def acts_for(context: Context, creator: Creator, holder: str | None) -> bool:
         and found.utility == creator.msp_id
         and access.participant(creator) == holder
     )
+
+
+def operated_by(context: Context, operator: str) -> tuple[str, ...]:
+    """The connections at which a company was ever named plant operator, in order."""
+    stored = context.get_state(f"operates/{operator}")
+    return () if stored is None else stored_record(_Operated, stored).connections
+
+
+def _note_operator(context: Context, operator: str, connection_id: str) -> None:
+    before = operated_by(context, operator)
+    if connection_id in before:
+        return
+    if len(before) == MAX_OPERATED:
+        raise LimitExceeded(
+            f"{operator} was plant operator at {MAX_OPERATED} connections, the limit"
+        )
+    named = _Operated(tuple(sorted((*before, connection_id))))
+    context.put_state(f"operates/{operator}", canonical_json(named))
 
 
 class Roles(Contract):
@@ -264,6 +313,8 @@ class Roles(Contract):
         self._require_authority(context, connection, role, from_)
         dated.check_instant("from", from_, energy_settings(context).interval_s)
         self._check_holder(context, connection, role, holder, from_)
+        if role == "plant_operator":
+            _note_operator(context, holder, connection_id)
         spans = spans_of(context, connection_id, role)
         what = f"the part {role} at {connection_id}"
         return self._store(
@@ -333,7 +384,7 @@ class Roles(Contract):
         """Ask to be supplied by another company; it confirms. A later wish replaces an earlier."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id),
+            homes.is_home(context, connection),
             context.creator,
             f"switch the supplier of {connection_id}",
             "its home alone",
@@ -390,7 +441,7 @@ class Roles(Contract):
             raise NotFound(f"{connection_id} has no switch at {utc_text(from_)}")
         creator = context.creator
         access.require(
-            access.is_home(creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_supplier(creator, supplier)
             or acts_for(context, creator, supplier),
             creator,
@@ -505,7 +556,7 @@ class Roles(Contract):
             allowed = acts_for(context, creator, by)
             who = f"the supplier, {by},"
         else:
-            allowed = access.is_home(creator, connection.utility, connection.connection_id)
+            allowed = homes.is_home(context, connection)
             who = "its home"
         if not allowed:
             raise Forbidden(

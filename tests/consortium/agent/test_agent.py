@@ -138,6 +138,8 @@ class Refusing(Ledger):
         ('{"poll_s": "1"}', "poll_s must be a number"),
         ('{"at_once": 1.5}', "at_once must be a whole number"),
         ('{"enabled": 1}', "enabled must be true or false"),
+        ('{"suspend": "yes"}', "suspend must be true or false"),
+        ('{"corrections_poll_s": 0}', "corrections_poll_s is 0, but must be 0.1 to 86400"),
     ],
 )
 def test_settings(tmp_path: Path, text: str, said: str) -> None:

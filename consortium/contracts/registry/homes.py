@@ -1,0 +1,51 @@
+"""Who lives at a connection: whether the caller is its home now, and when it was.
+
+role/{connection_id}/home      the spans of all who have lived there; see `roles.py`
+"""
+
+from consortium.chaincode.api import Context, stored_record
+
+from ..common import access, settings
+from ..common.residence import EVERYBODY, NOBODY, Residence, Residents, residence_of
+from .registry import Connection, energy_settings
+
+
+def residence(context: Context, connection: Connection) -> Residence:
+    """When the caller has lived at a connection, in chaincode `energy`."""
+    name = connection.connection_id
+    if not access.is_home(context.creator, connection.utility, name):
+        return NOBODY
+    stored = context.get_state(f"role/{name}/home")
+    spans = () if stored is None else stored_record(Residents, stored).spans
+    return residence_of(context.creator, connection.utility, name, spans)
+
+
+def is_home(context: Context, connection: Connection) -> bool:
+    """Whether the caller lives at a connection now: then it may act for it."""
+    found = residence(context, connection)
+    return found.ever and found.at(settings.now(context, energy_settings(context)))
+
+
+def seen(context: Context, connection: Connection, act: str) -> Residence:
+    """Of which times the caller may see a connection's records: a home its own, operators all.
+
+    Raises Forbidden for anybody else.
+    """
+    if access.is_operator(context.creator, connection.utility):
+        return EVERYBODY
+    found = residence(context, connection)
+    access.require(
+        found.ever,
+        context.creator,
+        f"{act} of {connection.connection_id}",
+        f"its home and operators of {connection.utility}",
+    )
+    return found
+
+
+def lived_on(context: Context, utility: str, connection_id: str, day: str) -> bool:
+    """Whether the caller was the home at a connection of this utility on a day."""
+    if not access.is_home(context.creator, utility, connection_id):
+        return False
+    stored = context.get_state(f"connection/{connection_id}")
+    return stored is not None and residence(context, stored_record(Connection, stored)).on(day)
