@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import random
+import secrets
 import sys
 import tempfile
 import time
@@ -20,12 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consortium.chaincode.api import canonical_json
+from consortium.chaincode.api import canonical_json, verify_p256
 from consortium.contracts.common.clock import DAY_S
 from consortium.contracts.market.auction import ZoneBook, clear_zones, histogram
 from consortium.contracts.market.continuous import ContinuousBook, Order
 from consortium.contracts.market.orders import Order as StoredOrder
 from consortium.contracts.market.orders import hold_for, order_key, place_key
+from consortium.contracts.meters.meters import Meter
 from consortium.contracts.registry.registry import Connection
 from consortium.contracts.settlement.days import (
     MAX_CONNECTIONS,
@@ -37,6 +39,8 @@ from consortium.contracts.settlement.days import (
 )
 from consortium.contracts.settlement.firm import FirmTrade
 from consortium.contracts.settlement.settle import MARKET
+from gridledger_client import MeterKey, Reading, SignedReading, generate_key_pem
+from gridledger_client.readings import batch_transient
 from tests.consortium.contracts.ledger_world import Endorsed, LedgerWorld
 from tests.consortium.contracts.world import (
     ADMIN,
@@ -47,8 +51,10 @@ from tests.consortium.contracts.world import (
     batch,
     home,
 )
+from tests.consortium.ledger.channel import CHANNEL_ID
 
 INTERVAL = NOON + 4 * 3600
+READINGS_OF_METER = 10
 PRODUCT: dict[str, Any] = {
     "product": "ANY",
     "zones": [{"zone": "NORTH", "local_fee": 10_000, "entry_fee": 15_000, "exit_fee": 5_000}],
@@ -107,37 +113,45 @@ class Readings:
     """Of batches of one size."""
 
     batch: int
+    together: int
+    """How many each signature of a meter is for."""
     readings: int
     endorsing: Spent
     """By one peer: meters' signatures checked, values compared, sets made."""
+    waiting: Spent
+    """By the same peer: what is private laid aside until the block comes."""
     committing: Spent
     """By one peer, every signature of the transactions checked."""
     block_bytes_per_reading: float
 
 
-def readings(world: LedgerWorld, size: int, count: int) -> Readings:
-    """Endorse and commit `count` readings in batches of `size`."""
-    per_meter = min(size, 100)
-    meters: list[tuple[TestMeter, str]] = []
-    records: dict[str, bytes] = {}
-    for number in range(-(-count // per_meter)):
-        meter, connection = TestMeter(f"M-{size}-{number:05d}"), f"CP-{number:05d}"
-        argument = {
-            "meter_id": meter.meter_id,
-            "connection_id": connection,
-            "utility": "AuroraMSP",
-            "source_class": "declared",
-            "public_key": meter.public_key,
-        }
-        with world.view() as view:
-            answer = world.simulate(view, home(connection), "metering:RegisterMeter", argument)
-        records[f"meter/{meter.meter_id}"] = canonical_json(answer.value)
-        meters.append((meter, connection))
+def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readings:
+    """Endorse and commit `count` readings in batches of `size`, ten of each meter, in time."""
+    per_meter = min(size, READINGS_OF_METER)
+    world.now = NOON
+    meters = [f"M-{size}-{together}-{number:05d}" for number in range(-(-count // per_meter))]
+    key = MeterKey(generate_key_pem(), secrets.token_bytes(32))
+    records = {
+        f"meter/{name}": canonical_json(
+            Meter(name, f"CP-{name}", "AuroraMSP", "accredited", key.public_key_pem, 100_000)
+        )
+        for name in meters
+    }
     world.write(records, "metering")
     first = NOON - per_meter * 900
-    signed = [meter.day(first, per_meter) for meter, _ in meters]
-    flat = [reading for day in signed for reading in day][:count]
-    batches = [batch(*flat[at : at + size]) for at in range(0, count, size)]
+    signed: list[SignedReading] = []
+    for name in meters:
+        day = [
+            Reading(name, first + 900 * at, 900, 100, 0, 1000 + 100 * at, 0)
+            for at in range(per_meter)
+        ]
+        signed += (
+            [key.sign(one, CHANNEL_ID) for one in day]
+            if together == 1
+            else key.sign_together(day, CHANNEL_ID, together)
+        )
+    signed = signed[:count]
+    batches = [batch_transient(signed[at : at + size]) for at in range(0, count, size)]
 
     endorsed: list[Endorsed] = []
 
@@ -154,7 +168,12 @@ def readings(world: LedgerWorld, size: int, count: int) -> Readings:
 
     endorsing = Spent.by(endorse_all)
     assert all(int(one.value["accepted"]) for one in endorsed), endorsed[0].value
-    envelopes = [world.envelope(one) for one in endorsed]
+    envelopes: list[bytes] = []
+
+    def lay_aside() -> None:
+        envelopes.extend(world.envelope(one) for one in endorsed)
+
+    waiting = Spent.by(lay_aside)
     blocks = [envelopes[at : at + 100] for at in range(0, len(envelopes), 100)]
 
     def commit() -> None:
@@ -164,7 +183,20 @@ def readings(world: LedgerWorld, size: int, count: int) -> Readings:
 
     committing = Spent.by(commit)
     written = sum(map(len, envelopes)) / count
-    return Readings(size, count, endorsing, committing, written)
+    return Readings(size, together, count, endorsing, waiting, committing, written)
+
+
+def signature_us() -> float:
+    """CPU time of checking one signature here and now: what other figures compare with."""
+    meter = TestMeter()
+    reading = meter.reading(NOON)
+    message = json.dumps(reading, sort_keys=True).encode()
+    signature = meter.sign({"text": message.decode()})["signature"]
+    checks = [
+        Spent.by(lambda: [verify_p256(meter.public_key, signature, message) for _ in range(200)])
+        for _ in range(5)
+    ]
+    return min(one.each(200) for one in checks)
 
 
 # A large book
@@ -434,13 +466,19 @@ def run(count: int, orders: int, participants: int, sizes: Sequence[int]) -> dic
         print(what, file=sys.stderr)
 
     told(f"matching {orders} orders in memory")
-    found: dict[str, Any] = {"matching": asdict(matching(orders)), "readings": []}
+    found: dict[str, Any] = {
+        "signature_us": signature_us(),
+        "matching": asdict(matching(orders)),
+        "readings": [],
+    }
     told(f"settling a day of {participants} participants")
     found["settled"] = asdict(settled(participants))
     with _world() as world:
         for size in sizes:
             told(f"readings in batches of {size}")
-            found["readings"].append(asdict(readings(world, size, min(count, 2_000 * size))))
+            for together in dict.fromkeys((1, min(size, READINGS_OF_METER))):
+                some = min(count, 2_000 * size)
+                found["readings"].append(asdict(readings(world, size, together, some)))
         found["bytes"] = bytes_of_a_day(world)
     with _world() as world:
         told(f"clearing {orders} orders on the ledger")
@@ -467,15 +505,18 @@ def main(arguments: list[str] | None = None) -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"load average {load:.0f} before"
     )
-    print("readings (wall for all; CPU for each)")
-    print("batch  count  endorsed/s  committed/s  endorse µs  commit µs  bytes of block")
+    alone = found["signature_us"]
+    print(f"checking one signature: {alone:.0f} µs")
+    print("readings, CPU for each (laying aside includes two signatures of its transaction)")
+    print("batch  signed  count  endorse µs  lay aside µs  commit µs   /s core  bytes of block")
     for one in found["readings"]:
         endorsing, committing = Spent(**one["endorsing"]), Spent(**one["committing"])
-        count = one["readings"]
+        waiting, count = Spent(**one["waiting"]), one["readings"]
+        each = endorsing.each(count) + committing.each(count)
         print(
-            f"{one['batch']:5d} {count:6d} {count / endorsing.wall_s:11.0f} "
-            f"{count / committing.wall_s:12.0f} {endorsing.each(count):11.0f} "
-            f"{committing.each(count):10.0f} {one['block_bytes_per_reading']:15.0f}"
+            f"{one['batch']:5d} {one['together']:7d} {count:6d} {endorsing.each(count):11.0f} "
+            f"{waiting.each(count):13.0f} {committing.each(count):10.0f} {1e6 / each:9.0f} "
+            f"{one['block_bytes_per_reading']:15.0f}"
         )
     alone = found["matching"]
     print(

@@ -6,6 +6,7 @@ debug mode and fails a test that leaves a task, a timer or a thread behind. That
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def _only_in_home_assistant(name: str):
     return fixture
 
 
-configure_event_loop = _only_in_home_assistant("configure_event_loop")
-enable_event_loop_debug = _only_in_home_assistant("enable_event_loop_debug")
-verify_cleanup = _only_in_home_assistant("verify_cleanup")
+# Home Assistant 2026.6's plugin lacks one of them; a Home Assistant that is newer than any plugin
+# runs real processes only, without it.
+plugin = sys.modules.get("pytest_homeassistant_custom_component.plugins")
+for autouse in ("configure_event_loop", "enable_event_loop_debug", "verify_cleanup"):
+    if hasattr(plugin, autouse):
+        globals()[autouse] = _only_in_home_assistant(autouse)

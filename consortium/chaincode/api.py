@@ -25,6 +25,7 @@ import functools
 import hashlib
 import inspect
 import json
+import operator
 import re
 import types
 import typing
@@ -82,6 +83,19 @@ class LimitExceeded(ContractError):
     """Too much of something at once."""
 
     status = 413
+
+
+class InvariantError(Exception):
+    """What always holds does not: the contract is wrong, not its caller; nothing comes of the call.
+
+    Its sentence stays in the peer's log, like that of any other fault of a contract.
+    """
+
+
+def ensure(holds: bool, what: str) -> None:
+    """Raise InvariantError unless something holds; an `assert` that Python's -O leaves in."""
+    if not holds:
+        raise InvariantError(what)
 
 
 class _Member(Protocol):
@@ -220,10 +234,23 @@ def _shown(value: object) -> str:
 
 
 class Rule(Protocol):
-    """Reads one JSON value; raises InvalidArgument naming the field and its limit."""
+    """Reads one JSON value; raises InvalidArgument naming the field and its limit.
+
+    A rule for strings and integers may also have `texts`, see Texts.
+    """
 
     def read(self, value: Json, where: str) -> Any:
         """The value as the contract gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Strings that a rule takes, so that a record's fields are read by one regular expression."""
+
+    pattern: str
+    """Of whole strings: it matches none that the rule refuses, though not all that it takes."""
+    integer: bool = False
+    """Whether the rule makes an integer of them."""
 
 
 _DECIMAL = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -236,6 +263,18 @@ class Integer:
     minimum: int = MIN_INTEGER
     maximum: int = MAX_INTEGER
     unit: str = ""
+
+    @property
+    def texts(self) -> Texts | None:
+        """Integers of so many digits that all of them lie within the limits."""
+        fewest = len(str(max(self.minimum - 1, 0))) + (self.minimum > 1)
+        most = len(str(self.maximum + 1)) - 1
+        if self.minimum < 0:
+            most = min(most, len(str(1 - self.minimum)) - 1)
+        if self.maximum < 1 or fewest > most:
+            return None
+        sign, zero = "-?" if self.minimum < 0 else "", "0|" if self.minimum <= 0 else ""
+        return Texts(f"{zero}{sign}[1-9][0-9]{{{fewest - 1},{most - 1}}}", integer=True)
 
     def read(self, value: Json, where: str) -> int:
         """See Rule."""
@@ -269,6 +308,11 @@ class Text:
     pattern: str
     what: str
 
+    @property
+    def texts(self) -> Texts | None:
+        """All strings that match, if nothing in the pattern looks beyond them."""
+        return None if re.search(r"\(\?[^:]|\\[^.\-/]|[\^$]", self.pattern) else Texts(self.pattern)
+
     def read(self, value: Json, where: str) -> str:
         """See Rule."""
         if not isinstance(value, str) or not _compiled(self.pattern).fullmatch(value):
@@ -288,6 +332,11 @@ class Choice:
 
     def __init__(self, *options: str) -> None:
         self.options = options
+
+    @property
+    def texts(self) -> Texts:
+        """The words."""
+        return Texts("|".join(map(re.escape, self.options)))
 
     def read(self, value: Json, where: str) -> str:
         """See Rule."""
@@ -341,6 +390,46 @@ class _Field:
     required: bool
 
 
+class _Quick:
+    """Reads those fields of a record that are all strings, and as a rule in order, at once.
+
+    A match says that each field's rule takes it; without one the rules say what is wrong.
+    """
+
+    def __init__(self, fields: Sequence[tuple[_Field, Texts]]) -> None:
+        names = [field.json_name for field, _ in fields]
+        self.names = tuple(field.name for field, _ in fields)
+        self._values_of = operator.itemgetter(*names)
+        self._integers = tuple(field.name for field, texts in fields if texts.integer)
+        self._separators = len(names) - 1
+        self._pattern = "\0".join(f"(?:{texts.pattern})" for _, texts in fields)
+
+    def read(self, value: dict[str, Json]) -> dict[str, Any] | None:
+        """The fields by their Python names; None if a rule may refuse one."""
+        try:
+            texts = self._values_of(value)
+            text = "\0".join(texts)
+        except KeyError, TypeError:
+            return None
+        # No text may hold a separator, so what matches between two of them is one text.
+        if text.count("\0") != self._separators or not _compiled(self._pattern).fullmatch(text):
+            return None
+        values = dict(zip(self.names, texts, strict=True))
+        for name in self._integers:
+            values[name] = int(values[name])
+        return values
+
+
+def _quick(fields: Sequence[_Field]) -> _Quick | None:
+    """For the fields that must be there and are strings on their way, if that is worth it."""
+    found = []
+    for field in fields:
+        texts = getattr(field.rule, "texts", None) if field.required else None
+        if texts is not None:
+            found.append((field, texts))
+    return _Quick(found) if len(found) > 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """An object with known fields."""
@@ -348,6 +437,17 @@ class _Record:
     what: str
     make: Callable[..., Any]
     fields: tuple[_Field, ...]
+    quick: _Quick | None = None
+    others: tuple[_Field, ...] = ()
+    """Fields that are not read at once."""
+
+    @classmethod
+    def of(cls, what: str, make: Callable[..., Any], fields: tuple[_Field, ...]) -> _Record:
+        """With what can be read at once."""
+        quick = _quick(fields)
+        names = quick.names if quick else ()
+        others = tuple(field for field in fields if field.name not in names)
+        return cls(what, make, fields, quick, others)
 
     def read(self, value: Json, where: str) -> Any:
         return self.make(**self.values(value, where))
@@ -357,9 +457,13 @@ class _Record:
         if not isinstance(value, dict):
             raise InvalidArgument(f"{where or self.what} must be a JSON object")
         prefix = f"{where}." if where else ""
-        values = {}
-        known = 0
-        for field in self.fields:
+        values = self.quick.read(value) if self.quick else None
+        known, fields = 0, self.fields
+        if values is None:
+            values = {}
+        else:
+            known, fields = len(values), self.others
+        for field in fields:
             if field.json_name in value:
                 known += 1
                 values[field.name] = field.rule.read(
@@ -404,7 +508,7 @@ def _record_of(record: type) -> _Record:
     if record not in _RECORDS:
         hints = typing.get_type_hints(record, include_extras=True)
         assert dataclasses.is_dataclass(record)
-        _RECORDS[record] = _Record(
+        _RECORDS[record] = _Record.of(
             f"the {record.__name__.lower()}",
             record,
             tuple(
@@ -435,27 +539,63 @@ Instant = Annotated[int, Integer(0, 10**11, "(epoch seconds)")]
 
 def plain(value: object) -> Json:
     """Records, tuples and integers as they travel: every integer becomes a decimal string."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, int):
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return typing.cast("Json", value)
+    if kind is int:
         return str(value)
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name.rstrip("_"): plain(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-        }
+    if kind is dict:
+        named = typing.cast("dict[object, object]", value)
+        return {str(name): plain(item) for name, item in named.items()}
+    if kind is tuple or kind is list:
+        return [plain(item) for item in typing.cast("Sequence[object]", value)]
+    names = _NAMES.get(kind)
+    if names is None:
+        names = _NAMES[kind] = _names_of(kind)
+    if names:
+        return {name: plain(getattr(value, field)) for name, field in names}
+    return _plain_kind(value)
+
+
+def _plain_kind(value: object) -> Json:
+    """The same for kinds that come of those that `plain` knows."""
+    for kind, made in _KINDS:
+        if isinstance(value, kind):
+            return plain(made(value))
     raise TypeError(f"{type(value).__name__} has no place on the ledger")
+
+
+_KINDS: tuple[tuple[type, Callable[[Any], object]], ...] = (
+    (str, str.__str__),
+    (int, int),
+    (dict, dict),
+    (list, list),
+    (tuple, tuple),
+)
+
+
+_NAMES: dict[type, tuple[tuple[str, str], ...]] = {}
+
+
+def _names_of(kind: type) -> tuple[tuple[str, str], ...]:
+    """The names of a record's fields in JSON and in Python; none for what is no record."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    return tuple((field.name.rstrip("_"), field.name) for field in dataclasses.fields(kind))
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=False,
+    allow_nan=False,
+    check_circular=False,  # `plain` has made a tree of it
+)
 
 
 def canonical_json(value: object) -> bytes:
     """The one JSON text of a value: names sorted, no spaces, UTF-8, integers as strings."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _CANONICAL.encode(plain(value)).encode()
 
 
 def _no_float(text: str) -> typing.NoReturn:
@@ -489,7 +629,8 @@ def _load(data: bytes, what: str, limit: int) -> Json:
             object_pairs_hook=_unique_names,
         )
         # An escaped half of a surrogate pair is no character and could not be written back.
-        json.dumps(value, ensure_ascii=False).encode()
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{what} is not JSON: {str(error)[:_SHOWN_CHARACTERS]}") from None
     return value
@@ -524,15 +665,36 @@ def read_item[R](record: type[R], item: Json) -> R:
 
 def stored_record[R](record: type[R], data: bytes) -> R:
     """A record that a contract stored with `canonical_json`."""
-    return typing.cast("R", _record_of(record).read(json.loads(data), record.__name__))
+    return typing.cast("R", _record_of(record).read(stored_json(data), record.__name__))
 
 
 def stored_json(data: bytes) -> Json:
     """What a contract stored with `canonical_json`, of whatever kind it is."""
-    return typing.cast("Json", json.loads(data))
+    # Canonical JSON begins with its value and ends with it: no looking for spaces or encodings.
+    text = data.decode()
+    value, end = _DECODER.raw_decode(text)
+    if end != len(text):
+        raise ValueError("what is stored goes on after its JSON")
+    return typing.cast("Json", value)
+
+
+_DECODER = json.JSONDecoder()
 
 
 # Cryptography: pure functions of their arguments
+
+
+def sha256(data: bytes) -> bytes:
+    """SHA-256."""
+    return hashlib.sha256(data).digest()
+
+
+def base64_bytes(text: str) -> bytes:
+    """What standard base64 stands for; raises InvalidArgument."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error, ValueError:
+        raise InvalidArgument(f"{_shown(text)} is not base64") from None
 
 
 def sha256_hex(data: bytes) -> str:
@@ -565,8 +727,8 @@ def canonical_public_key(pem: str) -> str:
 def verify_p256(public_key_pem: str, signature_base64: str, message: bytes) -> bool:
     """Whether the key signed the message: ECDSA over SHA-256, DER in base64, low S."""
     try:
-        signature = base64.b64decode(signature_base64, validate=True)
-    except binascii.Error, ValueError:
+        signature = base64_bytes(signature_base64)
+    except InvalidArgument:
         return False
     return verify_signature(_public_key(public_key_pem), signature, message)
 
@@ -629,7 +791,7 @@ class Contract:
             name = "".join(word.capitalize() for word in method_name.split("_"))
             purpose = (inspect.getdoc(method) or "").partition("\n")[0]
             found[name] = Function(
-                name, method_name, writes, _Record("the argument", dict, tuple(fields)), purpose
+                name, method_name, writes, _Record.of("the argument", dict, tuple(fields)), purpose
             )
         return found
 

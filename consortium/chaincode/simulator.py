@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -126,7 +127,7 @@ class _Range:
 @dataclass(slots=True)
 class _Collection:
     reads: dict[str, Version | None] = field(default_factory=dict)
-    writes: dict[str, kvrwset_pb2.KVWrite] = field(default_factory=dict)
+    writes: dict[str, bytes] = field(default_factory=dict)
     purged: dict[str, bool] = field(default_factory=dict)
     metadata: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
@@ -184,6 +185,7 @@ class TransactionSimulator:
         self._namespaces: dict[str, _Namespace] = {}
         self._ranges: list[_Range] = []
         self._private_reads: dict[tuple[str, str], None] = {}
+        self._hashes: dict[str, bytes] = {}
         self._written_bytes = 0
         self._wrote = False
         self._read_only = ""  # why, once the transaction may not write any more
@@ -214,7 +216,7 @@ class TransactionSimulator:
         Recorded as far as the caller has iterated: whoever stops early depends on those keys alone.
         """
         self._check_open()
-        self._count_read(start, end)
+        self._count_read(len(start) + len(end))
         self._namespace(namespace)
         recorded = _Range(namespace, kvrwset_pb2.RangeQueryInfo(start_key=start))
         self._ranges.append(recorded)
@@ -260,7 +262,7 @@ class TransactionSimulator:
 
     def put_state(self, namespace: str, key: str, value: bytes) -> None:
         """Record a write; an empty value is a deletion."""
-        self._before_write(key, value)
+        self._before_write(len(key) + len(value))
         self._namespace(namespace).writes[key] = value
 
     def del_state(self, namespace: str, key: str) -> None:
@@ -269,7 +271,7 @@ class TransactionSimulator:
 
     def put_metadata(self, namespace: str, key: str, metadata: Mapping[str, bytes]) -> None:
         """Record a key's whole metadata anew; nothing in it takes the metadata away."""
-        self._before_write(key, *metadata.values())
+        self._before_write(len(key) + sum(map(len, metadata.values())))
         self._namespace(namespace).metadata[key] = dict(metadata)
 
     # private state
@@ -282,7 +284,7 @@ class TransactionSimulator:
         """
         recorded = self._collection(namespace, collection)
         self._check_read(namespace, collection)
-        self._count_read(key)
+        self._count_read(len(key))
         with self._lock:
             self._check_open()
             found = self._view.get_private(namespace, collection, key)
@@ -327,8 +329,8 @@ class TransactionSimulator:
         """Record a private write; an empty value is a deletion."""
         recorded = self._collection(namespace, collection)
         self._check_write(namespace, collection)
-        self._before_write(key, value)
-        recorded.writes[key] = _write(key, value)
+        self._before_write(len(key) + len(value))
+        recorded.writes[key] = value
         recorded.purged.pop(key, None)
 
     def del_private(self, namespace: str, collection: str, key: str) -> None:
@@ -351,7 +353,7 @@ class TransactionSimulator:
         """Record a private key's whole metadata anew."""
         recorded = self._collection(namespace, collection)
         self._check_write(namespace, collection)
-        self._before_write(key, *metadata.values())
+        self._before_write(len(key) + sum(map(len, metadata.values())))
         recorded.metadata[key] = dict(metadata)
 
     # the end
@@ -387,7 +389,7 @@ class TransactionSimulator:
             for collection, hashed in _in_order(public.collections):
                 added.collection_hashed_rwset.add(
                     collection_name=collection,
-                    hashed_rwset=_bytes(_hashed(hashed)),
+                    hashed_rwset=_bytes(self._hashed(hashed)),
                     pvt_rwset_hash=_private_hash(private, name, collection),
                 )
         rwset = _bytes(namespaces)
@@ -403,6 +405,27 @@ class TransactionSimulator:
             written_policies=self._written_policies(),
         )
 
+    def _hashed(self, recorded: _Collection) -> kvrwset_pb2.HashedRWSet:
+        """A collection's hashed set, in order of the keys themselves."""
+        hashed = kvrwset_pb2.HashedRWSet(
+            metadata_writes=[
+                kvrwset_pb2.KVMetadataWriteHash(
+                    key_hash=self._hash(key), entries=_entries(metadata)
+                )
+                for key, metadata in _in_order(recorded.metadata)
+            ]
+        )
+        for key, version in _in_order(recorded.reads):
+            hashed.hashed_reads.add(key_hash=self._hash(key), version=_version(version))
+        for key, value in _in_order(recorded.writes):
+            hashed.hashed_writes.add(
+                key_hash=self._hash(key),
+                is_delete=not value,
+                value_hash=hashlib.sha256(value).digest() if value else b"",
+                is_purge=key in recorded.purged,
+            )
+        return hashed
+
     def _written_policies(self) -> dict[tuple[str, str], tuple[bytes, ...]]:
         """Looked up in the state, without being recorded as reads."""
         found: dict[tuple[str, str], dict[bytes, None]] = {}
@@ -412,10 +435,18 @@ class TransactionSimulator:
                     own = _own_policy(self._view.get(name, key))
                     found.setdefault((name, ""), {})[own] = None
                 for collection, recorded in _in_order(public.collections):
+                    own_policies: dict[bytes, None] = {}
                     for key in sorted({*recorded.writes, *recorded.metadata}):
-                        hashed = self._view.get_private_hash(name, collection, key_hash(key))
-                        own = _own_policy(hashed)
-                        found.setdefault((name, collection), {})[own] = None
+                        # A key that isn't there, as was read before, has no policy.
+                        if recorded.reads.get(key, key) is None:
+                            own = b""
+                        else:
+                            own = _own_policy(
+                                self._view.get_private_hash(name, collection, self._hash(key))
+                            )
+                        own_policies[own] = None
+                    if own_policies:
+                        found[name, collection] = own_policies
         return {place: tuple(policies) for place, policies in found.items()}
 
     def _private(self) -> rwset_pb2.TxPvtReadWriteSet:
@@ -430,19 +461,16 @@ class TransactionSimulator:
                 continue
             namespace = private.ns_pvt_rwset.add(namespace=name)
             for collection, recorded in written:
-                namespace.collection_pvt_rwset.add(
-                    collection_name=collection,
-                    rwset=_bytes(
-                        kvrwset_pb2.KVRWSet(
-                            writes=[write for _, write in _in_order(recorded.writes)],
-                            # Only the key: its metadata stands with the hash.
-                            metadata_writes=[
-                                kvrwset_pb2.KVMetadataWrite(key=key)
-                                for key, _ in _in_order(recorded.metadata)
-                            ],
-                        )
-                    ),
+                # Only keys of metadata: they themselves stand with the hash.
+                writes = kvrwset_pb2.KVRWSet(
+                    metadata_writes=[
+                        kvrwset_pb2.KVMetadataWrite(key=key)
+                        for key, _ in _in_order(recorded.metadata)
+                    ]
                 )
+                for key, value in _in_order(recorded.writes):
+                    writes.writes.add(key=key, is_delete=not value, value=value)
+                namespace.collection_pvt_rwset.add(collection_name=collection, rwset=_bytes(writes))
         return private
 
     def _finished_ranges(self) -> list[_Range]:
@@ -466,7 +494,10 @@ class TransactionSimulator:
             raise SimulationClosedError(f"the transaction cannot go on: {self._closed}")
 
     def _namespace(self, name: str) -> _Namespace:
-        return self._namespaces.setdefault(name, _Namespace())
+        found = self._namespaces.get(name)
+        if found is None:
+            found = self._namespaces[name] = _Namespace()
+        return found
 
     def _check_collection(self, namespace: str, collection: str) -> None:
         if self._lookup is None:
@@ -481,11 +512,12 @@ class TransactionSimulator:
 
     def _may(self, namespace: str, collection: str) -> Access:
         space = (namespace, collection)
-        if space not in self._access:
-            self._access[space] = (
+        access = self._access.get(space)
+        if access is None:
+            access = self._access[space] = (
                 Access(True, True) if self._access_lookup is None else self._access_lookup(*space)
             )
-        return self._access[space]
+        return access
 
     def _check_read(self, namespace: str, collection: str) -> None:
         if not self._may(namespace, collection).read:
@@ -502,11 +534,15 @@ class TransactionSimulator:
             )
 
     def _collection(self, namespace: str, collection: str) -> _Collection:
-        self._check_collection(namespace, collection)
-        return self._namespace(namespace).collections.setdefault(collection, _Collection())
+        collections = self._namespace(namespace).collections
+        recorded = collections.get(collection)
+        if recorded is None:  # else it has been checked before
+            self._check_collection(namespace, collection)
+            recorded = collections[collection] = _Collection()
+        return recorded
 
     def _read(self, namespace: str, key: str) -> VersionedValue | None:
-        self._count_read(key)
+        self._count_read(len(key))
         with self._lock:
             self._check_open()
             found = self._view.get(namespace, key)
@@ -515,33 +551,39 @@ class TransactionSimulator:
 
     def _read_hash(self, namespace: str, collection: str, key: str) -> VersionedValue | None:
         recorded = self._collection(namespace, collection)
-        self._count_read(key)
+        self._count_read(len(key))
         with self._lock:
             self._check_open()
-            found = self._view.get_private_hash(namespace, collection, key_hash(key))
+            found = self._view.get_private_hash(namespace, collection, self._hash(key))
         recorded.reads[key] = None if found is None else found.version
         return found
 
-    def _count_read(self, *names: str) -> None:
+    def _hash(self, key: str) -> bytes:
+        found = self._hashes.get(key)
+        if found is None:
+            found = self._hashes[key] = key_hash(key)
+        return found
+
+    def _count_read(self, characters: int) -> None:
         self._read_count += 1
         if self._read_count > self._max_reads:
             raise LimitError(
                 f"the transaction reads {self._read_count} keys or more, but may read "
                 f"{self._max_reads}; split it"
             )
-        self._read_bytes += sum(map(len, names))
+        self._read_bytes += characters
         if self._read_bytes > MAX_READ_BYTES:
             raise LimitError(
                 f"the keys that the transaction reads have {self._read_bytes} characters or more, "
                 f"but may have {MAX_READ_BYTES}; split it"
             )
 
-    def _before_write(self, key: str, *values: bytes) -> None:
+    def _before_write(self, size: int) -> None:
         self._check_open()
         if self._read_only:
             raise SimulationError(f"this transaction {self._read_only} instead")
         self._wrote = True
-        self._written_bytes += len(key) + sum(map(len, values))
+        self._written_bytes += size
         check_write_bytes(self._written_bytes, self._max_write_bytes)
 
     def _iterate(self, recorded: _Range, end: str) -> Iterator[tuple[str, bytes]]:
@@ -620,7 +662,7 @@ class TransactionSimulator:
 
 def _in_order[V](items: Mapping[str, V]) -> list[tuple[str, V]]:
     """By the keys' UTF-8 bytes, which is also the order of their code points."""
-    return sorted(items.items(), key=lambda item: item[0])
+    return sorted(items.items(), key=itemgetter(0))
 
 
 def _bytes(
@@ -663,29 +705,6 @@ def _metadata(stored: bytes) -> dict[str, bytes]:
     except DecodeError as error:
         raise SimulationError("the stored metadata of a key cannot be read") from error
     return {entry.name: entry.value for entry in entries}
-
-
-def _hashed(recorded: _Collection) -> kvrwset_pb2.HashedRWSet:
-    """A collection's hashed set, in order of the keys themselves."""
-    return kvrwset_pb2.HashedRWSet(
-        hashed_reads=[
-            kvrwset_pb2.KVReadHash(key_hash=key_hash(key), version=_version(version))
-            for key, version in _in_order(recorded.reads)
-        ],
-        hashed_writes=[
-            kvrwset_pb2.KVWriteHash(
-                key_hash=key_hash(key),
-                is_delete=write.is_delete,
-                value_hash=b"" if write.is_delete else hashlib.sha256(write.value).digest(),
-                is_purge=key in recorded.purged,
-            )
-            for key, write in _in_order(recorded.writes)
-        ],
-        metadata_writes=[
-            kvrwset_pb2.KVMetadataWriteHash(key_hash=key_hash(key), entries=_entries(metadata))
-            for key, metadata in _in_order(recorded.metadata)
-        ],
-    )
 
 
 def _private_hash(private: rwset_pb2.TxPvtReadWriteSet, namespace: str, collection: str) -> bytes:

@@ -54,7 +54,7 @@ from gridledger_client import (
 )
 from gridledger_client.enrolment import same_fingerprint
 
-from . import backup, channel, export, invite, membership, orderer, snapshot
+from . import announce, backup, channel, export, invite, membership, orderer, snapshot
 from . import contract as contract_commands
 from .blocks import describe_block
 from .output import Patience
@@ -172,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--processes", action="store_true", help="each node in its own process")
     up.set_defaults(run=_network_up)
     membership.add_commands(network, common)
+    announce.add_commands(network, common, _until_stopped)
     status = network.add_parser("status", parents=[common], help="height and state of every node")
     status.set_defaults(run=_network_status)
 
@@ -365,14 +366,15 @@ async def _network_status(options: argparse.Namespace) -> int:
                     row["gateway"],
                     row["state"],
                     row.get("height", "-"),
-                    row["block_hash"][:32] if row["state"] == "up" else row["why"],
+                    row["block_hash"][:32] if row["state"] == "up" else "-",
                     row["orderer"],
                     row["ca"],
                 )
                 for row in rows
             ],
             ("UTILITY", "GATEWAY", "PEER", "HEIGHT", "LAST BLOCK", "ORDERER", "CA"),
-        ),
+        )
+        + "".join(f"\n{row['utility']}: {row['why']}" for row in rows if row["state"] != "up"),
     )
     return 0 if all(row["state"] == "up" for row in rows) else 1
 

@@ -44,9 +44,9 @@ from .rwset import VALID, NamespaceSet, Transaction, open_transaction
 from .state import (
     STATE,
     LedgerError,
+    RememberedState,
     StoredState,
-    VersionedValue,
-    encode_value,
+    encode_parts,
     hash_key,
     state_key,
 )
@@ -681,7 +681,7 @@ class Ledger:
             verify_block_signature(block, judge.config)
         transactions = open_block(block)
         with self._environment.read(privileged=True) as transaction:
-            state = StoredState(transaction)
+            state = RememberedState(transaction)
             outcome = validate_block(
                 number,
                 transactions,
@@ -1080,8 +1080,8 @@ def _write_state(transaction: WriteTransaction, updates: UpdateBatch) -> None:
         if update.value is None:
             transaction.delete(STATE, place)
         else:
-            value = VersionedValue(update.value, update.metadata, update.version)
-            transaction.put(STATE, place, encode_value(value))
+            value = encode_parts(update.value, update.metadata, update.version)
+            transaction.put(STATE, place, value)
 
 
 def _write_config_history(transaction: WriteTransaction, number: int, outcome: Outcome) -> None:

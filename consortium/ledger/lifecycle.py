@@ -421,6 +421,7 @@ class Policies:
         self._view = view
         self._config = config
         self._definitions: dict[str, ChaincodeDefinition | None] = {}
+        self._collections: dict[tuple[str, str], bytes | None] = {}
 
     def definition(self, name: str) -> ChaincodeDefinition | None:
         """A contract's committed definition; None too for one that is unreadable."""
@@ -451,12 +452,16 @@ class Policies:
         msp_id = implicit_organization(collection)
         if msp_id is not None:
             return self._implicit(msp_id)
-        config = found.collection(collection) if found else None
-        if found is None or config is None:
-            return None
-        if config.HasField("endorsement_policy"):
-            return config.endorsement_policy.SerializeToString()
-        return found.endorsement_policy
+        space = (name, collection)
+        if space not in self._collections:
+            config = found.collection(collection) if found else None
+            if found is None or config is None:
+                self._collections[space] = None
+            elif config.HasField("endorsement_policy"):
+                self._collections[space] = config.endorsement_policy.SerializeToString()
+            else:
+                self._collections[space] = found.endorsement_policy
+        return self._collections[space]
 
     def key(self, namespace: str, key: str) -> bytes:
         """A public key's own policy as `SignaturePolicyEnvelope` bytes, empty for none."""

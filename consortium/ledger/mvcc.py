@@ -55,34 +55,38 @@ class UpdateBatch:
         metadata are left out. (Fabric core/ledger/kvledger/txmgmt/txmgr/update_batch_bytes.go.)
         """
         rows: list[bytes] = []
+        ends: dict[Version, bytes] = {}
+
+        def add(key: bytes, update: Update) -> None:
+            end = ends.get(update.version)
+            if end is None:
+                block, tx = update.version
+                end = ends[update.version] = encode_field(6, ordered(block) + ordered(tx))
+            value = b"\x20\x01" if update.value is None else encode_field(5, update.value)
+            rows.append(encode_field(1, heading + encode_field(3, key) + value + end))
+
         names = {*self.public, *(name for name, _ in self.hashed)}
         for name in sorted(names - {""}):
             heading = encode_field(1, name.encode())
             for key, update in sorted(self.public.get(name, {}).items()):
-                rows.append(_row(heading, key.encode(), update))
+                add(key.encode(), update)
                 heading = b""
             for space in sorted(s for s in self.hashed if s[0] == name):
                 heading += encode_field(2, space[1].encode())
                 for key_hash, update in sorted(self.hashed[space].items()):
-                    rows.append(_row(heading, key_hash, update))
+                    add(key_hash, update)
                     heading = b""
-        return b"".join(encode_field(1, row) for row in rows)
-
-
-def _row(heading: bytes, key: bytes, update: Update) -> bytes:
-    row = heading + encode_field(3, key)
-    if update.value is None:
-        row += b"\x20\x01"
-    else:
-        row += encode_field(5, update.value)
-    return row + encode_field(6, ordered(update.version.block) + ordered(update.version.tx))
+        return b"".join(rows)
 
 
 def encode_field(number: int, content: bytes) -> bytes:
     """A length-delimited protobuf field, absent when empty."""
     if not content:
         return b""
-    return bytes((number << 3 | 2,)) + varint(len(content)) + content
+    size = len(content)
+    if size < 0x80:
+        return bytes((number << 3 | 2, size)) + content
+    return bytes((number << 3 | 2,)) + varint(size) + content
 
 
 def varint(number: int) -> bytes:

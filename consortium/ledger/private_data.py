@@ -38,7 +38,7 @@ from .state import (
     StoredState,
     Version,
     VersionedValue,
-    encode_value,
+    encode_parts,
     hash_key,
     key_hash,
     private_namespace,
@@ -573,13 +573,14 @@ def write(transaction: WriteTransaction, number: int, effects: PrivateEffects) -
 
 
 def _put_values(transaction: WriteTransaction, space: Space, values: dict[str, Update]) -> None:
+    namespace = private_namespace(*space)
     for key, update in values.items():
-        place = state_key(private_namespace(*space), key)
+        place = state_key(namespace, key)
         if update.value is None:
             transaction.delete(STATE, place)
         else:
-            value = VersionedValue(update.value, update.metadata, update.version)
-            transaction.put(STATE, place, encode_value(value))
+            value = encode_parts(update.value, update.metadata, update.version)
+            transaction.put(STATE, place, value)
 
 
 def _put_set(transaction: WriteTransaction, place: PrivatePlace, data: bytes) -> None:

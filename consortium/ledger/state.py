@@ -96,8 +96,12 @@ def key_hash(key: str) -> bytes:
 
 def encode_value(value: VersionedValue) -> bytes:
     """The table's value."""
-    head = _VALUE_HEAD.pack(value.version.block, value.version.tx, len(value.metadata))
-    return head + value.metadata + value.value
+    return encode_parts(value.value, value.metadata, value.version)
+
+
+def encode_parts(value: bytes, metadata: bytes, version: Version) -> bytes:
+    """The same, of a value's parts."""
+    return _VALUE_HEAD.pack(version.block, version.tx, len(metadata)) + metadata + value
 
 
 def decode_value(stored: bytes) -> VersionedValue:
@@ -162,3 +166,34 @@ class StoredState:
     ) -> VersionedValue | None:
         stored = self._transaction.get(STATE, hash_key(namespace, collection, key_hash))
         return None if stored is None else decode_value(stored)
+
+
+class RememberedState(StoredState):
+    """The same, for one block: its keys are looked at by policies, by readers and by writers."""
+
+    def __init__(self, transaction: ReadTransaction) -> None:
+        super().__init__(transaction)
+        self._values: dict[tuple[str, str], VersionedValue | None] = {}
+        self._hashes: dict[tuple[str, str, bytes], VersionedValue | None] = {}
+
+    def get(self, namespace: str, key: str) -> VersionedValue | None:
+        place = (namespace, key)
+        if place not in self._values:
+            self._values[place] = super().get(namespace, key)
+        return self._values[place]
+
+    def version(self, namespace: str, key: str) -> Version | None:
+        """The version of a public key."""
+        place = (namespace, key)
+        if place not in self._values:
+            return super().version(namespace, key)  # keys that are read may not be written
+        found = self._values[place]
+        return None if found is None else found.version
+
+    def get_private_hash(
+        self, namespace: str, collection: str, key_hash: bytes
+    ) -> VersionedValue | None:
+        place = (namespace, collection, key_hash)
+        if place not in self._hashes:
+            self._hashes[place] = super().get_private_hash(namespace, collection, key_hash)
+        return self._hashes[place]

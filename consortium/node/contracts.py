@@ -17,7 +17,14 @@ from consortium.contracts.package import VERSION, package, package_id
 from consortium.identity.policies import parse_policy
 from consortium.ledger.lifecycle import DEFAULT_POLICY, ChaincodeDefinition, policy_reference
 from consortium.wire import peer_pb2
-from gridledger_client import CommitFailed, GatewayClient, Identity, Timeout, TransactionRefused
+from gridledger_client import (
+    CommitFailed,
+    ConnectionFailed,
+    GatewayClient,
+    Identity,
+    Timeout,
+    TransactionRefused,
+)
 
 from .lifecycle import PeerAdmin
 from .network import Network, Utility
@@ -57,11 +64,21 @@ async def ensure_contracts(
     refuses or does not answer.
     """
     admins = [PeerAdmin(network, utility) for utility in network.utilities]
+    deadline = time.monotonic() + READY_TIMEOUT_S
     try:
-        for name in chaincodes():
-            await _ensure(network, admins, name, progress, upgrade=upgrade)
-        for name in chaincodes():
-            await _configure(network, admins[0].gateway, name)
+        while True:
+            try:
+                for name in chaincodes():
+                    await _ensure(network, admins, name, progress, upgrade=upgrade)
+                for name in chaincodes():
+                    await _configure(network, admins[0].gateway, name)
+            except ConnectionFailed:
+                # On a busy machine a node may be up and a handshake still take too long.
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
     finally:
         await asyncio.gather(*(admin.close() for admin in admins))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import grpc
 
-from consortium.agent import Agent, AgentError, AgentSettings
+from consortium.agent import Agent, AgentError, AgentSettings, asked_of
 from consortium.ca.service import CaService
 from consortium.chaincode.packages import PackageError, PackageStore, builder_variables
 from consortium.chaincode.routing import PackageExecutor
@@ -220,7 +220,7 @@ class ScheduledActs:
             [utility.gateway_address], network.channel, identity, network.tls_bundle_pem
         )
         asked = {
-            name: [each for each in chaincode.functions if each.endswith(":Due")]
+            name: asked_of(chaincode.functions, settings)
             for name, chaincode in chaincodes().items()
         }
         self.agent = Agent(

@@ -3,19 +3,60 @@
 On the utility's own peers, where the readings are. A day is settled as soon as its last interval is
 read, or once a reading would be late anyway; a settled period is billed. What was computed in
 private is posted by the next call, with the part of it that is public.
+
+What comes after a day is final is an adjustment: all that came of a day until nothing more has come
+for an hour is one (`Corrections`). Limits and suspensions are named apart (`Steps`).
 """
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
-from consortium.chaincode.api import Context, Contract, query
+from consortium.chaincode.api import AtMost, Context, Contract, ContractError, Identifier, query
 
-from ..billing.bill_basis import OpenBills, Statement, statement_key
+from ..billing.bill_basis import (
+    MAX_RUNS,
+    BilledDay,
+    OpenBill,
+    OpenBills,
+    Statement,
+    statement_key,
+)
+from ..billing.bill_records import corrected
+from ..billing.protections import CLEARANCE_S, ReadySteps, clearance_of, mark_of
 from ..common import access, commitments, settings
+from ..common.clock import DAY_S, day_of
 from ..common.commitments import called
 from ..common.settings import MeteringSettings
-from ..settlement.days import OpenDay, OpenDays, Summary, summary_key
+from ..settlement.daybook import all_metered, metered_of
+from ..settlement.days import (
+    MAX_MEMBERS,
+    DayInputs,
+    OpenDay,
+    OpenDays,
+    Rows,
+    Summary,
+    rows_key,
+    summary_key,
+)
+from ..settlement.firm import Shares
+from .meters import meter_of
 from .pseudonyms import together
-from .readings import Store, connection_intervals
+from .readings import Arrival, Store, connection_intervals, late_arrivals
+
+LOOK_BACK_DAYS = 7
+"""How long after it came a correction is looked at: by then it is posted."""
+REST_S = 3600
+"""Nothing more of a day must have come for so long, so that it is adjusted once."""
+MAX_ADJUSTMENTS = 99
+MAX_CORRECTIONS = 20
+MAX_CALLS = 50
+"""Calls that settle, of one answer; the others are named once these are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    connections: Annotated[tuple[Identifier, ...], AtMost(MAX_MEMBERS)]
 
 
 def _is_read(
@@ -42,18 +83,100 @@ class Duties(Contract):
     def due(self, context: Context) -> list[dict[str, Any]]:
         """Calls that settle days and make bills, for the caller's utility alone."""
         utility = context.creator.msp_id
+        self._require_operator(context, utility)
+        open_days = called(context, "energy", "agenda:Days", OpenDays, utility=utility)
+        found = self._settle(context, utility, open_days.days)
+        open_bills = called(context, "energy", "agenda:Bills", OpenBills, utility=utility)
+        for bill in open_bills.bills:
+            found.append(self._bill(context, utility, bill, 1))
+        return found
+
+    @query
+    def corrections(self, context: Context) -> list[dict[str, Any]]:
+        """Calls that adjust final days, and their bills, to what came since, each day once."""
+        utility = context.creator.msp_id
+        self._require_operator(context, utility)
+        own = settings.read(context, MeteringSettings, "metering:Configure")
+        days: list[OpenDay] = []
+        bills: list[dict[str, Any]] = []
+        seen: dict[tuple[str, str], None] = {}
+        for meter_id, at in _rested(context, utility, settings.now(context, own)):
+            name = meter_of(context, meter_id).connection_id
+            inputs = _final_inputs(context, utility, name, at)
+            day = day_of(at) if inputs is None else inputs.day
+            if (name, day) in seen:
+                continue
+            seen[name, day] = None
+            following = None if inputs is None else _next_run(context, utility, inputs, name)
+            if inputs is not None and following is not None:
+                group = tuple(one.connection_id for one in inputs.connections)
+                if not any(one.day == inputs.day and name in one.connections for one in days):
+                    days.append(OpenDay(inputs.day, following, inputs.to, inputs.from_,
+                                        len(group) > 1, group))  # fmt: skip
+                continue
+            billed = _billed(context, name, at)
+            if billed.from_day is None or billed.to_day is None or billed.run is None:
+                continue
+            if billed.run < MAX_RUNS and corrected(
+                context, name, billed.from_day, billed.to_day, billed.run
+            ):
+                bill = OpenBill(name, billed.from_day, billed.to_day)
+                call = self._bill(context, utility, bill, billed.run + 1)
+                bills += [] if call in bills else [call]
+            if len(days) + len(bills) >= MAX_CORRECTIONS:
+                break
+        return self._settle(context, utility, days) + bills
+
+    @query
+    def steps(self, context: Context) -> list[dict[str, Any]]:
+        """Calls that limit or suspend homes of the caller's utility that everything allows to.
+
+        Of homes that are protected, or of which nobody has said that they aren't, none.
+        """
+        utility = context.creator.msp_id
+        self._require_operator(context, utility)
+        now = settings.now(context, settings.read(context, MeteringSettings, "metering:Configure"))
+        found: list[dict[str, Any]] = []
+        for step in called(context, "energy", "agenda:Steps", ReadySteps, utility=utility).steps:
+            name = step.connection_id
+            mark = mark_of(context, utility, name)
+            if mark is None or (mark.kind != "none" and now < mark.until):
+                continue
+            clearance = clearance_of(context, utility, name)
+            fresh = clearance is not None and clearance.case == step.case
+            if (
+                clearance is not None
+                and fresh
+                and (clearance.cleared_at <= now < clearance.cleared_at + CLEARANCE_S // 2)
+            ):
+                argument = {"connection_id": name, "cleared_at": clearance.cleared_at}
+                found.append({"chaincode": "energy", "function": step.function,
+                              "argument": argument, "utility": utility,
+                              "endorsing": []})  # fmt: skip
+            else:
+                found.append({"function": "protection:Clear", "argument": {"connection_id": name},
+                              "utility": utility})  # fmt: skip
+        return found
+
+    @staticmethod
+    def _require_operator(context: Context, utility: str) -> None:
         access.require(
             access.is_operator(context.creator, utility),
             context.creator,
             f"see what is due at {utility}",
             f"operators of {utility}",
         )
+
+    @staticmethod
+    def _settle(context: Context, utility: str, days: Sequence[OpenDay]) -> list[dict[str, Any]]:
+        """Calls that commit and post days."""
         own = settings.read(context, MeteringSettings, "metering:Configure")
         now = settings.now(context, own)
         store = Store(context, utility)
         found: list[dict[str, Any]] = []
-        open_days = called(context, "energy", "agenda:Days", OpenDays, utility=utility)
-        for one, homes in together(context, utility, open_days.days):
+        for one, homes in together(context, utility, days):
+            if len(found) >= MAX_CALLS:
+                break
             where = {"utility": utility, "day": one.day, "run": one.run}
             summaries: list[Summary] = []
             rest: list[str] = []
@@ -83,7 +206,9 @@ class Duties(Contract):
                         "endorsing": [],
                     }
                 )
-            if rest:
+            lacking = [] if not rest else _undelivered(context, utility, store, one, rest)
+            found += lacking
+            if rest and not lacking:
                 found.append(
                     {
                         "function": "daybook:Commit",
@@ -91,20 +216,128 @@ class Duties(Contract):
                         "utility": utility,
                     }
                 )
-        open_bills = called(context, "energy", "agenda:Bills", OpenBills, utility=utility)
-        for bill in open_bills.bills:
-            key = statement_key(bill.connection_id, bill.from_day, 1)
-            statement = commitments.opened(context, utility, key, Statement)
-            if statement is None:
-                found.append({"function": "bill:Compute", "argument": bill, "utility": utility})
-            else:
-                found.append(
-                    {
-                        "chaincode": "energy",
-                        "function": "billing:Post",
-                        "argument": {"statement": statement},
-                        "utility": utility,
-                        "endorsing": [],
-                    }
-                )
         return found
+
+    @staticmethod
+    def _bill(context: Context, utility: str, bill: OpenBill, run: int) -> dict[str, Any]:
+        """The call that computes a bill, or, once that is done, the one that posts it."""
+        key = statement_key(bill.connection_id, bill.from_day, run)
+        statement = commitments.opened(context, utility, key, Statement)
+        if statement is None:
+            argument = {
+                "connection_id": bill.connection_id,
+                "from_day": bill.from_day,
+                "to_day": bill.to_day,
+                **({} if run == 1 else {"run": run}),
+            }
+            return {"function": "bill:Compute", "argument": argument, "utility": utility}
+        return {
+            "chaincode": "energy",
+            "function": "billing:Post",
+            "argument": {"statement": statement},
+            "utility": utility,
+            "endorsing": [],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    from_: int
+    to: int
+    interval_s: int
+
+
+def _undelivered(
+    context: Context, utility: str, store: Store, one: OpenDay, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Calls that publish what contracts as produced have delivered, where that isn't yet so."""
+    own = settings.read(context, MeteringSettings, "metering:Configure")
+    found: list[dict[str, Any]] = []
+    shares = called(context, "energy", "bilateral:Shares", Shares, connections=list(names),
+                    **{"from": one.from_}, to=one.to).shares  # fmt: skip
+    for share in shares:
+        end = share.from_ + len(share.published_wh) * own.interval_s
+        span = _Span(share.from_, end, own.interval_s)
+        metered, _ = metered_of(store, share.connection_id, span, end, scan=True)
+        energies = [each.export_wh * share.share_ppm // 1_000_000 for each in metered]
+        if energies != list(share.published_wh):
+            found.append(
+                {
+                    "chaincode": "energy",
+                    "function": "bilateral:Deliver",
+                    "argument": {
+                        "contract_id": share.contract_id,
+                        "from": share.from_,
+                        "energies_wh": energies,
+                    },
+                    "utility": utility,
+                    "endorsing": [],
+                }
+            )
+    return found
+
+
+def _rested(context: Context, utility: str, now: int) -> list[tuple[str, int]]:
+    """(meter, interval) of what came late or as a correction and has rested, in order.
+
+    Of each meter and UTC day, only once nothing more has come for `REST_S`.
+    """
+    store = Store(context, utility)
+    arrivals: dict[tuple[str, str], list[Arrival]] = {}
+    first = max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
+    for day in range(first, now + 1, DAY_S):
+        for one in late_arrivals(store, day_of(day)):
+            # No day is final within a day; most of what is late comes before.
+            if one.at < now - DAY_S:
+                arrivals.setdefault((one.meter_id, day_of(one.at)), []).append(one)
+    return [
+        (one.meter_id, one.at)
+        for each in arrivals.values()
+        if max(one.accepted_at for one in each) <= now - REST_S
+        for one in each
+    ]
+
+
+def _billed(context: Context, name: str, at: int) -> BilledDay:
+    """By which bill an instant was billed; by none where there is no supply or calendar."""
+    try:
+        return called(context, "energy", "agenda:Billed", BilledDay, connection_id=name, at=at)
+    except ContractError:
+        return BilledDay(name, None, None, None)
+
+
+def _final_inputs(context: Context, utility: str, name: str, at: int) -> DayInputs | None:
+    """The day of an instant, with all who are settled together; None unless all are final."""
+    for day in (day_of(at), day_of(at + DAY_S), day_of(max(0, at - DAY_S))):
+        try:
+            group = called(context, "energy", "sharing:Together", _Together,
+                           connection_id=name, day=day).connections  # fmt: skip
+            inputs = called(context, "energy", "settlement:Inputs", DayInputs, utility=utility,
+                            day=day, connections=list(group))  # fmt: skip
+        except ContractError:
+            continue  # a day without terms, or of another utility's meters
+        if inputs.from_ <= at < inputs.to:
+            runs = [one.posted for one in inputs.connections]
+            return inputs if all(run not in (None, "provisional") for run in runs) else None
+    return None
+
+
+def _next_run(context: Context, utility: str, inputs: DayInputs, name: str) -> str | None:
+    """The run that adjusts a day to what was read since; None if nothing changes, or can any more.
+
+    The salt of a day's rows is made of the salts of its readings, so it tells which they were.
+    """
+    own = settings.read(context, MeteringSettings, "metering:Configure")
+    (posted,) = [one.posted for one in inputs.connections if one.connection_id == name]
+    assert posted is not None
+    number = 0 if posted == "final" else int(posted.removeprefix("adjustment-"))
+    if number == MAX_ADJUSTMENTS or settings.now(context, own) > inputs.adjustable_until:
+        return None
+    key = rows_key(inputs.day, posted, name)
+    opened = commitments.opened(context, utility, key, Rows)
+    if opened is None:
+        return None
+    _, secrets = all_metered(context, Store(context, utility), inputs, inputs.to, scan=True)
+    if not secrets[name] or commitments.salt(context, key, secrets[name]) == opened.salt:
+        return None
+    return f"adjustment-{number + 1}"

@@ -18,12 +18,13 @@ from consortium.chaincode.api import (
     ContractError,
     Json,
     NotFound,
+    canonical_json,
     read_item,
-    verify_p256,
 )
 
 from ..common import access, settings
 from ..common.clock import real_seconds, utc_text
+from ..common.residence import residence
 from ..common.settings import MeteringSettings
 from .meters import Meter, meter_of
 from .readings import (
@@ -34,6 +35,7 @@ from .readings import (
     Store,
     signed_bytes,
 )
+from .signatures import Signatures
 
 CLOCK_TOLERANCE_S = 60
 """How far a meter's clock may be ahead of the channel's, in real time even under a replay clock."""
@@ -97,6 +99,8 @@ class Intake:
         self._intervals: dict[tuple[str, int], _Staged] = {}
         self._registers: dict[tuple[str, int], _Staged] = {}
         self._look_backs = 0
+        self._channel_json = canonical_json(context.channel_id).decode()
+        self._signatures = Signatures(context.channel_id)
         self._stored: dict[tuple[str, int], Reading | None] = {}
 
     @property
@@ -208,9 +212,9 @@ class Intake:
                     "foreign_meter", f"meter {meter_id} is {meter.utility}'s, not {self._utility}'s"
                 )
             creator = self._context.creator
-            if not self._operates and not access.is_home(
-                creator, meter.utility, meter.connection_id
-            ):
+            if not self._operates and not residence(
+                self._context, meter.utility, meter.connection_id
+            ).at(self._now):
                 raise Refusal(
                     "forbidden",
                     f"{access.described(creator)} may not submit readings of meter {meter_id}; "
@@ -302,9 +306,8 @@ class Intake:
                     "substituted values in place of a meter's",
                 )
             return
-        if not verify_p256(
-            meter.public_key, reading.signature, signed_bytes(self._context.channel_id, reading)
-        ):
+        signed = signed_bytes(self._channel_json, reading)
+        if not self._signatures.holds(meter.public_key, meter.meter_id, reading.signature, signed):
             raise Refusal(
                 "signature",
                 "signature does not hold for the registered public key over this channel and "

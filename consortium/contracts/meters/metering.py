@@ -39,8 +39,9 @@ from consortium.chaincode.api import (
 from ..common import access, settings
 from ..common.clock import DAY_S, Day, Replay, day_start, utc_text
 from ..common.commitments import called, collection
-from ..common.dated import Span, check_instant
+from ..common.dated import check_instant
 from ..common.pages import Bookmark, listed
+from ..common.residence import EVERYBODY, residence
 from ..common.settings import Currency, Deadline, IntervalLength, MeteringSettings
 from . import meters, silence
 from .intake import Intake
@@ -121,18 +122,13 @@ class _Paths:
     paths: Annotated[tuple[_Path, ...], AtMost(_PATHS_AT_ONCE)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Residents:
-    spans: Annotated[tuple[Span, ...], AtMost(200)]
-
-
 @dataclass(slots=True)
 class _Sight:
     """A meter and from when to when the caller may see its readings."""
 
     meter: Meter
     from_: int = 0
-    to: int = 10**11
+    to: int = 10**12
 
 
 def _settings(context: Context) -> MeteringSettings:
@@ -157,8 +153,9 @@ def _require_owner(context: Context, meter: Meter, act: str) -> None:
     if meter.source_class == "accredited":
         _require_operator(context, meter.utility, f"{act} accredited meter {meter.meter_id}")
         return
+    own = residence(context, meter.utility, meter.connection_id)
     access.require(
-        access.is_home(context.creator, meter.utility, meter.connection_id),
+        own == EVERYBODY or (own.ever and own.at(_now(context))),
         context.creator,
         f"{act} declared meter {meter.meter_id}",
         f"the home at {meter.connection_id} of {meter.utility}",
@@ -173,52 +170,49 @@ def _require_sight(context: Context, meter: Meter) -> _Sight:
     creator = context.creator
     if access.is_operator(creator, meter.utility):
         return _Sight(meter)
+    own = residence(context, meter.utility, meter.connection_id)
     access.require(
-        access.is_home(creator, meter.utility, meter.connection_id),
+        own.ever,
         creator,
         f"read meter {meter.meter_id}",
         f"the home at {meter.connection_id} and operators of {meter.utility}",
     )
-    span = _residence(context, meter.connection_id)
-    return _Sight(meter) if span is None else _Sight(meter, span.from_, span.until or 10**11)
+    return _Sight(meter, *own.spans[-1])
 
 
 def _check_place(context: Context, meter: Meter) -> None:
     """Raise Conflict for a meter at another utility's connection, where the registry knows it.
 
     A connection's list of meters is limited, and a stranger could fill it. Accredited ones are of
-    who operates the metering when they are installed, declared ones of who certifies the home.
+    who operates the metering now, or when they will be installed if that is later; declared ones
+    of who certifies the home.
     """
-    wanted: dict[str, Any] = {"connection_id": meter.connection_id}
-    function, field = "registry:Connection", "utility"
-    if meter.source_class == "accredited":
-        wanted["at"] = meter.installed_at
-        function, field = "roles:Parts", "metering_operator"
-    answer = context.call("energy", [function.encode(), canonical_json(wanted)])
-    if answer.status >= 400:
-        return  # Not a connection, as a transformer isn't, or not entered yet.
-    found = stored_json(answer.payload)
-    utility = found.get(field) if isinstance(found, dict) else None
-    if utility != meter.utility:
+    if meter.source_class != "accredited":
+        utility, _ = _placed(context, meter, "registry:Connection", "utility", None)
+    else:
+        utility, now = _placed(context, meter, "roles:Parts", "metering_operator", None)
+        if now < meter.installed_at:
+            at = meter.installed_at
+            utility, _ = _placed(context, meter, "roles:Parts", "metering_operator", at)
+    if utility not in (None, meter.utility):
         raise Conflict(f"connection {meter.connection_id} is {utility}'s, not {meter.utility}'s")
 
 
-def _residence(context: Context, connection_id: str) -> Span | None:
-    """Since when the caller lives there, where the registry knows it."""
-    answer = context.call(
-        "energy",
-        [b"roles:Residence", canonical_json({"connection_id": connection_id})],
-    )
-    if answer.status >= 400:
-        return None  # Its operator hasn't entered the connection yet.
-    spans = stored_record(_Residents, answer.payload).spans
-    if not spans:
-        return None
-    resident = context.creator.attributes.get(access.RESIDENT)
-    own = [span for span in spans if resident is None or span.holder == resident]
-    if not own:
-        raise Forbidden(f"{access.described(context.creator)} never lived at {connection_id}")
-    return own[-1]
+def _placed(
+    context: Context, meter: Meter, function: str, field: str, at: int | None
+) -> tuple[str | None, int]:
+    """Whose a meter's place is, as the registry has it, and the instant that holds for.
+
+    None if it is no connection, as a transformer isn't, or isn't entered yet.
+    """
+    wanted: dict[str, Any] = {"connection_id": meter.connection_id}
+    if at is not None:
+        wanted["at"] = at
+    answer = context.call("energy", [function.encode(), canonical_json(wanted)])
+    found = stored_json(answer.payload) if answer.status < 400 else None
+    if not isinstance(found, dict):
+        return None, 0
+    return str(found.get(field)), int(str(found.get("at", 0)))
 
 
 class Metering(Contract):
@@ -302,7 +296,8 @@ class Metering(Contract):
         _require_owner(context, meter, "register")
         if installed_at:
             check_instant("installed_at", installed_at, _settings(context).interval_s)
-        _check_place(context, meter)
+        if context.get_state(f"meter/{meter_id}") is None:
+            _check_place(context, meter)
         return meters.enter(context, meter)
 
     @transaction

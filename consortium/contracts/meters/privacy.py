@@ -40,6 +40,7 @@ from ..common.clock import DAY_S, Day, day_start, utc_text
 from ..common.commitments import called, collection
 from ..common.dated import MAX_SPANS, Span
 from ..common.pages import Bookmark
+from ..common.residence import Residence, residence, residence_of
 from ..common.settings import MeteringSettings
 from .meters import meter_of, meters_of
 from .pseudonyms import Link, Links, link_key, link_of
@@ -261,13 +262,13 @@ class Privacy(Contract):
         creator = context.creator
         operator = access.is_operator(creator, home.utility)
         access.require(
-            operator or access.is_home(creator, home.utility, connection_id),
+            operator or residence_of(creator, home.utility, connection_id, home.spans).ever,
             creator,
             f"export what is kept of {connection_id}",
             f"its home and operators of {home.utility}",
         )
-        resident = creator.attributes.get(access.RESIDENT)
-        own = [span for span in home.spans if resident is None or span.holder == resident][-1:]
+        own = residence_of(creator, home.utility, connection_id, home.spans)
+        _, now = _clock(context)
         records: list[dict[str, Json]] = []
         found: list[tuple[str, str]] = []
         size = 0
@@ -281,7 +282,7 @@ class Privacy(Contract):
                 if first and key < first:
                     continue
                 start = _place(key).start
-                if not operator and home.spans and not any(_within(span, start) for span in own):
+                if not operator and not _is_own(own, start, now):
                     continue
                 if len(records) == limit or size > MAX_PAGE_BYTES:
                     last_number, last_key = found[-1]
@@ -418,7 +419,7 @@ class Privacy(Contract):
         """Whose pseudonym a name is, on a peer of its utility; null for a name of its own."""
         access.require(
             access.is_operator(context.creator, utility)
-            or access.is_home(context.creator, utility, pseudonym),
+            or residence(context, utility, pseudonym).ever,
             context.creator,
             f"see whose pseudonym {pseudonym} is",
             f"itself and operators of {utility}",
@@ -435,11 +436,9 @@ class Privacy(Contract):
         )
 
 
-def _within(span: Span, start: int | None) -> bool:
+def _is_own(own: Residence, start: int | None, now: int) -> bool:
     """Whether something is of a resident's time; what has no time is of who lives there now."""
-    if start is None:
-        return span.until is None
-    return span.from_ <= start and (span.until is None or start < span.until)
+    return own.at(now if start is None else start)
 
 
 def _clock(context: Context) -> tuple[MeteringSettings, int]:

@@ -128,21 +128,18 @@ def together(
         for name in one.connections:
             if name not in links:
                 links[name] = link_of(context, utility, name)
+    linked: dict[tuple[str, str, str], list[str]] = {}
+    for one in days:
+        for name in one.connections:
+            link = links[name]
+            if link is not None and link.holds(one.day):
+                linked.setdefault((one.day, one.run, link.connection_id), []).append(name)
     found = []
     for one in days:
-        homes = {
-            name: link.connection_id
-            for other in days
-            if (other.day, other.run) == (one.day, one.run)
-            for name in other.connections
-            if (link := links[name]) is not None
-            and link.holds(one.day)
-            and link.connection_id in one.connections
-        }
+        names_of = {home: linked.get((one.day, one.run, home), []) for home in one.connections}
+        homes = {name: home for home, names in names_of.items() for name in names}
         families = [
-            [home, *(name for name in sorted(homes) if homes[name] == home)]
-            for home in one.connections
-            if links[home] is None
+            [home, *sorted(names_of[home])] for home in one.connections if links[home] is None
         ]
         parts: list[list[str]] = [[]]
         for family in sorted(families, key=lambda names: (len(names) == 1, names)):

@@ -31,6 +31,7 @@ from consortium.chaincode.api import (
     Json,
     Rule,
     Text,
+    Texts,
     canonical_json,
     plain,
     sha256_hex,
@@ -42,6 +43,7 @@ from ..common.clock import DAY_S, Day, day_of
 from ..common.commitments import collection
 from ..common.settings import IntervalLength
 from .meters import Meter, meters_of
+from .signatures import Signature
 
 MAX_VERSIONS = 9
 """Of one interval: a tenth value of it is a dispute, not a correction."""
@@ -55,6 +57,11 @@ class Private:
 
     rule: Rule
     what: str
+
+    @property
+    def texts(self) -> Texts | None:
+        """See `api.Rule`."""
+        return getattr(self.rule, "texts", None)
 
     def read(self, value: Json, where: str) -> object:
         """See `api.Rule`."""
@@ -72,13 +79,6 @@ Register = Annotated[
 ]
 Quality = Annotated[str, Choice(*QUALITIES)]
 Salt = Annotated[str, Private(Text(r"[0-9a-f]{64}", ""), "64 lower-case hex digits")]
-Signature = Annotated[
-    str,
-    Text(
-        r"[A-Za-z0-9+/]{0,124}={0,2}",
-        "base64 of a DER signature, empty for a value that an operator puts in its place",
-    ),
-]
 ReadingVersion = Annotated[int, Integer(1, MAX_VERSIONS)]
 
 
@@ -174,9 +174,11 @@ def stored_bytes(reading: Anyone) -> bytes:
     return _text(reading, "", f'"signature":"{reading.signature}",')
 
 
-def signed_bytes(channel_id: str, reading: Anyone) -> bytes:
-    """What a meter signs: canonical JSON of the channel and all fields but the signature."""
-    channel = canonical_json(channel_id).decode()
+def signed_bytes(channel: str, reading: Anyone) -> bytes:
+    """What a meter signs: canonical JSON of the channel and all fields but the signature.
+
+    `channel` is the channel's name in canonical JSON.
+    """
     return _text(reading, f'"channel":{channel},', "")
 
 
@@ -215,6 +217,13 @@ class Arrival:
     accepted_at: Instant
     kind: Annotated[str, Choice("late", "correction", "adjustment")]
     """adjustment: after the interval was final."""
+
+
+def arrival_key(arrival: Arrival) -> str:
+    """Where it stands that something came late or as a correction."""
+    return (
+        f"late/{day_of(arrival.accepted_at)}/{arrival.meter_id}/{arrival.at:012d}/{arrival.version}"
+    )
 
 
 class Store:
@@ -290,11 +299,7 @@ class Store:
 
     def put_arrival(self, arrival: Arrival) -> None:
         """Note what came late or as a correction."""
-        key = (
-            f"late/{day_of(arrival.accepted_at)}/{arrival.meter_id}/{arrival.at:012d}/"
-            f"{arrival.version}"
-        )
-        self.context.put_private(self._collection, key, canonical_json(arrival))
+        self.context.put_private(self._collection, arrival_key(arrival), canonical_json(arrival))
 
     # By range: in queries only
 
@@ -359,6 +364,20 @@ def late_arrivals(store: Store, day: Day) -> Iterator[Arrival]:
     start, end = under(f"late/{day}/")
     for _, value in store.context.range_private(collection(store.utility), start, end):
         yield stored_record(Arrival, value)
+
+
+LOOKED_BACK_S = 430 * DAY_S
+"""So long after its interval a correction may have come."""
+
+
+def arrival_of(store: Store, meter_id: str, at: int, version: int) -> Arrival | None:
+    """When a reading came, if late or as a correction; by single reads, one for each day since."""
+    for day in range(at - at % DAY_S, at + LOOKED_BACK_S, DAY_S):
+        wanted = arrival_key(Arrival(meter_id, at, version, day, "late"))
+        stored = store.context.get_private(collection(store.utility), wanted)
+        if stored is not None:
+            return stored_record(Arrival, stored)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ begun never changes. Its members are metered by one utility, which settles them 
     seat/{community}/{seat}          who has the seat: there are as many as may be members
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -39,6 +40,7 @@ from ..common.agreements import Agreement, Version
 from ..common.clock import DAY_S, Day, day_start, utc_text
 from ..common.settings import Price
 from ..market import gates
+from ..registry import homes
 from ..registry.registry import connection_of, energy_settings
 from .days import MAX_MEMBERS, CommunityDay, Key
 
@@ -95,10 +97,23 @@ def memberships_of(context: Context, connection_id: str) -> tuple[Membership, ..
 
 def community_at(context: Context, connection_id: str, day: str) -> str | None:
     """The community that a home is a member of on a day."""
-    for span in memberships_of(context, connection_id):
+    return community_of(memberships_of(context, connection_id), day)
+
+
+def community_of(memberships: Sequence[Membership], day: str) -> str | None:
+    """The same, by all that a home has joined."""
+    for span in memberships:
         if span.holds(day_start(day)):
             return span.community
     return None
+
+
+def all_memberships(context: Context) -> dict[str, tuple[Membership, ...]]:
+    """All communities that homes have joined, by home."""
+    return {
+        key.removeprefix("member/"): stored_record(_Memberships, value).spans
+        for key, value in context.range(*under("member/"))
+    }
 
 
 def members_at(context: Context, community: str, day: str) -> tuple[str, ...]:
@@ -184,7 +199,7 @@ class Communities(Contract):
         """Become a member from a later day on; the same again changes nothing."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id),
+            homes.is_home(context, connection),
             context.creator,
             f"join a community with {connection_id}",
             "its home alone",
@@ -221,7 +236,7 @@ class Communities(Contract):
         """Be no member from a later day on; the same again changes nothing."""
         connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
+            homes.is_home(context, connection)
             or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"leave a community with {connection_id}",

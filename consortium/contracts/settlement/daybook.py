@@ -13,9 +13,9 @@ What has no reading is estimated: by the same interval a week before, else a day
 nothing. It is marked, and the reading counts as soon as it comes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from consortium.chaincode.api import (
     AtMost,
@@ -35,10 +35,19 @@ from consortium.chaincode.api import (
 from ..common import access, commitments, settings
 from ..common.clock import DAY_S, Day
 from ..common.commitments import called
+from ..common.residence import EVERYBODY, require_day, residence
 from ..common.settings import MeteringSettings
 from ..meters.meters import meters_of
 from ..meters.pseudonyms import homes_of, split
-from ..meters.readings import MAX_VERSIONS, Reading, Store, connection_intervals, fields_of
+from ..meters.readings import (
+    MAX_VERSIONS,
+    Arrival,
+    Reading,
+    Store,
+    arrival_of,
+    connection_intervals,
+    fields_of,
+)
 from .days import (
     MAX_CONNECTIONS,
     DayInputs,
@@ -56,6 +65,7 @@ from .days import (
     summarize,
     summary_key,
     window_of,
+    windows_beside,
 )
 
 ESTIMATED_FROM_S = (7 * DAY_S, DAY_S)
@@ -91,8 +101,8 @@ def _estimate(store: Store, meter_id: str, start: int) -> Reading | None:
     return None
 
 
-def _metered(
-    store: Store, connection_id: str, inputs: DayInputs, until: int, *, scan: bool
+def metered_of(
+    store: Store, connection_id: str, inputs: Times, until: int, *, scan: bool
 ) -> tuple[list[MeteredInterval], list[str]]:
     """A connection's intervals, estimated where they are missing before `until`; the salts."""
     found = connection_intervals(
@@ -121,7 +131,7 @@ def _metered(
     return intervals, secrets
 
 
-def _all_metered(
+def all_metered(
     context: Context, store: Store, inputs: DayInputs, until: int, *, scan: bool
 ) -> tuple[dict[str, list[MeteredInterval]], dict[str, list[str]]]:
     """What each connection and each pseudonym has of the day, and the salts it rests on."""
@@ -131,7 +141,7 @@ def _all_metered(
     for one in inputs.connections:
         name = one.connection_id
         if name not in homes:
-            metered[name], secrets[name] = _metered(store, name, inputs, until, scan=scan)
+            metered[name], secrets[name] = metered_of(store, name, inputs, until, scan=scan)
     for one in inputs.connections:
         home = homes.get(one.connection_id)
         if home is not None:
@@ -143,6 +153,34 @@ def _all_metered(
     return metered, secrets
 
 
+def _check_shares(inputs: DayInputs, metered: Mapping[str, Sequence[MeteredInterval]]) -> None:
+    """Raise Conflict where a contract's published deliveries aren't its share of the export."""
+    for one in inputs.connections:
+        for trade in one.trades:
+            if not trade.share_ppm:
+                continue
+            found = metered[one.connection_id][
+                (trade.interval_start - inputs.from_) // inputs.interval_s
+            ]
+            if trade.produced_wh(found.export_wh) != -trade.energy_wh:
+                raise Conflict(
+                    f"contract {trade.reference} sells {trade.share_ppm} ppm of what "
+                    f"{one.connection_id} exports, and what was published for "
+                    f"{trade.interval_start} isn't that; bilateral:Deliver comes first"
+                )
+
+
+class Times(Protocol):
+    """From when to when, in which intervals."""
+
+    @property
+    def from_(self) -> int: ...
+    @property
+    def to(self) -> int: ...
+    @property
+    def interval_s(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Together:
     connections: Annotated[tuple[Identifier, ...], AtMost(MAX_CONNECTIONS)]
@@ -150,6 +188,8 @@ class _Together:
 
 # Auditing
 
+MAX_WAYS = 1_000
+"""To combine the versions of several meters' readings."""
 MAX_FINDINGS = 50
 """Of one connection, in one answer."""
 
@@ -244,6 +284,29 @@ def _energies(row: Row) -> str:
     return f"{row.import_wh} Wh imported, {row.export_wh} Wh exported{other}"
 
 
+def _as_counted(
+    store: Store, meters: Sequence[str], row: Row
+) -> tuple[list[Reading], list[Arrival]]:
+    """The versions of an interval's readings that a row counts, and when they were corrected.
+
+    Raises NotFound where none come to it.
+    """
+    start = row.interval_start
+    ways: list[list[Reading]] = [[]]
+    for meter_id in meters:
+        versions = [store.version(meter_id, start, one) for one in range(1, MAX_VERSIONS + 1)]
+        ways = [[*way, one] for way in ways for one in versions if one is not None][:MAX_WAYS]
+    for way in ways:
+        if (sum(x.import_wh for x in way), sum(x.export_wh for x in way)) == row.metered:
+            newer = [
+                arrival_of(store, one.meter_id, start, one.version + 1)
+                for one in way
+                if store.version(one.meter_id, start, one.version + 1) is not None
+            ]
+            return way, [one for one in newer if one is not None]
+    raise NotFound(f"no versions of the readings at {start} come to what the day counts")
+
+
 class Daybook(Contract):
     """Days of connections."""
 
@@ -276,7 +339,8 @@ class Daybook(Contract):
                     f"{one.posted or 'none'}, which {run} doesn't follow"
                 )
         store = Store(context, utility)
-        metered, secrets = _all_metered(context, store, inputs, inputs.to, scan=False)
+        metered, secrets = all_metered(context, store, inputs, inputs.to, scan=False)
+        _check_shares(inputs, metered)
         records = []
         for name, rows in compute(inputs, metered).items():
             if not secrets[name]:
@@ -304,11 +368,11 @@ class Daybook(Contract):
         inputs = _inputs(context, utility, day, connections)
         now = settings.now(context, settings.read(context, MeteringSettings, "metering:Configure"))
         store = Store(context, utility)
-        metered, _ = _all_metered(context, store, inputs, now, scan=True)
+        metered, _ = all_metered(context, store, inputs, now, scan=True)
         creator = context.creator
         found = []
         for name, rows in compute(inputs, metered).items():
-            if access.is_operator(creator, utility) or access.is_home(creator, utility, name):
+            if access.is_operator(creator, utility) or residence(context, utility, name).on(day):
                 opened = Rows(name, day, "provisional", rows, "0" * 64)
                 summary = summarize(inputs, opened)
                 found.append(
@@ -336,12 +400,15 @@ class Daybook(Contract):
     ) -> dict[str, Any]:
         """A committed day: the sums to post, and the rows that explain each of them."""
         creator = context.creator
+        own = access.is_operator(creator, utility)
+        seen = EVERYBODY if own else residence(context, utility, connection_id)
         access.require(
-            access.is_operator(creator, utility) or access.is_home(creator, utility, connection_id),
+            seen.ever,
             creator,
             f"read the days of {connection_id}",
             f"its home and operators of {utility}",
         )
+        require_day(creator, seen, day, f"read settlements of {connection_id}")
         opened = commitments.opened(context, utility, rows_key(day, run, connection_id), Rows)
         summary = commitments.opened(
             context, utility, summary_key(day, run, connection_id), Summary
@@ -360,10 +427,14 @@ class Daybook(Contract):
         run: Run,
         connection_id: Identifier,
         interval_start: Instant,
+        beside: bool = False,
+        as_posted: bool = False,
     ) -> dict[str, Any]:
         """One interval of a committed day, with the proof that it is of it, to be shown to others.
 
-        Nothing else of the day can be told from it.
+        Nothing else of the day can be told from it, unless nothing was there and what is `beside`
+        proves that. With `as_posted` it has the readings that the day counts though they were
+        corrected since, and when that was.
         """
         found = self.record(context, utility=utility, day=day, run=run, connection_id=connection_id)
         inputs = self._inputs_with_community(context, utility, day, connection_id)
@@ -375,19 +446,34 @@ class Daybook(Contract):
                 f"interval_start is {interval_start}, but must be an interval of {day}"
             )
         window = window_of(inputs, found["opened"], interval_start)
-        if window is None:
+        if window is None and not beside:
             raise NotFound(f"{connection_id} had neither energy nor trades at {interval_start}")
+        windows = (
+            windows_beside(inputs, found["opened"], interval_start) if window is None else [window]
+        )
         store = Store(context, utility)
-        readings = []
-        for row in window.rows:
-            for meter in meters_of(context, connection_id):
-                if meter.utility == utility and meter.settles(
-                    row.interval_start, row.interval_start + inputs.interval_s
-                ):
-                    reading = store.latest(meter.meter_id, row.interval_start)
-                    if reading is not None:
-                        readings.append(fields_of(reading))
-        return {"summary": found["summary"], "windows": [window], "readings": readings}
+        readings: list[Reading] = []
+        arrivals: list[Arrival] = []
+        for row in [] if window is None else window.rows:
+            start = row.interval_start
+            settling = [
+                meter.meter_id
+                for meter in meters_of(context, connection_id)
+                if meter.utility == utility and meter.settles(start, start + inputs.interval_s)
+            ]
+            if as_posted and start == interval_start:
+                counted, since = _as_counted(store, settling, row)
+                readings += counted
+                arrivals += since
+            else:
+                latest = [store.latest(meter_id, start) for meter_id in settling]
+                readings += [one for one in latest if one is not None]
+        return {
+            "summary": found["summary"],
+            "windows": windows,
+            "readings": [fields_of(reading) for reading in readings],
+            **({"arrivals": arrivals} if as_posted else {}),
+        }
 
     @staticmethod
     def _inputs_with_community(
@@ -415,14 +501,14 @@ class Daybook(Contract):
         """
         creator = context.creator
         access.require(
-            access.is_operator(creator, utility) or access.is_overseer(creator),
+            access.is_operator(creator, utility) or commitments.is_overseer(context),
             creator,
             f"audit days of {utility}",
             f"operators of {utility}, and auditors",
         )
         inputs = _inputs(context, utility, day, connections)
         store = Store(context, utility)
-        metered, secrets = _all_metered(context, store, inputs, inputs.to, scan=True)
+        metered, secrets = all_metered(context, store, inputs, inputs.to, scan=True)
         found = []
         for name, rows in compute(inputs, metered).items():
             opened = commitments.opened(context, utility, rows_key(day, run, name), Rows)

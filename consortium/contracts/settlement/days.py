@@ -47,7 +47,7 @@ MAX_CELLS = 4_000
 """Connections times intervals of one call: what fits into 2 s and 2 MB."""
 MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
-MAX_OPEN_DAYS = 50
+MAX_OPEN_DAYS = 500
 """Calls to settle days that are named at once."""
 
 Run = Annotated[
@@ -530,7 +530,8 @@ def summarize(inputs: DayInputs, opened: Rows) -> Summary:
 # Opening a part
 
 
-def _window_number(inputs: DayInputs, interval_start: int) -> int:
+def window_number(inputs: DayInputs, interval_start: int) -> int:
+    """Which netting window of the day an interval is in."""
     return (interval_start - inputs.from_) // (inputs.interval_s * inputs.terms.netting_intervals)
 
 
@@ -538,7 +539,7 @@ def _windows(inputs: DayInputs, opened: Rows) -> list[tuple[tuple[Row, ...], str
     """The rows by netting window, in order, each window with a salt that tells no other's."""
     found: dict[int, list[Row]] = {}
     for row in opened.rows:
-        found.setdefault(_window_number(inputs, row.interval_start), []).append(row)
+        found.setdefault(window_number(inputs, row.interval_start), []).append(row)
     return [
         (
             tuple(found[number]),
@@ -560,12 +561,28 @@ def tree_of(inputs: DayInputs, opened: Rows) -> str:
 def window_of(inputs: DayInputs, opened: Rows, interval_start: int) -> Window | None:
     """The window of an interval, with its proof; None if there was nothing in it."""
     windows = _windows(inputs, opened)
-    wanted = _window_number(inputs, interval_start)
+    wanted = window_number(inputs, interval_start)
     for index, (rows, salt) in enumerate(windows):
-        if _window_number(inputs, rows[0].interval_start) == wanted:
+        if window_number(inputs, rows[0].interval_start) == wanted:
             leaves = [_leaf(*each) for each in windows]
             return Window(rows, salt, index, len(leaves), path(leaves, index))
     return None
+
+
+def windows_beside(inputs: DayInputs, opened: Rows, interval_start: int) -> list[Window]:
+    """The windows before and after an interval in which nothing was: they prove that."""
+    wanted = window_number(inputs, interval_start)
+    found: list[Window] = []
+    for row in opened.rows:
+        number = window_number(inputs, row.interval_start)
+        window = window_of(inputs, opened, row.interval_start)
+        if window is None or (found and found[-1].index == window.index):
+            continue
+        if number < wanted:
+            found = [window]
+        else:
+            return [*found, window]
+    return found
 
 
 def window_root(inputs: DayInputs, window: Window) -> str:
@@ -575,7 +592,7 @@ def window_root(inputs: DayInputs, window: Window) -> str:
         InvalidArgument: its rows aren't those of one window, or the path doesn't fit.
     """
     starts = [row.interval_start for row in window.rows]
-    numbers = [_window_number(inputs, start) for start in starts]
+    numbers = [window_number(inputs, start) for start in starts]
     if (
         not starts
         or starts != sorted(dict.fromkeys(starts))
@@ -878,10 +895,29 @@ def window_differences(
         return
     length = inputs.interval_s * inputs.terms.netting_intervals
     for window in windows:
-        number = _window_number(inputs, window.rows[0].interval_start)
+        number = window_number(inputs, window.rows[0].interval_start)
         start = inputs.from_ + number * length
         starts = range(start, min(start + length, inputs.to), inputs.interval_s)
         yield from _row_differences(inputs, connection_id, window.rows, starts)
+
+
+def _share_differences(
+    connection: ConnectionDay, start: int, row: Row | None
+) -> Iterator[Difference]:
+    """Contracts as produced whose published energy isn't their share of the row's export."""
+    export_wh = 0 if row is None else row.metered[1]
+    for trade in connection.trades:
+        if trade.share_ppm and trade.interval_start == start:
+            produced = trade.produced_wh(export_wh)
+            if -trade.energy_wh != produced:
+                yield Difference(
+                    start,
+                    "delivered",
+                    trade.counterparty,
+                    f"{-trade.energy_wh} Wh",
+                    f"{produced} Wh",
+                    0,
+                )
 
 
 def _row_differences(
@@ -914,6 +950,7 @@ def _row_differences(
     }
     for start in starts:
         known = shown.get(start)
+        yield from _share_differences(connection, start, known)
         lines = list(expected[start].lines) if start in expected else []
         own: list[RowLine] = []
         for line in known.lines if known is not None else ():

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from consortium.chaincode.api import (
+    AtMost,
     Choice,
     Context,
+    Identifier,
     Instant,
     Integer,
     RequestId,
@@ -58,6 +60,12 @@ class FirmTrade:
     paid: Paid | None = None
     hold_id: _HoldId | None = None
     """The connection's hold that settlement ends with the payment."""
+    share_ppm: Annotated[int, Integer(0, 1_000_000, "ppm")] = 0
+    """Of a seller as produced: the share of its export that this is."""
+
+    def produced_wh(self, export_wh: int) -> int:
+        """What of an export the contract sells, rounded down."""
+        return export_wh * self.share_ppm // 1_000_000
 
 
 def _key(connection_id: str, trade: FirmTrade) -> str:
@@ -77,3 +85,31 @@ def noted(context: Context, connection_id: str, start: int, end: int) -> list[Fi
         stored_record(FirmTrade, value)
         for _, value in context.range(f"{prefix}{start:012d}", f"{prefix}{end:012d}")
     ]
+
+
+# Contracts as produced
+
+
+MAX_DELIVERED = 1_500
+"""Intervals that are published at once."""
+MAX_SELLERS = 40
+Delivered = Annotated[int, Integer(0, 10**9, "Wh")]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A contract that sells a share of what is exported, and what is published of it."""
+
+    contract_id: Identifier
+    connection_id: Identifier
+    share_ppm: Annotated[int, Integer(1, 1_000_000, "ppm")]
+    from_: Instant
+    published_wh: Annotated[tuple[Delivered | None, ...], AtMost(MAX_DELIVERED)]
+    """By interval; None: not yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """As `bilateral:Shares` answers."""
+
+    shares: Annotated[tuple[Share, ...], AtMost(MAX_SELLERS * 16)]

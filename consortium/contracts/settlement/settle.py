@@ -13,6 +13,8 @@ counterparty, and all lines of an interval sum to zero.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from consortium.chaincode.api import ensure
+
 from ..common.money import amount_micro
 from .sharing import Method, pro_rata, share
 
@@ -301,7 +303,7 @@ def _pairs(given: Mapping[str, int], taken: Mapping[str, int]) -> list[tuple[str
                 givers.pop(0)
             else:
                 givers[0][1] = there - part
-    assert not givers, "as much is taken as is given"
+    ensure(not givers, "as much is taken as is given")
     return pairs
 
 

@@ -57,6 +57,7 @@ from ..common.agreements import Agreement, Version
 from ..common.clock import DAY_S, Day, day_of, day_start, utc_text
 from ..common.commitments import Commitment
 from ..common.pages import Bookmark, listed
+from ..common.residence import require_day
 from ..common.settings import Price
 from ..market import gates
 from ..market.auctions import result_of
@@ -64,7 +65,8 @@ from ..market.bilateral import firm_contracts
 from ..market.market import Trade
 from ..market.orders import Order
 from ..market.products import Product
-from ..registry import roles
+from ..oversight import overseers
+from ..registry import homes, roles
 from ..registry.registry import connection_of, energy_settings
 from . import communities
 from .days import (
@@ -256,7 +258,7 @@ def terms_on(context: Context, supplier: str, at: int) -> DayTerms | None:
 
 def posted_day(context: Context, connection_id: str, day: str) -> Posted | None:
     """A connection's day as it was posted last, None if it wasn't."""
-    stored = context.get_state(_day_key(connection_id, day))
+    stored = context.get_state(day_key(connection_id, day))
     return None if stored is None else stored_record(Posted, stored)
 
 
@@ -344,7 +346,7 @@ def day_inputs(
         shared.append(found)
     each = []
     for name in names:
-        stored = context.get_state(_day_key(name, day))
+        stored = context.get_state(day_key(name, day))
         each.append(
             ConnectionDay(
                 name,
@@ -387,7 +389,8 @@ def _final_at(terms: DayTerms, calendar: Calendar | None, day: str) -> int:
     return calendar.bounds(day_of(current))[1]
 
 
-def _day_key(connection_id: str, day: str) -> str:
+def day_key(connection_id: str, day: str) -> str:
+    """Where a connection's day stands as it was posted last."""
     return f"day/{connection_id}/{day}"
 
 
@@ -518,7 +521,8 @@ class Settlement(Contract):
         """What is public of a day of some connections: prices, firm trades, communities."""
         creator = context.creator
         found = day_inputs(context, utility, day, connections)
-        own = next((name for name in connections if access.is_home(creator, utility, name)), None)
+        ours = [name for name in connections if homes.lived_on(context, utility, name, day)]
+        own = next(iter(ours), None)
         together = [
             one.connection_id
             for one in found.connections
@@ -529,10 +533,8 @@ class Settlement(Contract):
         ]
         access.require(
             access.is_operator(creator, utility)
-            or access.is_overseer(creator)
-            or all(
-                access.is_home(creator, utility, name) or name in together for name in connections
-            ),
+            or overseers.is_overseer(context)
+            or all(name in ours or name in together for name in connections),
             creator,
             "read trades of these connections",
             f"operators of {utility}, auditors, and a home for itself with its community",
@@ -544,19 +546,13 @@ class Settlement(Contract):
         self, context: Context, *, connection_id: Identifier, from_: Instant, to: Instant
     ) -> list[FirmTrade]:
         """A connection's firm trades for intervals that begin in [from, to), of every kind."""
-        connection = connection_of(context, connection_id)
-        access.require(
-            access.is_home(context.creator, connection.utility, connection_id)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"read trades of {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
+        seen = homes.seen(context, connection_of(context, connection_id), "read trades")
         if not from_ < to <= from_ + 2 * DAY_S:
             raise InvalidArgument(
                 f"to is {to}, but must be after from, {from_}, by two days at most"
             )
-        return list(firm_trades(context, connection_id, from_, to))
+        found = firm_trades(context, connection_id, from_, to)
+        return [trade for trade in found if seen.at(trade.interval_start)]
 
     # Posting
 
@@ -629,7 +625,7 @@ class Settlement(Contract):
         connection: ConnectionDay,
     ) -> None:
         name, day = summary.connection_id, summary.day
-        stored = context.get_state(_day_key(name, day))
+        stored = context.get_state(day_key(name, day))
         before = None if stored is None else stored_record(Posted, stored).summary
         transfers = []
         due = _differences(() if before is None else before.sums, summary.sums)
@@ -660,7 +656,7 @@ class Settlement(Contract):
             f"st/{day}/{summary.run}/{name}", canonical_json(_Gate(hashed, context.transaction_id))
         )
         context.put_state(
-            _day_key(name, day),
+            day_key(name, day),
             canonical_json(Posted(summary.run, hashed, summary, now, context.transaction_id)),
         )
 
@@ -675,7 +671,7 @@ class Settlement(Contract):
     ) -> dict[str, Any]:
         """Set off a final day's import with credits of some days; again changes nothing."""
         self._require_sight(context, connection_id, "use credits")
-        stored = context.get_state(_day_key(connection_id, day))
+        stored = context.get_state(day_key(connection_id, day))
         if stored is None or stored_record(Posted, stored).run == "provisional":
             raise Conflict(
                 f"day {day} of {connection_id} isn't final; credits set off final days alone"
@@ -732,8 +728,9 @@ class Settlement(Contract):
     @query
     def posted(self, context: Context, *, connection_id: Identifier, day: Day) -> Posted:
         """A connection's day as it was posted last."""
-        self._require_sight(context, connection_id)
-        stored = context.get_state(_day_key(connection_id, day))
+        seen = homes.seen(context, connection_of(context, connection_id), "read settlements")
+        require_day(context.creator, seen, day, f"read settlements of {connection_id}")
+        stored = context.get_state(day_key(connection_id, day))
         if stored is None:
             raise NotFound(f"day {day} of {connection_id} isn't settled")
         return stored_record(Posted, stored)
@@ -749,15 +746,16 @@ class Settlement(Contract):
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
         """A connection's settled days from a day on, the oldest first."""
-        self._require_sight(context, connection_id)
-        return listed(context, "days", Posted, f"day/{connection_id}/", from_day, limit, bookmark)
+        seen = homes.seen(context, connection_of(context, connection_id), "read settlements")
+        found = listed(context, "days", Posted, f"day/{connection_id}/", from_day, limit, bookmark)
+        return {**found, "days": [one for one in found["days"] if seen.on(one.summary.day)]}
 
     @query
     def net(
         self, context: Context, *, connection_id: Identifier, from_day: Day, to_day: Day
     ) -> dict[str, Any]:
         """What a connection's days in [from_day, to_day) come to: one amount, by what it is of."""
-        self._require_sight(context, connection_id)
+        seen = homes.seen(context, connection_of(context, connection_id), "read settlements")
         days = (day_start(to_day) - day_start(from_day)) // DAY_S
         if not 0 < days <= 366:
             raise InvalidArgument(
@@ -767,7 +765,8 @@ class Settlement(Contract):
         open_days = []
         for number in range(days):
             day = day_of(day_start(from_day) + number * DAY_S)
-            stored = context.get_state(_day_key(connection_id, day))
+            require_day(context.creator, seen, day, f"read settlements of {connection_id}")
+            stored = context.get_state(day_key(connection_id, day))
             if stored is None:
                 open_days.append(day)
                 continue
@@ -828,11 +827,11 @@ class Settlement(Contract):
     def _require_sight(
         context: Context, connection_id: str, doing: str = "read settlements"
     ) -> None:
-        utility = connection_of(context, connection_id).utility
+        connection = connection_of(context, connection_id)
         access.require(
-            access.is_home(context.creator, utility, connection_id)
-            or access.is_operator(context.creator, utility),
+            homes.is_home(context, connection)
+            or access.is_operator(context.creator, connection.utility),
             context.creator,
             f"{doing} of {connection_id}",
-            f"its home and operators of {utility}",
+            f"its home and operators of {connection.utility}",
         )

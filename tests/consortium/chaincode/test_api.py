@@ -1,6 +1,9 @@
 """Arguments and answers: one JSON object in, the same bytes out everywhere."""
 
-from dataclasses import dataclass
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -8,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import (
+    MAX_INTEGER,
+    MIN_INTEGER,
     AtMost,
     Chaincode,
     Choice,
@@ -17,8 +22,12 @@ from consortium.chaincode.api import (
     Identifier,
     Integer,
     InvalidArgument,
+    InvariantError,
     LimitExceeded,
+    Text,
+    _record_of,
     canonical_json,
+    ensure,
     query,
     stored_record,
     transaction,
@@ -181,3 +190,78 @@ def test_signatures_that_are_none() -> None:
     )
     for signature in ("", "AAAA", "not base64", "MAYCAQECAQE=", "ü"):
         assert not verify_p256(key, signature, b"message")
+
+
+ID = Text(r"[A-Z0-9-]{1,64}", "an identifier")
+
+
+@dataclass(frozen=True)
+class Row:
+    name: Annotated[str, ID]
+    low: Annotated[int, Integer(1, 64)]
+    high: Annotated[int, Integer(0, 10**9, "Wh")]
+    signed: Annotated[int, Integer(-(10**9), 10**6)]
+    kind: Annotated[str, Choice("bid", "offer", "b.d")]
+    anything: Annotated[str, Text(r".{0,9}", "up to nine characters")]
+    listed: Annotated[tuple[Annotated[str, ID], ...], AtMost(2)] = ()
+    note: Annotated[str, ID] | None = None
+
+
+NUMBERS = st.one_of(
+    st.integers(-(10**10), 10**10).map(str),
+    st.integers(-70, 70).map(str),
+    st.sampled_from(["", "-0", "007", "1e3", "+1", " 1", "1\n", "١"]),
+    st.integers(-70, 10**17),
+)
+ROWS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["CP-1", "", "cp", "A\0B", "A" * 65]),
+        "low": NUMBERS,
+        "high": NUMBERS,
+        "signed": NUMBERS,
+        "kind": st.sampled_from(["bid", "offer", "b.d", "bxd", ""]),
+        "anything": st.text(max_size=10) | st.sampled_from(["\0", "a\0bid", "\n"]),
+    },
+    optional={
+        "listed": st.lists(st.sampled_from(["A", "a"]), max_size=3),
+        "note": st.none() | st.sampled_from(["A", "a", ""]),
+        "unknown": st.just("A"),
+    },
+)
+
+
+@given(ROWS, st.data())
+def test_reading_fields_at_once_is_reading_them_one_by_one(
+    row: dict[str, Any], data: st.DataObject
+) -> None:
+    for name in data.draw(st.lists(st.sampled_from(sorted(row)), max_size=1)):
+        del row[name]
+    schema = _record_of(Row)
+    assert schema.quick is not None
+
+    def read(one: Any) -> Any:
+        try:
+            return one.read(row, "")
+        except ContractError as error:
+            return type(error), str(error)
+
+    assert read(schema) == read(replace(schema, quick=None))
+
+
+@given(st.integers(MIN_INTEGER, MAX_INTEGER), st.integers(MIN_INTEGER, MAX_INTEGER), st.data())
+def test_texts_of_integers_lie_within_their_limits(
+    one: int, other: int, data: st.DataObject
+) -> None:
+    rule = Integer(min(one, other), max(one, other))
+    if rule.texts is not None:
+        text = data.draw(st.from_regex(re.compile(rule.texts.pattern, re.ASCII), fullmatch=True))
+        assert rule.read(text, "x") == int(text)
+
+
+def test_what_must_hold_is_checked_without_asserts_too() -> None:
+    ensure(True, "this holds")
+    with pytest.raises(InvariantError, match="postings must sum to zero"):
+        ensure(False, "postings must sum to zero")
+    code = "from consortium.chaincode.api import ensure; ensure(False, 'sum')"
+    ended = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, check=False)
+    assert b"InvariantError: sum" in ended.stderr

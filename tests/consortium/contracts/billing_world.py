@@ -7,7 +7,9 @@ from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from consortium.chaincode.api import Creator
+from consortium.chaincode.api import Creator, canonical_json
+from consortium.contracts.common.dated import Span
+from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.test_tariff_book import rome
 from tests.consortium.contracts.world import (
     ADMIN,
@@ -124,6 +126,14 @@ class BillingWorld:
         for table in ("public", "private", "hashes"):
             setattr(other.world.state, table, dict(getattr(self.world.state, table)))
         return other
+
+    def switch(self, supplier: str, day: str) -> None:
+        """Let the home have switched its supplier, from the beginning of a local day on."""
+        key = ("energy", f"role/{CONNECTION}/supplier")
+        span = Span(supplier, at(day))
+        self.world.state.public[key] = VersionedValue(
+            canonical_json({"spans": [span]}), b"", Version(1, 0)
+        )
 
     def submit(self, caller: Creator, function: str, **argument: Any) -> Any:
         return self.world.submit(caller, function, **argument)

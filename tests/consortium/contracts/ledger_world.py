@@ -15,7 +15,8 @@ from consortium.contracts import chaincodes
 from consortium.ledger.ledger import CommittedBlock
 from consortium.ledger.state import StateView
 from consortium.wire import rwset_pb2
-from tests.consortium.contracts.world import _Context
+from consortium.wire.envelopes import open_envelope
+from tests.consortium.contracts.world import _chaincode_of, _Context
 from tests.consortium.ledger.channel import (
     CHANNEL_ID,
     UTILITIES,
@@ -74,7 +75,7 @@ class LedgerWorld:
         argument: Mapping[str, Any],
         transient: Mapping[str, bytes] | None = None,
     ) -> Endorsed:
-        name = "metering" if function.partition(":")[0] == "metering" else "energy"
+        name = _chaincode_of(function)
         self._calls += 1
         invocation = Invocation(
             name,
@@ -96,12 +97,22 @@ class LedgerWorld:
         return Endorsed(name, results.rwset, json.loads(payload), results.private)
 
     def envelope(self, endorsed: Endorsed) -> bytes:
-        """A transaction with two endorsements, or the metering utility's alone."""
-        return self.channel.transaction(
+        """A transaction with two endorsements, or the metering utility's alone.
+
+        What it wrote privately waits at Aurora's peer, as after its own endorsement.
+        """
+        envelope = self.channel.transaction(
             rwset_pb2.TxReadWriteSet.FromString(endorsed.rwset),
             UTILITIES[:1] if endorsed.private else UTILITIES[:2],
             chaincode=endorsed.chaincode,
         )
+        if endorsed.private:
+            self.ledger.store_transient(
+                open_envelope(envelope).channel_header.tx_id,
+                endorsed.private.SerializeToString(),
+                self.ledger.height,
+            )
+        return envelope
 
     def commit(self, transactions: Sequence[Endorsed]) -> CommittedBlock:
         """One block of them all."""

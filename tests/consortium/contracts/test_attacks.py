@@ -240,7 +240,7 @@ def test_a_sale_kept_back_comes_too_late() -> None:
     world.now = NOON + 3600
     (due,) = world.evaluate(BOREAL_OPERATOR, "gate:Due")
     assert due == {"function": "gate:Begin", "argument": {"at": str(NOON + 3600)}}
-    assert world.submit(BOREAL_OPERATOR, due["function"], **due["argument"])["written"] == "24"
+    assert world.submit(BOREAL_OPERATOR, due["function"], **due["argument"])["written"] == "288"
     assert world.evaluate(BOREAL_OPERATOR, "gate:Due") == []
     assert world.state.commit(kept) == [11]
     state = world.state.values()
@@ -261,8 +261,41 @@ def test_gates_are_written_in_time_by_operators() -> None:
     ):
         with pytest.raises(error):
             world.submit(caller, "gate:Begin", at=at)
-    fast = energy_world(replay={"origin": NOON, "anchor": NOON, "rate": 3600})
-    assert fast.evaluate(OPERATOR, "gate:Due") == []
+    for wrong in (NOON - 299, NOON + 1, NOON - 3599):
+        with pytest.raises(InvalidArgument, match="must be a multiple of 300 s"):
+            world.submit(OPERATOR, "gate:Begin", at=wrong)
+    for rate, gate_s in ((5, 300), (6, 3600), (60, 3600), (61, None), (3600, None)):
+        fast = energy_world(replay={"origin": NOON, "anchor": NOON, "rate": rate})
+        if gate_s is None:
+            assert fast.evaluate(OPERATOR, "gate:Due") == []
+            with pytest.raises(InvalidArgument, match="faster than 60 no gates are written"):
+                fast.submit(OPERATOR, "gate:Begin", at=NOON)
+        else:
+            fast.submit(OPERATOR, "gate:Begin", at=NOON)
+            with pytest.raises(InvalidArgument, match=f"must be a multiple of {gate_s} s"):
+                fast.submit(OPERATOR, "gate:Begin", at=NOON + gate_s // 2)
+
+
+def test_a_sale_of_the_hour_that_has_begun_is_late_after_five_minutes() -> None:
+    """Backdated, or kept back: the hour's next gate ends it, not the hour after."""
+    world = energy_world()
+    world.submit(SUPPLIER, "market:PublishRate", supplier="AuroraMSP", day="2026-11-21", kind="buy",
+                 price_micro_per_kwh=90_000)  # fmt: skip
+    window = {"window_start": NOON + 900, "window_end": NOON + 1800}
+    quoted = world.evaluate(
+        HOME, "market:Quote", connection_id="CP-0001", energy_wh=1000, **window
+    )["quote"]
+    sale = {"request_id": "R-1", "quote": quoted}
+    kept = world.simulate(HOME, "market:Authorise", sale).results
+    world.now = NOON + 899
+    world.submit(OPERATOR, "gate:Begin", at=NOON + 600)
+    backdated = World(world.state, NOON + 299)
+    backdated.simulate(HOME, "market:Authorise", sale)
+    world.now = NOON + 900
+    world.submit(OPERATOR, "gate:Begin", at=NOON + 900)
+    with pytest.raises(Conflict, match=r"until 2026-11-21T12:15:00Z, and the time from"):
+        backdated.simulate(HOME, "market:Authorise", sale)
+    assert world.state.commit(kept) == [11]
 
 
 @pytest.mark.parametrize(

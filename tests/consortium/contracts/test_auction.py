@@ -17,6 +17,7 @@ from consortium.contracts.market.auction import (
     histogram,
 )
 from tests.consortium.contracts.cases import cases
+from tests.consortium.contracts.sequences import in_time, sequences
 
 type Orders = Sequence[tuple[int, int]]
 """(price, energy_wh) of one side."""
@@ -104,15 +105,16 @@ def volume_at(bids: Orders, offers: Orders, price: int) -> int:
 orders = st.lists(st.tuples(st.integers(-20, 20), st.integers(1, 50)), max_size=25)
 
 
-@settings(max_examples=500, deadline=None)
+@in_time(500)
+@settings(max_examples=sequences(500), deadline=None)
 @given(orders, orders)
 def test_agrees_with_a_search_of_all_prices(bids: Orders, offers: Orders) -> None:
     check_against_all_prices(bids, offers)
 
 
-def test_ten_thousand_books_agree_with_a_search_of_all_prices() -> None:
+def test_many_books_agree_with_a_search_of_all_prices() -> None:
     chance = random.Random(1)
-    for _ in range(10_000):
+    for _ in range(sequences(2_000)):
         spread = chance.choice((1, 3, 20))
         bids, offers = (
             [
@@ -154,7 +156,8 @@ def check_against_all_prices(bids: Orders, offers: Orders) -> None:
         assert 0 <= filled <= wh
 
 
-@settings(max_examples=300, deadline=None)
+@in_time(300)
+@settings(max_examples=sequences(300), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 200)), min_size=2, max_size=12),
     st.integers(1, 500),
@@ -203,7 +206,8 @@ zone_books = st.dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@in_time(500)
+@settings(max_examples=sequences(500), deadline=None)
 @given(zone_books)
 def test_zones_and_hub_add_up(
     books: dict[str, tuple[Orders, Orders, int, int, int, int | None, int | None]],

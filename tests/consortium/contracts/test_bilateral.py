@@ -148,7 +148,7 @@ def test_two_contracts_share_an_inverter(exchange: Exchange) -> None:
         ({"from_day": "2026-11-21"}, InvalidArgument, "must be after 2026-11-21"),
         ({"from_day": "2026-02-30"}, InvalidArgument, "no day"),
         ({"profile": []}, InvalidArgument, "profile is empty"),
-        ({"share_ppm": 1}, InvalidArgument, "share_ppm is not a field"),
+        ({"share_ppm": 1}, InvalidArgument, "but there is a profile, too"),
         ({"index_ppm": 5}, InvalidArgument, "belong together"),
         ({"price_micro_per_kwh": str(2**63)}, InvalidArgument, "price_micro_per_kwh"),
         ({"price_micro_per_kwh": "1e3"}, InvalidArgument, "price_micro_per_kwh"),

@@ -348,6 +348,11 @@ def test_a_day_settled_anew_is_billed_anew() -> None:
 
 def test_a_supply_needs_both(billed: BillingWorld) -> None:
     other = {**SUPPLY, "from_day": "2019-05-01", "supplier": "BorealMSP"}
+    before = billed.clone()
+    before.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
+    with pytest.raises(Conflict, match="but AuroraMSP supplies CP-0001 on 2019-05-01; first its"):
+        before.submit(HOME, "billing:AgreeSupply", supply=other)
+    billed.switch("BorealMSP", "2019-05-01")
     offer = billed.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
     assert (offer["by_supplier"], offer["in_force"]) == (True, False)
     with pytest.raises(Forbidden):
@@ -367,8 +372,26 @@ def test_a_supply_needs_both(billed: BillingWorld) -> None:
         billed.submit(SUPPLIER, "billing:AgreeSupply", supply={**SUPPLY, "from_day": "2019-03-15"})
 
 
+def test_nobody_bills_days_that_the_registry_says_another_supplies(billed: BillingWorld) -> None:
+    """The home has switched, and nobody has agreed on a supply with the new company yet."""
+    billed.read("2019-04-01", "2019-05-01", 100)
+    billed.world.now = at("2019-05-01", 6)
+    billed.switch("BorealMSP", "2019-04-11")
+    with pytest.raises(Conflict, match="BorealMSP supplies CP-0001 on 2019-04-11, but the supply"):
+        billed.compute("2019-04-01", "2019-05-01")
+    assert billed.evaluate(OPERATOR, "duties:Due") == []
+    billed.bill("2019-04-01", "2019-04-11")
+    with pytest.raises(Conflict, match="BorealMSP supplies CP-0001 on 2019-04-11"):
+        billed.compute("2019-04-11", "2019-05-01")
+    other = {**SUPPLY, "from_day": "2019-04-11", "supplier": "BorealMSP"}
+    billed.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
+    billed.submit(HOME, "billing:AgreeSupply", supply=other)
+    billed.compute("2019-04-11", "2019-05-01")
+
+
 def test_a_bill_ends_where_another_supplier_begins(billed: BillingWorld) -> None:
     other = {**SUPPLY, "from_day": "2019-04-11", "supplier": "BorealMSP"}
+    billed.switch("BorealMSP", "2019-04-11")
     billed.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
     billed.submit(HOME, "billing:AgreeSupply", supply=other)
     billed.read("2019-04-01", "2019-05-01", 100)

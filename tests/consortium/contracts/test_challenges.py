@@ -30,10 +30,11 @@ from tests.consortium.contracts.world import (
     OTHER_HOME,
     SUPPLIER,
     World,
+    oversee,
     writes,
 )
 
-AUDITOR = Creator("AuroraMSP", b"", "ada", "client", {"gridledger.role": "auditor"})
+AUDITOR = Creator("AuroraMSP", b"", "ada", "client", {})
 NOON = START + 48 * 900
 
 
@@ -46,6 +47,7 @@ def town(**terms: object) -> Town:
             "CP-2": {48: (603, 0)},
         }
     )
+    oversee(made.world, AUDITOR, "auditor")
     return made
 
 
@@ -164,7 +166,10 @@ def test_a_day_altered_by_one_micro_is_named() -> None:
         {},
         transient={"opening": json.dumps(opened).encode()},
     )
-    assert writes(answer.results) == [f"challenge/CP-1/settlement/{DAY}/provisional"]
+    assert writes(answer.results) == [
+        f"challenge/CP-1/settlement/{DAY}/provisional",
+        f"challenged/AuroraMSP/CP-1/settlement/{DAY}/provisional",
+    ]
     raised = answer.value
     assert raised["utility"] == "AuroraMSP"
     assert raised["difference"] == {
@@ -483,7 +488,9 @@ def test_what_can_not_be_challenged() -> None:
 
 @pytest.fixture
 def billed() -> BillingWorld:
-    return billed_march()
+    made = billed_march()
+    oversee(made.world, AUDITOR, "auditor")
+    return made
 
 
 def bill_record(billing: BillingWorld) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from benchmarks.theft import Feeder
 from consortium.chaincode.api import (
+    Conflict,
     ContractError,
     Creator,
     Forbidden,
@@ -34,15 +36,21 @@ from tests.consortium.contracts.world import (
     World,
     energy_world,
     home,
+    oversee,
 )
 
-REGULATOR = Creator("BorealMSP", b"", "rita", "client", {"gridledger.role": "regulator"})
-AUDITOR = Creator("CieloMSP", b"", "ada", "client", {"gridledger.role": "auditor"})
+REGULATOR = Creator("BorealMSP", b"rita's", "rita", "client", {})
+AUDITOR = Creator("CieloMSP", b"ada's", "ada", "client", {})
 DAY_S = 86_400
 
 
 def explain(world: World, caller: Creator, kind: str, id_: str) -> Any:
     return world.evaluate(caller, "oversight:Explain", kind=kind, id=id_)
+
+
+def overseen(world: World) -> None:
+    oversee(world, REGULATOR, "regulator")
+    oversee(world, AUDITOR, "auditor")
 
 
 def sold() -> tuple[World, Any]:
@@ -56,6 +64,7 @@ def sold() -> tuple[World, Any]:
         kind="buy",
         price_micro_per_kwh=81_000,
     )
+    overseen(world)
     window = {"window_start": NOON + 3600, "window_end": NOON + 3 * 3600}
     quoted = world.evaluate(HOME, "market:Quote", connection_id="CP-0001", energy_wh=8000, **window)
     return world, world.submit(HOME, "market:Authorise", request_id="r-1", **quoted)
@@ -71,6 +80,7 @@ def _settled() -> Town:
     town.read_day({"CP-1": {50: (0, 900)}, "CP-2": {50: (700, 0)}})
     town.settle()
     town.world.submit(OPERATOR, "settlement:CloseMarket", frozen=True, day=DAY)
+    overseen(town.world)
     return town
 
 
@@ -117,6 +127,7 @@ def paid() -> World:
     billing.submit(
         HOME, "billing:Pay", connection_id="CP-0001", amount_micro=2_000_000, request_id="pay-1"
     )
+    overseen(billing.world)
     return billing.world
 
 
@@ -245,18 +256,69 @@ def test_whose_amount_it_is_and_who_oversees_may_ask() -> None:
     for refused in (OTHER_HOME, BOREAL_OPERATOR, home("CP-0001", "BorealMSP")):
         with pytest.raises(Forbidden, match=r"may not have trade .* explained"):
             explain(world, refused, "trade", id_)
-    licensed = Creator("BorealMSP", b"", "rex", "client", {"gridledger.participant": "REGULATOR"})
-    with pytest.raises(Forbidden):
-        explain(world, licensed, "trade", id_)
-    world.submit(
-        BOREAL_OPERATOR,
-        "roles:RegisterParticipant",
-        participant_id="REGULATOR",
-        utility="BorealMSP",
-        name="The regulator",
-        kinds=["regulator"],
+
+
+def test_overseers_are_agreed_by_several_utilities_and_certify_themselves_to_nobody() -> None:
+    world, _ = sold()
+    id_ = f"CP-0001/{NOON + 3600}/r-1"
+    claims = {"gridledger.role": "regulator", "gridledger.participant": "REGULATOR"}
+    self_styled = Creator("BorealMSP", b"", "rex", "client", claims)
+    with pytest.raises(Forbidden, match="regulators and auditors may"):
+        explain(world, self_styled, "trade", id_)
+    with pytest.raises(InvalidArgument, match="kinds"):
+        world.submit(
+            BOREAL_OPERATOR,
+            "roles:RegisterParticipant",
+            participant_id="REGULATOR",
+            utility="BorealMSP",
+            name="The regulator",
+            kinds=["regulator"],
+        )
+    rex = {"msp_id": "BorealMSP", "enrolment_id": "rex"}
+    terms = {**rex, "kind": "regulator", "certificate": sha256_hex(b"rex's own")}
+    for caller in (HOME, SUPPLIER, REGULATOR, self_styled):
+        with pytest.raises(Forbidden, match="may not propose an overseer"):
+            world.submit(caller, "oversight:ProposeOverseer", terms=terms,
+                         effective_from=world.now + 9)  # fmt: skip
+    proposed = world.submit(
+        BOREAL_OPERATOR, "oversight:ProposeOverseer", terms=terms, effective_from=world.now + 9
     )
-    explain(world, licensed, "trade", id_)
+    again = world.submit(BOREAL_OPERATOR, "oversight:ApproveOverseer", **rex, version=1)
+    assert (proposed["in_force"], again["in_force"]) == (False, False), "one utility is not enough"
+    world.now += 9
+    rightly = replace(self_styled, certificate=b"rex's own")
+    with pytest.raises(Forbidden):
+        explain(world, rightly, "trade", id_)
+    with pytest.raises(Conflict, match="terms hold from a later instant on"):
+        world.submit(OPERATOR, "oversight:ApproveOverseer", **rex, version=1)
+    with pytest.raises(NotFound, match=r"overseer BorealMSP\.rex has no version 7"):
+        world.submit(OPERATOR, "oversight:ApproveOverseer", **rex, version=7)
+    with pytest.raises(InvalidArgument, match="but must be an enrolment id"):
+        world.submit(OPERATOR, "oversight:ApproveOverseer", msp_id="BorealMSP",
+                     enrolment_id="r.x/", version=1)  # fmt: skip
+    oversee(world, rightly, "regulator", certificate=terms["certificate"])
+    explain(world, rightly, "trade", id_)
+    assert world.evaluate(rightly, "oversight:Me") == {"kind": "regulator"}
+    named = world.evaluate(HOME, "oversight:Overseers")
+    assert terms in named
+    assert len(named) == 3
+    world.evaluate(rightly, "export:Home", connection_id="CP-0001")
+    for other in (
+        self_styled,  # another certificate of the same id
+        replace(rightly, msp_id="AuroraMSP"),
+        replace(rightly, common_name="rexx"),
+        replace(rightly, common_name="rex/1"),
+    ):
+        assert world.evaluate(other, "oversight:Me") == {"kind": None}
+        with pytest.raises(Forbidden):
+            explain(world, other, "trade", id_)
+        with pytest.raises(Forbidden):
+            world.evaluate(other, "export:Home", connection_id="CP-0001")
+    oversee(world, rightly, "none")
+    with pytest.raises(Forbidden):
+        explain(world, rightly, "trade", id_)
+    assert len(world.evaluate(HOME, "oversight:Overseers")) == 2
+    assert len(world.evaluate(HOME, "oversight:Overseers", at=world.now - 1)) == 3
 
 
 def test_the_rules_that_hold() -> None:

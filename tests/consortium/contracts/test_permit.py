@@ -420,6 +420,7 @@ def test_debts_to_an_earlier_supplier_keep_no_permit(billed: BillingWorld) -> No
     warn(billed)
     step(billed, "Suspend", SUSPENDED)
     other = {**SUPPLY, "supplier": "BorealMSP", "from_day": "2019-06-11"}
+    billed.switch("BorealMSP", "2019-06-11")
     billed.submit(BOREAL_OPERATOR, "billing:AgreeSupply", supply=other)
     billed.submit(HOME, "billing:AgreeSupply", supply=other)
     with pytest.raises(Conflict, match="still has"):

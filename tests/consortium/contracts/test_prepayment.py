@@ -222,6 +222,7 @@ def test_energy_of_an_earlier_supplier_is_paid_back() -> None:
     with pytest.raises(Conflict, match="still supplies CP-0001"):
         billing.submit(HOME, "prepayment:RefundEnergy", **refund)
     other = {**SUPPLY, "supplier": "BorealMSP", "from_day": day(3)}
+    billing.switch("BorealMSP", day(3))
     billing.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
     billing.submit(HOME, "billing:AgreeSupply", supply=other)
     billing.world.now = at(day(3), 6)
@@ -236,6 +237,7 @@ def test_energy_of_an_earlier_supplier_is_paid_back() -> None:
     buy(billing, 30_000)
     bill(billing, 1)
     other["from_day"] = day(2)
+    billing.switch("BorealMSP", day(2))
     billing.submit(BOREAL_SUPPLIER, "billing:AgreeSupply", supply=other)
     billing.submit(HOME, "billing:AgreeSupply", supply=other)
     basis = billing.evaluate(

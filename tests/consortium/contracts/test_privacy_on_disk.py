@@ -90,6 +90,7 @@ class Peers:
         transient: Mapping[str, bytes] | None = None,
         *,
         commit: bool = True,
+        at: str = "Aurora",
     ) -> Any:
         name = _chaincode_of(function)
         self._calls += 1
@@ -103,7 +104,8 @@ class Peers:
             [function.encode(), raw],
             transient or {},
         )
-        with self.aurora.view() as view:
+        assert at == "Aurora" or not commit
+        with self.ledgers[at].view() as view:
             simulator = TransactionSimulator(
                 view, CHANNEL_ID, collections=lambda _view, _name: COLLECTIONS
             )
@@ -285,6 +287,27 @@ def test_rows_can_not_be_guessed_from_sums_and_commitments(peers: Peers) -> None
             assert hashlib.sha256(b"\0" + leaf).digest() not in values
             assert hashlib.sha256(leaf).digest() not in values
     assert hashlib.sha256(canonical_json(opened)).digest() in values
+
+
+def test_the_others_add_up_the_money_on_their_own_copy(peers: Peers) -> None:
+    """What was paid for readings that Boreal never sees is zero in all, by Boreal's own ledger."""
+    found = peers.call(BOREAL_OPERATOR, "oversight:ZeroSum", {}, commit=False, at="Boreal")
+    assert (found["sum_micro"], found["bookmark"]) == ("0", None)
+    assert int(found["accounts"]) >= 3
+    state = peers.ledgers["Boreal"]
+    with state.view() as view:
+        entries = {
+            key: json.loads(stored.value)
+            for key, stored in view.range("energy", "acct/", "acct0")
+            if "/post/" in key
+        }
+    assert any(key.startswith("acct/CP-2/") for key in entries)
+    by_transaction: dict[str, int] = {}
+    for key, posting in entries.items():
+        transaction = key.split("/post/")[1].split("/")[1]
+        amount = int(posting["amount_micro"])
+        by_transaction[transaction] = by_transaction.get(transaction, 0) + amount
+    assert set(by_transaction.values()) == {0}
 
 
 def test_nothing_private_is_in_another_utilitys_files(peers: Peers) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from consortium.chaincode.api import ContractError
 from consortium.contracts.common.clock import day_of, day_start, utc_text
 from consortium.contracts.common.money import amount_micro, half_even
+from tests.consortium.contracts.sequences import in_time, sequences
 from tests.consortium.contracts.world import (
     ADMIN,
     BOREAL_SUPPLIER,
@@ -79,7 +80,8 @@ def call(world: World, step: tuple[Any, ...], kept: dict[str, Any]) -> None:
             world.now += seconds
 
 
-@settings(max_examples=60)
+@in_time(60)
+@settings(max_examples=sequences(60))
 @given(st.lists(CALLS, max_size=25))
 def test_money_sums_to_zero_and_nothing_is_sold_twice(steps: list[tuple[Any, ...]]) -> None:
     world = energy_world()

@@ -12,6 +12,7 @@ from consortium.contracts.common.dated import Span
 from consortium.contracts.registry.registry import connection_of
 from consortium.contracts.registry.roles import is_participant, periods
 from tests.consortium.contracts.world import (
+    ADMIN,
     BOREAL_OPERATOR,
     BOREAL_SUPPLIER,
     CHANNEL,
@@ -20,6 +21,7 @@ from tests.consortium.contracts.world import (
     OPERATOR,
     OTHER_HOME,
     SUPPLIER,
+    TestMeter,
     World,
     energy_world,
     writes,
@@ -269,30 +271,32 @@ def test_parts_are_named_by_whom_they_concern(world: World) -> None:
 def test_participants_are_admitted_and_ended(world: World) -> None:
     for caller in (HOME, BOREAL_OPERATOR, SUPPLIER):
         with pytest.raises(Forbidden, match="register participants of AuroraMSP"):
-            participant(world, "REG-1", ["regulator"], caller)
-    participant(world, "REG-1", ["regulator", "auditor"])
+            participant(world, "REG-1", ["trader"], caller)
+    participant(world, "REG-1", ["trader", "aggregator"])
     with pytest.raises(Conflict, match="participant REG-1 is of AuroraMSP"):
-        participant(world, "REG-1", ["regulator"], BOREAL_OPERATOR, "BorealMSP")
+        participant(world, "REG-1", ["trader"], BOREAL_OPERATOR, "BorealMSP")
     for name, kinds in (
-        ("reg 1", ["regulator"]),
-        ("Reg-1", ["regulator"]),
+        ("reg 1", ["trader"]),
+        ("Reg-1", ["trader"]),
         ("BorealMSP", ["supplier"]),
         ("REG-2", []),
-        ("REG-2", ["auditor", "auditor"]),
+        ("REG-2", ["trader", "trader"]),
         ("REG-2", ["king"]),
+        ("REG-2", ["regulator"]),
+        ("REG-2", ["auditor"]),
     ):
         with pytest.raises(InvalidArgument):
             participant(world, name, kinds)
-    regulator = person("REG-1")
-    assert is_participant(context_of(world), regulator, "regulator", NOON)
-    assert not is_participant(context_of(world), regulator, "trader", NOON)
-    assert not is_participant(context_of(world), person("REG-1", "BorealMSP"), "regulator", NOON)
-    assert not is_participant(context_of(world), HOME, "regulator", NOON)
+    company = person("REG-1")
+    assert is_participant(context_of(world), company, "trader", NOON)
+    assert not is_participant(context_of(world), company, "supplier", NOON)
+    assert not is_participant(context_of(world), person("REG-1", "BorealMSP"), "trader", NOON)
+    assert not is_participant(context_of(world), HOME, "trader", NOON)
     with pytest.raises(Conflict, match="what a company did stays valid"):
         world.submit(OPERATOR, "roles:EndParticipant", participant_id="REG-1", at=NOON - 1)
     world.submit(OPERATOR, "roles:EndParticipant", participant_id="REG-1", at=SOON)
-    assert is_participant(context_of(world), regulator, "regulator", SOON - 1)
-    assert not is_participant(context_of(world), regulator, "regulator", SOON)
+    assert is_participant(context_of(world), company, "trader", SOON - 1)
+    assert not is_participant(context_of(world), company, "trader", SOON)
     with pytest.raises(NotFound):
         world.submit(OPERATOR, "roles:EndParticipant", participant_id="REG-9", at=SOON)
     with pytest.raises(NotFound, match="see roles:RegisterParticipant"):
@@ -300,11 +304,50 @@ def test_participants_are_admitted_and_ended(world: World) -> None:
 
 
 def test_moves_and_switches_of_many_homes_do_not_conflict(world: World) -> None:
+    world.submit(OPERATOR, "registry:RegisterConnection", connection_id="CP-0003",
+                 utility="AuroraMSP", zone="NORTH", max_export_w=1, max_import_w=1)  # fmt: skip
     answers = [
         world.simulate(OPERATOR, "roles:MoveIn", {"connection_id": name, "resident": "R-1",
                                                   "from": NOON}).results
-        for name in ("CP-0001", "CP-0002")
+        for name in ("CP-0002", "CP-0003")
     ]  # fmt: skip
     wanted = {**CP, "supplier": "BorealMSP", "from": SOON}
     answers.append(world.simulate(HOME, "roles:RequestSwitch", wanted).results)
     assert world.state.commit(*answers) == [0, 0, 0]
+
+
+def test_meters_are_registered_by_who_operates_the_metering(world: World) -> None:
+    key = TestMeter().public_key
+
+    def register(caller: Any, utility: str, meter_id: str, installed_at: int = 0) -> Any:
+        return world.submit(
+            caller,
+            "metering:RegisterMeter",
+            **CP,
+            meter_id=meter_id,
+            utility=utility,
+            source_class="accredited",
+            public_key=key,
+            installed_at=installed_at,
+        )
+
+    world.submit(ADMIN, "metering:Configure")
+    assert register(OPERATOR, "AuroraMSP", "M-1")["utility"] == "AuroraMSP"
+    with pytest.raises(Conflict, match="connection CP-0001 is AuroraMSP's, not BorealMSP's"):
+        register(BOREAL_OPERATOR, "BorealMSP", "M-2")
+    world.submit(
+        OPERATOR, "roles:Assign", **CP, role="metering_operator", holder="BorealMSP",
+        **{"from": SOON},
+    )  # fmt: skip
+    assert register(BOREAL_OPERATOR, "BorealMSP", "M-2", SOON)["utility"] == "BorealMSP"
+    with pytest.raises(Conflict, match="connection CP-0001 is BorealMSP's, not AuroraMSP's"):
+        register(OPERATOR, "AuroraMSP", "M-3", SOON)
+    assert register(OPERATOR, "AuroraMSP", "M-3", SOON - 900)["utility"] == "AuroraMSP"
+    world.now = SOON
+    for installed_at in (0, NOON, SOON, SOON + 900):
+        with pytest.raises(Conflict, match="connection CP-0001 is BorealMSP's, not AuroraMSP's"):
+            register(OPERATOR, "AuroraMSP", "M-4", installed_at)
+    state = world.state.values()
+    assert register(OPERATOR, "AuroraMSP", "M-1")["meter_id"] == "M-1"  # again changes nothing
+    assert world.state.values() == state
+    assert register(BOREAL_OPERATOR, "BorealMSP", "M-4")["utility"] == "BorealMSP"

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, Forbidden, InvalidArgument, NotFound
+from consortium.contracts.market.gates import SKEW_S
 from consortium.contracts.market.sealed import commitment_of
 from tests.consortium.contracts.test_books import INTERVAL, TERMS, Exchange
-from tests.consortium.contracts.world import BOREAL_OPERATOR, CHANNEL, NOON, OPERATOR
+from tests.consortium.contracts.world import BOREAL_OPERATOR, CHANNEL, NOON, OPERATOR, energy_world
 
 SALT = "ab" * 32
 DARK = {**TERMS, "product": "DARK", "pledge_micro": 5_000, "reveal_s": 600}
@@ -50,6 +51,10 @@ class Dark(Exchange):
             **{**self.hidden(connection_id, side, price, wh), **more},
         )
 
+    def gate(self) -> None:
+        """What an agent does at the time: the gates so far."""
+        self.world.submit(OPERATOR, "gate:Begin", at=self.world.now - self.world.now % 300)
+
     def step(self, function: str, **argument: Any) -> Any:
         return self.run(function, product="DARK", **argument)
 
@@ -88,7 +93,10 @@ def test_a_sealed_auction(dark: Dark) -> None:
     assert dark.held("B-1") == 100_000
     with pytest.raises(Conflict, match="may be revealed until"):
         dark.step("book:EndReveal")
-    dark.world.now += 600
+    dark.world.now += 600 + SKEW_S
+    with pytest.raises(Conflict, match="no agent has written that time's gate"):
+        dark.step("book:EndReveal")
+    dark.gate()
     late = dark.world.simulate(
         dark.homes["B-2"], "book:Reveal", dark.hidden("B-2", "bid", 500_000, 1000)
     )
@@ -114,6 +122,7 @@ def test_nobody_loses_where_there_was_no_time_to_reveal(dark: Dark) -> None:
     dark.world.now = INTERVAL - 300
     dark.step("book:Close")
     dark.world.now = INTERVAL
+    dark.gate()
     assert dark.step("book:EndReveal")["forfeits"] is False
     assert dark.step("book:Forfeit") == {
         "product": "DARK",
@@ -123,6 +132,42 @@ def test_nobody_loses_where_there_was_no_time_to_reveal(dark: Dark) -> None:
     }
     assert dark.held("B-1") == 0
     assert "GRID-AURORA" not in dark.world.money()
+
+
+def test_no_clock_shortens_the_time_for_revealing(dark: Dark) -> None:
+    """Neither who closes the book late and says it was early, nor who ends revealing early."""
+    dark.seal("B-1", "bid", 100_000, 1000)
+    closing = INTERVAL - 3600
+    dark.world.now = closing + 1000  # it is later than the close will say
+    dark.gate()
+    honest = dark.world.now
+    dark.world.now = closing
+    closed = dark.step("book:Close")
+    assert closed["closed_at"] == str(closing)
+    assert closed["reveal_until"] == str(closing + 1200 + 600 + SKEW_S)
+    for clock in (closing + 600, closing + 1200 + 600 + SKEW_S, INTERVAL - 1):
+        dark.world.now = clock  # a clock that goes ahead
+        with pytest.raises(Conflict, match="may be revealed until"):
+            dark.step("book:EndReveal")
+        functions = [one["function"] for one in dark.world.evaluate(OPERATOR, "book:Due")]
+        assert "book:EndReveal" not in functions
+    dark.world.now = honest
+    dark.reveal("B-1", "bid", 100_000, 1000)
+    dark.world.now = closing + 1200 + 600 + SKEW_S
+    dark.gate()
+    (due,) = dark.world.evaluate(OPERATOR, "book:Due")
+    assert due["function"] == "book:EndReveal"
+    assert dark.step("book:EndReveal")["forfeits"] is True
+
+
+def test_without_gates_the_clock_counts() -> None:
+    dark = Dark(energy_world(replay={"origin": NOON, "anchor": NOON, "rate": 61}))
+    dark.add("B-1")
+    dark.seal("B-1", "bid", 100_000, 1000)
+    dark.world.now = NOON + (INTERVAL - 3600 - NOON) // 61 + 1
+    assert int(dark.step("book:Close")["reveal_until"]) < INTERVAL - 2900
+    dark.world.now += 10
+    assert dark.step("book:EndReveal")["forfeits"] is True
 
 
 def test_taking_a_sealed_order_back(dark: Dark) -> None:
@@ -167,6 +212,7 @@ def test_what_is_refused(dark: Dark) -> None:
     for change, said in (
         ({"reveal_s": 0}, "belong together"),
         ({"reveal_s": 3600}, "must be less than gate_closure_s"),
+        ({"reveal_s": 2400}, "with 1200 s for what clocks may be off"),
     ):
         with pytest.raises(InvalidArgument, match=said):
             dark.world.submit(

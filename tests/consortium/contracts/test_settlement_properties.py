@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import random
 from typing import Any
 
@@ -12,13 +11,12 @@ from hypothesis import strategies as st
 
 from consortium.chaincode.api import ContractError, NotFound
 from consortium.contracts.common.clock import DAY_S
+from tests.consortium.contracts.sequences import in_time, sequences
 from tests.consortium.contracts.town import DAY, START, Town, final_time
 from tests.consortium.contracts.world import OPERATOR, SUPPLIER, TestMeter
 
 HOMES = ("CP-1", "CP-2", "CP-3")
 HOUR_S = 3600
-SEQUENCES = int(os.environ.get("GRIDLEDGER_SEQUENCES", "200"))
-"""Random sequences of calls; a long run is GRIDLEDGER_SEQUENCES=10000."""
 RUNS = ("provisional", "final", *(f"adjustment-{number}" for number in range(1, 10)))
 
 
@@ -58,7 +56,7 @@ def _fresh() -> Town:
 
 
 def check(town: Town) -> None:
-    """Postings sum to zero, accounts agree with them, and each lot adds up."""
+    """Postings sum to zero (case `zero_sum`), and each lot adds up."""
     assert sum(town.world.money().values()) == 0
     exported: dict[str, int] = {}
     for (namespace, key), stored in town.world.state.public.items():
@@ -175,8 +173,8 @@ def call(town: Town, step: tuple[Any, ...]) -> None:
             world.now = max(world.now, instant)
 
 
-@pytest.mark.timeout(600 + 3 * SEQUENCES)
-@settings(max_examples=SEQUENCES, deadline=None, suppress_health_check=[*HealthCheck])
+@in_time(200)
+@settings(max_examples=sequences(200), deadline=None, suppress_health_check=[*HealthCheck])
 @given(st.lists(BEFORE, min_size=4, max_size=25), st.lists(AFTER, min_size=4, max_size=25))
 def test_money_and_tokens_add_up_after_every_call(
     before: list[tuple[Any, ...]], after: list[tuple[Any, ...]]

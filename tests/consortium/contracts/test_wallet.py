@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
 from consortium.contracts.assets.wallet import Ledger, Transfer, energy_settings
 from consortium.contracts.common.settings import now
+from tests.consortium.contracts.sequences import in_time, sequences
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     HOME,
@@ -354,7 +355,8 @@ def step(world: World, act: tuple[Any, ...], asked: list[tuple[str, str]]) -> No
             world.now += seconds
 
 
-@settings(max_examples=60, deadline=None)
+@in_time(60)
+@settings(max_examples=sequences(60), deadline=None)
 @given(st.lists(STEPS, max_size=40))
 def test_money_is_moved_never_made(acts: list[tuple[Any, ...]]) -> None:
     """After every call, valid or not: all accounts sum to zero, and each account's postings are

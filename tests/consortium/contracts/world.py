@@ -170,6 +170,19 @@ def ranges(results: SimulationResults) -> list[str]:
     ]
 
 
+def oversee(world: World, creator: Creator, kind: str, **terms: object) -> None:
+    """Let two utilities agree that somebody oversees the channel, and the time come."""
+    name = {"msp_id": creator.msp_id, "enrolment_id": creator.common_name}
+    agreement = world.submit(
+        OPERATOR,
+        "oversight:ProposeOverseer",
+        terms={**name, "kind": kind, **terms},
+        effective_from=world.now + 1,
+    )
+    world.submit(BOREAL_OPERATOR, "oversight:ApproveOverseer", version=agreement["version"], **name)
+    world.now += 1
+
+
 def energy_world(**settings: object) -> World:
     """A channel with two connections of Aurora, ready to trade."""
     world = World()

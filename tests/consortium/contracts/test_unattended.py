@@ -1,0 +1,252 @@
+"""What agents do by themselves: adjustments, reminders, warnings, and, if allowed, suspensions."""
+
+import json
+from typing import Any
+
+import pytest
+
+from consortium.agent import AgentSettings, asked_of
+from consortium.chaincode.api import Forbidden, canonical_json, stored_record
+from consortium.contracts import chaincodes
+from consortium.contracts.meters.duties import REST_S
+from consortium.contracts.meters.readings import Arrival, Reading, Store
+from tests.consortium.contracts.billing_world import CONNECTION, BillingWorld, at
+from tests.consortium.contracts.test_billing import billed as billed_for_bills
+from tests.consortium.contracts.test_permit import (
+    FINAL,
+    LIMITED,
+    REMINDED,
+    SUSPENDED,
+    WARNED,
+    billed,
+)
+from tests.consortium.contracts.test_permit import warn as warned_home
+from tests.consortium.contracts.town import DAY, START, Town, final_time
+from tests.consortium.contracts.world import BOREAL_OPERATOR, HOME, OPERATOR, SUPPLIER, World
+
+__all__ = ["billed", "billed_for_bills"]
+
+
+def asked(world: World, *functions: str, caller: Any = OPERATOR) -> list[dict[str, Any]]:
+    return [one for function in functions for one in world.evaluate(caller, function)]
+
+
+def work(world: World, *functions: str) -> list[str]:
+    """Do what is due until nothing is, as an agent does."""
+    done: list[str] = []
+    while due := asked(world, *functions):
+        for one in due:
+            world.submit(OPERATOR, one["function"], frozen=True, **one["argument"])
+            done.append(one["function"])
+        assert len(done) < 50
+    return done
+
+
+# Adjustments
+
+
+def correct(town: Town, name: str, index: int, import_wh: int, version: int = 2) -> None:
+    """A correction that the utility accepts now."""
+    town.read(name, index, import_wh)
+    context, simulator = town.metering()
+    arrival = Arrival(f"M-{name}", START + index * 900, version, town.world.now, "adjustment")
+    Store(context, "AuroraMSP").put_arrival(arrival)
+    assert town.world.state.commit(simulator.results()) == [0]
+
+
+def final_town(*names: str) -> Town:
+    town = Town.of(*names)
+    town.read_day({name: dict.fromkeys(range(96), (1000, 0)) for name in names})
+    town.settle()
+    town.world.now = final_time()
+    town.settle("final")
+    assert asked(town.world, "duties:Corrections") == []
+    return town
+
+
+def runs(town: Town, name: str) -> str:
+    posted = town.world.evaluate(OPERATOR, "settlement:Posted", connection_id=name, day=DAY)
+    return str(posted["run"])
+
+
+def test_late_corrections_of_a_day_are_one_adjustment() -> None:
+    town = final_town("CP-1", "CP-2")
+    world = town.world
+    before = world.money()["CP-1"]
+    world.now += 20 * 86_400
+    for number, index in enumerate((3, 40, 90)):
+        correct(town, "CP-1", index, 1500 + number)
+        world.now += REST_S - 1
+        assert asked(world, "duties:Corrections") == [], "more may come"
+    world.now += 1
+    (commit,) = asked(world, "duties:Corrections")
+    assert (commit["function"], commit["utility"]) == ("daybook:Commit", "AuroraMSP")
+    assert commit["argument"] == {
+        "utility": "AuroraMSP",
+        "day": DAY,
+        "run": "adjustment-1",
+        "connections": ["CP-1"],
+    }
+    assert asked(world, "duties:Corrections", caller=BOREAL_OPERATOR) == []
+    assert work(world, "duties:Corrections") == ["daybook:Commit", "settlement:Post"]
+    assert (runs(town, "CP-1"), runs(town, "CP-2")) == ("adjustment-1", "final")
+    added = -(-(500 + 501 + 502) * 300_000 // 1000)
+    assert before - world.money()["CP-1"] == added
+    assert sum(world.money().values()) == 0
+    assert work(world, "duties:Corrections", "duties:Due") == []
+    # Another one, days later, is the next.
+    world.now += 86_400
+    correct(town, "CP-1", 3, 1000, 3)
+    world.now += REST_S
+    assert work(world, "duties:Corrections") == ["daybook:Commit", "settlement:Post"]
+    assert runs(town, "CP-1") == "adjustment-2"
+    assert before - world.money()["CP-1"] == added - 500 * 300
+
+
+def test_what_is_not_final_yet_waits_for_its_final_run() -> None:
+    town = Town.of("CP-1")
+    town.read_day({"CP-1": dict.fromkeys(range(96), (1000, 0))})
+    town.settle()
+    town.world.now += 26 * 3600
+    correct(town, "CP-1", 5, 2000)
+    town.world.now += REST_S
+    assert asked(town.world, "duties:Corrections") == []
+    town.world.now = final_time()
+    assert work(town.world, "duties:Due", "duties:Corrections") == [
+        "daybook:Commit",
+        "settlement:Post",
+    ]
+    assert runs(town, "CP-1") == "final"
+    assert town.sums("CP-1")["import"][0] == 97_000
+
+
+def test_nothing_is_adjusted_beyond_its_time_nor_for_who_has_no_right() -> None:
+    town = final_town("CP-1")
+    town.world.now = START + 426 * 86_400 + 3600
+    correct(town, "CP-1", 5, 2000)
+    town.world.now += REST_S
+    assert asked(town.world, "duties:Corrections") == []
+    for function in ("duties:Corrections", "duties:Steps", "agenda:Steps", "agenda:Billed"):
+        argument = {"agenda:Steps": {"utility": "AuroraMSP"},
+                    "agenda:Billed": {"connection_id": "CP-1", "at": START}}  # fmt: skip
+        with pytest.raises(Forbidden):
+            town.world.evaluate(town.homes["CP-1"], function, **argument.get(function, {}))
+
+
+def test_a_bill_that_corrections_change_is_adjusted_too(billed_for_bills: BillingWorld) -> None:
+    billing = billed_for_bills
+    world = billing.world
+    world.now = at("2019-04-20", 6)
+    assert asked(world, "duties:Corrections") == []
+    start = at("2019-03-10")
+    found = world.evaluate(OPERATOR, "metering:Readings", meter_id=billing.meter.meter_id,
+                           **{"from": start, "to": start + 3600})[0]  # fmt: skip
+    wrong = {name: value for name, value in found.items() if name != "signature"}
+    more = str(int(wrong["import_wh"]) + 250)
+    again = billing.meter.sign({**wrong, "version": "2", "import_wh": more, "salt": "9" * 64,
+                                "quality": "measured"})  # fmt: skip
+    town = Town(world)
+    context, simulator = town.metering()
+    store = Store(context, "AuroraMSP")
+    reading = stored_record(Reading, canonical_json(again))
+    store.put(reading)
+    store.put_corrected([reading])
+    store.put_arrival(Arrival(reading.meter_id, start, 2, world.now, "adjustment"))
+    assert world.state.commit(simulator.results()) == [0]
+    world.now += REST_S
+    assert work(world, "duties:Corrections") == ["bill:Compute", "billing:Post"]
+    bills = billing.evaluate(HOME, "billing:Bills", connection_id=CONNECTION)["bills"]
+    assert [one["document"]["run"] for one in bills] == ["1", "2"]
+    assert bills[1]["document"]["kind"] == "adjustment"
+    assert work(world, "duties:Corrections") == []
+
+
+# Reminders, warnings, suspensions
+
+
+def test_reminders_and_warnings_come_by_themselves(billed: BillingWorld) -> None:
+    world = billed.world
+    for now, function in (
+        (REMINDED, "billing:Dun"),
+        (FINAL, "billing:Dun"),
+        (WARNED, "permit:Warn"),
+    ):
+        world.now = now
+        (due,) = asked(world, "agenda:Due")
+        assert due["function"] == function
+        world.submit(OPERATOR, due["function"], **due["argument"])
+        assert asked(world, "agenda:Due") == []
+    assert billed.status()["state"] == "warned"
+    for now in (LIMITED, SUSPENDED):
+        world.now = now
+        named = {one["function"] for one in asked(world, "agenda:Due", "duties:Due")}
+        assert named <= {"bill:Compute"}, "what takes supply away is apart"
+
+
+def test_steps_down_are_named_only_when_everything_allows_them(billed: BillingWorld) -> None:
+    world = billed.world
+    warned_home(billed)
+    world.now = LIMITED - 86_400
+    assert asked(world, "duties:Steps") == []
+    world.now = LIMITED
+    ready = world.evaluate(SUPPLIER, "permit:Ready", connection_id=CONNECTION)
+    assert (ready["function"], ready["hindrance"]) == ("permit:Limit", None)
+    assert asked(world, "duties:Steps", caller=BOREAL_OPERATOR) == []
+    assert work_steps(world) == ["protection:Clear", "permit:Limit"]
+    assert billed.status()["state"] == "limited"
+    world.now = SUSPENDED + 17 * 3600  # at night
+    assert asked(world, "duties:Steps") == []
+    night = world.evaluate(SUPPLIER, "permit:Ready", connection_id=CONNECTION)
+    assert "nobody is cut off at minute" in night["hindrance"]
+    world.now = SUSPENDED + 86_400
+    assert work_steps(world) == ["protection:Clear", "permit:Suspend"]
+    assert billed.status()["state"] == "suspended"
+    assert asked(world, "duties:Steps") == []
+    last = world.evaluate(SUPPLIER, "permit:Ready", connection_id=CONNECTION)
+    assert (last["function"], last["hindrance"]) == (None, "the next step is none")
+    with pytest.raises(Forbidden, match="see what CP-0001 owes"):
+        world.evaluate(BOREAL_OPERATOR, "permit:Ready", connection_id=CONNECTION)
+
+
+def work_steps(world: World) -> list[str]:
+    return work(world, "duties:Steps")
+
+
+def declare(world: World, kind: str) -> None:
+    mark = {"connection_id": CONNECTION, "kind": kind, "until": 10**10, "salt": "5" * 64}
+    raw = json.dumps({"protections": [mark]}).encode()
+    world.submit(
+        OPERATOR, "protection:Declare", utility="AuroraMSP", transient={"protections": raw}
+    )
+
+
+def test_no_step_for_protected_homes_alerts_or_without_consent(billed: BillingWorld) -> None:
+    world = billed.world
+    warned_home(billed)
+    world.now = LIMITED
+    declare(world, "medical")
+    assert asked(world, "duties:Steps") == []
+    declare(world, "none")
+    assert [one["function"] for one in asked(world, "duties:Steps")] == ["protection:Clear"]
+    zone = world.evaluate(OPERATOR, "registry:Connection", connection_id=CONNECTION)["zone"]
+    alert = {"alert_id": "A-1", "zone": zone, "kind": "heat", "from": world.now - 60,
+             "until": world.now + 86_400, "declared_by": "BorealMSP"}  # fmt: skip
+    world.submit(BOREAL_OPERATOR, "permit:DeclareAlert", alert=alert)
+    assert asked(world, "duties:Steps") == []
+    world.submit(BOREAL_OPERATOR, "permit:EndAlert", zone=zone, alert_id="A-1")
+    key = ("energy", f"consent/{CONNECTION}")
+    consent = world.state.public.pop(key)
+    assert asked(world, "duties:Steps") == []
+    ready = world.evaluate(SUPPLIER, "permit:Ready", connection_id=CONNECTION)
+    assert "has not consented" in ready["hindrance"]
+    world.state.public[key] = consent
+    assert len(asked(world, "duties:Steps")) == 1
+
+
+def test_suspending_is_asked_only_where_the_utility_allows_it() -> None:
+    functions = chaincodes()["metering"].functions
+    off, on = AgentSettings(), AgentSettings(suspend=True)
+    assert off.suspend is False
+    assert "duties:Steps" not in asked_of(functions, off)
+    assert asked_of(functions, on) == [*asked_of(functions, off), "duties:Steps"]
+    assert {"duties:Due", "duties:Corrections"} <= set(asked_of(functions, off))
