@@ -92,9 +92,11 @@ class HomeAssistantError(Exception):
 class HomeAssistant:
     """One configuration folder and, once started, the process that runs on it."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, *options: str) -> None:
         self.folder: Final = folder
         self.port = port
+        self.options = options
+        """What ``hass`` is started with beside its folder."""
         self.stopping = False
         self._process: asyncio.subprocess.Process | None = None
 
@@ -143,7 +145,7 @@ class HomeAssistant:
             # In a session of its own: Ctrl-C in the terminal reaches the demonstration alone,
             # which then stops Home Assistant before what it talks to.
             self._process = await asyncio.create_subprocess_exec(
-                *_hass("-c", str(self.folder)),
+                *_hass("-c", str(self.folder), *self.options),
                 cwd=self.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

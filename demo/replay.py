@@ -6,33 +6,36 @@ the contracts, on the ledgers of three utilities (`demo.replay_channel`). Each d
 * at noon of the day before, rates and the day-ahead prices are published, and homes place orders
   for some quarter hours of the day, by a forecast that is up to 15 % off; at two the books close
   and clear, in three zones and at the hub;
-* at nine homes with panels sell a part of their afternoon to the supplier that pays best;
-* the morning after, each utility submits its meters' signed readings, settles the day in private
-  and posts it, and closes its transformer's balance.
+* at nine homes with panels sell a part of their afternoon to the supplier that pays best, and
+  those with a battery what they expect to have in the evening;
+* the morning after, each utility submits its meters' signed readings, of which some come late,
+  twice or wrong (`demo.replay_readings`), settles the day in private and posts it, and closes its
+  transformer's balance. Six homes share as a community what they have left.
 
-After the month bills are computed and posted, certificates issued, and every day settled finally.
-Then all sums are checked against the series that went in. `script/run --replay` calls it.
+After the month certificates are issued, every day is settled finally, and bills are posted. Some
+readings are corrected only then: each is an adjustment of its day, and of the bill. Then bills are
+paid, and all sums are checked against the series that went in. `script/run --replay` calls it.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import resource
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from demo.homes import QUARTER_S
 from demo.replay_channel import CHANNEL, UTILITIES, Call, ReplayChannel, ReplayError
+from demo.replay_checks import Checks
 from demo.replay_data import (
     DAY_S,
     MAX_HOMES,
@@ -40,17 +43,36 @@ from demo.replay_data import (
     NO_LOAD_W,
     PLANT_W,
     REGION,
+    SELLING_HOUR,
     Home,
     LocalDay,
     Month,
-    calendar_terms,
     read_month,
     utc_days,
+    utc_start,
 )
-from gridledger_client import MeterKey, Reading, generate_key_pem
+from demo.replay_outcome import Outcome
+from demo.replay_readings import (
+    CLEAN,
+    REGISTER_WH,
+    Counts,
+    Disorder,
+    Readings,
+    draw_ppm,
+)
+from demo.replay_terms import (
+    COMMUNITY,
+    HOUR_S,
+    PRODUCT,
+    ZONES,
+    agreements,
+    feeder_meter,
+    tariff_of,
+    utility_of,
+)
+from gridledger_client import MeterKey, generate_key_pem
 from gridledger_client.readings import BATCH_LIMIT, batch_transient
 
-HOUR_S: Final = 3600
 RATE: Final = QUARTER_S
 """A second of transaction time is a quarter hour of the channel's: a month is three quarters of an
 hour, and no timestamp lies far from the day on which the replay runs."""
@@ -60,56 +82,28 @@ AUCTIONS: Final = 8
 MAX_AUCTIONS: Final = 16
 """Orders of one home for so many quarter hours stand in a block, each out of a wallet shard."""
 FIRST_AUCTION_HOUR: Final = 11
-PRODUCT: Final = "LOCAL"
-ZONES: Final = {"Aurora": "NORTH", "Boreal": "EAST", "Cielo": "SOUTH"}
 HOMES_FOR_SUMS: Final = 10
 """Fewer homes behind a transformer, and its balance isn't public."""
 LEAST_EXPORT_W: Final = 1_000
-REGISTER_WH: Final = 1_000_000
+LATE_AFTER_S: Final = 36 * HOUR_S
+"""Readings of a whole day come at six of the next morning."""
 GRID_FEE: Final = 5_000
 SHARD_MICRO: Final = 40_000_000
 PLANT_SHARD_MICRO: Final = 400_000_000
-VAT_PPM: Final = 190_000
 FINAL_DAYS: Final = 21
 """After the last day: ten working days and the holidays among them."""
+CORRECTED_DAYS: Final = 5
+"""How long after its end as a final month its last corrections come."""
+PAID_DAYS: Final = 10
+"""How long after that bills are paid."""
+BEFORE: Final = -1
+"""The morning on which meters are read for the first time."""
 DEFAULT_FOLDER: Final = Path(".gridledger/replay")
 
-BANDS: Final = (
-    {"name": "NIGHT", "days": "EVERY", "from_minute": 1320, "to_minute": 360, "price": 190_000},
-    {"name": "DAY", "days": "EVERY", "from_minute": 0, "to_minute": 1440, "price": 260_000},
-)
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A sum that must be right."""
-
-    name: str
-    detail: str
-    holds: bool
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a report is made of; plain values, written beside it as JSON."""
-
-    month: str
-    days: list[dict[str, Any]] = field(default_factory=list)
-    """Of each day: energies in Wh, money in micro-units, mean prices."""
-    hours: list[dict[str, int]] = field(default_factory=list)
-    """Of each hour: import and export of the homes, the plant's export, the price."""
-    auctions: list[dict[str, Any]] = field(default_factory=list)
-    bills: list[dict[str, Any]] = field(default_factory=list)
-    statement: dict[str, Any] = field(default_factory=dict)
-    certificates: dict[str, Any] = field(default_factory=dict)
-    balances: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def holds(self) -> bool:
-        """Whether every sum is right."""
-        return bool(self.checks) and all(one.holds for one in self.checks)
+def _received(sums: Sequence[Mapping[str, Any]]) -> int:
+    """What a day comes to for its connection."""
+    return sum(int(one["amount_micro"]) for one in sums)
 
 
 def _tell(_: str) -> None:
@@ -118,8 +112,7 @@ def _tell(_: str) -> None:
 
 def _draw(*parts: object) -> int:
     """A number from 0 to 999 that is the same in every run."""
-    text = "/".join(str(one) for one in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % 1000
+    return draw_ppm(*parts) // 1000
 
 
 def _forecast(home: Home, start: int, energy_wh: int) -> int:
@@ -136,7 +129,7 @@ class Replay:
         month: Month,
         *,
         auctions: int = AUCTIONS,
-        final: bool = True,
+        disorder: Disorder | None = None,
         tell: Callable[[str], None] = _tell,
     ) -> None:
         """`auctions` quarter hours of each day are traded, from eleven on."""
@@ -144,32 +137,35 @@ class Replay:
         self.month = month
         self.outcome = Outcome(month.name)
         self._auctions = auctions
-        self._final = final
         self._tell = tell
+        meters = [home.meter_id for home in month.connections]
+        meters += [feeder_meter(utility) for utility in UTILITIES]
         self._keys = {
-            home.meter_id: MeterKey(generate_key_pem(), secrets.token_bytes(32))
-            for home in month.connections
+            meter: MeterKey(generate_key_pem(), secrets.token_bytes(32)) for meter in meters
         }
-        self._feeders = {
-            utility: MeterKey(generate_key_pem(), secrets.token_bytes(32)) for utility in UTILITIES
-        }
-        self._owners = {
+        self.readings = Readings(self._keys, CHANNEL, disorder or Disorder())
+        self.answered = Counts()
+        """What the ledger said of readings, summed up."""
+        self.settled: dict[tuple[str, str], tuple[str, Any]] = {}
+        """By day and connection, the last run and the sums it posted."""
+        self._billed: dict[str, int] = {}
+        """By connection, the last run of its bill."""
+        self.adjusted: set[tuple[str, str]] = set()
+        """Days of connections with a correction after finality, its own or a fellow member's."""
+        self.owners = {
             home.connection_id: channel.home(home.utility, home.connection_id)
             for home in month.connections
         }
         self._balanced: dict[str, int] = {}
         """Where each transformer's last balance ended."""
+        self._ended: dict[str, tuple[int, int]] = {}
+        """The registers with which each home's part of the last balance ended."""
         self._published: list[str] = []
         """UTC days whose day-ahead prices are on the ledger."""
-        self._registers: dict[str, tuple[int, int]] = {}
         self._sums_public = all(
             sum(home.utility == utility for home in month.homes) >= HOMES_FOR_SUMS
             for utility in UTILITIES
         )
-
-    @property
-    def _last_run(self) -> str:
-        return "final" if self._final else "provisional"
 
     def run(self) -> Outcome:
         """All of it; raises ReplayError where a call is refused."""
@@ -182,34 +178,38 @@ class Replay:
             self._sell_to_suppliers(day)
             if number + 1 < len(month.days):
                 self._day_ahead(month.days[number + 1])
-            self._day_after(day)
+            self._day_after(number, day)
             spent = time.monotonic() - began
             self._tell(
                 f"{day.day}: {len(day.intervals)} intervals settled; {number + 1} of "
                 f"{len(month.days)} days, {self.channel.transactions:,} transactions in "
                 f"{self.channel.height:,} blocks, {spent:.0f} s"
             )
+        self._read_the_rest()
         self._certify()
-        self._bill()
-        self._tell("bills and certificates are posted")
-        if self._final:
-            self._settle_finally()
-            self._tell("all days are final")
+        self._settle_finally()
+        self._tell(f"all days are final, {time.monotonic() - began:.0f} s")
+        self._bill(month.connections, 1)
+        self._adjust()
+        self._pay()
+        self._tell(f"bills are posted, adjusted and paid, {time.monotonic() - began:.0f} s")
         self._collect()
-        self.check()
+        Checks(self).run()
         self.outcome.facts.update(
             transactions=self.channel.transactions,
             conflicts=self.channel.conflicts,
             blocks=self.channel.height,
             seconds=round(time.monotonic() - began, 1),
             cpu_seconds=round(time.process_time() - cpu, 1),
+            memory_kib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             homes=len(month.homes),
             with_panels=sum(home.peak_w > 0 for home in month.homes),
             peak_w=sum(home.peak_w for home in month.homes),
+            batteries=sum(home.battery_wh > 0 for home in month.homes),
+            battery_wh=sum(home.battery_wh for home in month.homes),
             first=month.days[0].day,
             last=month.days[-1].day,
             auctions=self._auctions,
-            final=self._final,
         )
         return self.outcome
 
@@ -218,46 +218,33 @@ class Replay:
     def _set_up(self) -> None:
         channel, admin = self.channel, self.channel.admin
         energy = {"interval_s": QUARTER_S, "replay": channel.replay}
-        # Readings come once a day here.
-        channel.submit(admin, "metering:Configure", **energy, late_after_s=2 * DAY_S)
+        channel.submit(admin, "metering:Configure", **energy, late_after_s=LATE_AFTER_S)
         channel.submit(admin, "registry:Configure", **energy, grid_fee_micro_per_kwh=GRID_FEE)
         # Terms begin with a UTC day.
         since = (channel.now // DAY_S + 1) * DAY_S
-        for propose, approve, terms, named in self._agreements():
+        for propose, approve, terms, named in agreements():
             agreed = channel.submit(
-                channel.operators[_utility_of(terms)], propose, terms=terms, effective_from=since
+                channel.operators[utility_of(terms)], propose, terms=terms, effective_from=since
             )
-            other = UTILITIES[1] if _utility_of(terms) != UTILITIES[1] else UTILITIES[2]
+            other = UTILITIES[1] if utility_of(terms) != UTILITIES[1] else UTILITIES[2]
             channel.submit(channel.operators[other], approve, version=agreed["version"], **named)
         self._register()
         channel.now = since
         self._supply()
-
-    def _agreements(self) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]:
-        found: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
-            (
-                "tariff:ProposeCalendar",
-                "tariff:ApproveCalendar",
-                calendar_terms(),
-                {"region": REGION},
-            ),
-            ("book:ProposeProduct", "book:ApproveProduct", _product(), {"product": PRODUCT}),
-        ]
-        for utility in UTILITIES:
-            supplier = f"{utility}MSP"
-            found.append(
-                (
-                    "settlement:ProposeTerms",
-                    "settlement:ApproveTerms",
-                    _settlement_terms(supplier),
-                    {"supplier": supplier},
+        channel.submit_all(
+            [
+                Call(
+                    self.owners[home.connection_id],
+                    "sharing:Join",
+                    {
+                        "community": COMMUNITY,
+                        "connection_id": home.connection_id,
+                        "from_day": self.month.days[0].day,
+                    },
                 )
-            )
-            found += [
-                ("tariff:Propose", "tariff:Approve", terms, {"tariff": terms["tariff"]})
-                for terms in tariffs_of(utility)
+                for home in self.month.community
             ]
-        return found
+        )
 
     def _register(self) -> None:
         channel = self.channel
@@ -278,9 +265,7 @@ class Replay:
                     },
                 )
             )
-            meters.append(
-                self._meter(home.utility, home.meter_id, home.connection_id, limit, self._keys)
-            )
+            meters.append(self._meter(home.utility, home.meter_id, home.connection_id, limit))
         channel.submit_all(connections)
         transformers = []
         for utility in UTILITIES:
@@ -309,8 +294,7 @@ class Replay:
                 connections=names,
                 **{"from": channel.now},
             )
-            keys = {f"M-{transformer}": self._feeders[utility]}
-            meters.append(self._meter(utility, f"M-{transformer}", transformer, 1_000_000, keys))
+            meters.append(self._meter(utility, feeder_meter(utility), transformer, 1_000_000))
         channel.submit_all(meters)
         self._fund()
         plant = self.month.plant
@@ -329,14 +313,7 @@ class Replay:
             },
         )
 
-    def _meter(
-        self,
-        utility: str,
-        meter_id: str,
-        connection_id: str,
-        max_power_w: int,
-        keys: Mapping[str, MeterKey],
-    ) -> Call:
+    def _meter(self, utility: str, meter_id: str, connection_id: str, max_power_w: int) -> Call:
         return Call(
             self.channel.operators[utility],
             "metering:RegisterMeter",
@@ -345,7 +322,7 @@ class Replay:
                 "connection_id": connection_id,
                 "utility": f"{utility}MSP",
                 "source_class": "accredited",
-                "public_key": keys[meter_id].public_key_pem,
+                "public_key": self._keys[meter_id].public_key_pem,
                 "max_power_w": max_power_w,
             },
         )
@@ -370,7 +347,7 @@ class Replay:
             ]
         channel.submit_all(deposits)
         for home in self.month.connections:
-            owner = self._owners[home.connection_id]
+            owner = self.owners[home.connection_id]
             found = channel.evaluate(owner, "wallet:Incoming", account=home.connection_id)
             sweeps += [
                 Call(
@@ -422,7 +399,7 @@ class Replay:
             if utc_day in self._published:
                 continue
             self._published.append(utc_day)
-            start = _utc_start(utc_day)
+            start = utc_start(utc_day)
             prices = [self.month.price(start + at * QUARTER_S) for at in range(DAY_S // QUARTER_S)]
             calls.append(
                 Call(
@@ -489,7 +466,7 @@ class Replay:
         if energy < 50:
             return None
         return Call(
-            self._owners[home.connection_id],
+            self.owners[home.connection_id],
             "book:Place",
             {
                 "order_id": f"o-{start}",
@@ -519,20 +496,35 @@ class Replay:
             )
 
     def _sell_to_suppliers(self, day: LocalDay) -> None:
-        """At nine: half of what is expected from two to four, to whoever pays best."""
-        channel = self.channel
-        channel.now = day.at(9)
-        start, end = day.at(14), day.at(16)
+        """At nine: half of what is expected from two to four, to whoever pays best.
+
+        Of what a battery will sell in the evening, nine tenths.
+        """
+        self.channel.now = day.at(9)
+        sunny = day.at(14), day.at(16)
+        evening = day.at(SELLING_HOUR), day.at(SELLING_HOUR + 1)
+        batteries = [home for home in self.month.homes if home.battery_wh]
+        self.channel.submit_all(
+            [
+                *self._sales(f"pm-{day.day}", self.month.homes, *sunny, 500),
+                *self._sales(f"evening-{day.day}", batteries, *evening, 900),
+            ]
+        )
+
+    def _sales(
+        self, request_id: str, homes: Sequence[Home], start: int, end: int, per_mille: int
+    ) -> list[Call]:
+        """Sales of a part of what homes expect to export in some hours."""
         calls = []
-        for home in self.month.homes:
+        for home in homes:
             expected = sum(
                 _forecast(home, at, home.export_wh[at]) for at in range(start, end, QUARTER_S)
             )
-            energy = expected // 2
+            energy = expected * per_mille // 1000
             if energy < 200:
                 continue
-            owner = self._owners[home.connection_id]
-            quote = channel.evaluate(
+            owner = self.owners[home.connection_id]
+            quote = self.channel.evaluate(
                 owner,
                 "market:Quote",
                 connection_id=home.connection_id,
@@ -542,71 +534,85 @@ class Replay:
                 max_power_w=energy * HOUR_S // (end - start) + 4,
             )["quote"]
             calls.append(
-                Call(owner, "market:Authorise", {"request_id": f"pm-{day.day}", "quote": quote})
+                Call(owner, "market:Authorise", {"request_id": request_id, "quote": quote})
             )
-        channel.submit_all(calls)
+        return calls
 
-    def _day_after(self, day: LocalDay) -> None:
+    def _day_after(self, number: int, day: LocalDay) -> None:
         """At six: readings, settlement, the transformers' balance."""
         channel = self.channel
         channel.now = max(channel.now, day.end + 6 * HOUR_S)
-        if not self._registers:
-            self._read([self.month.start - QUARTER_S], baseline=True)
-        self._read(day.intervals)
-        self._settle(day, "provisional")
+        if number == 0:
+            self._read_first()
+        for home in self.month.connections:
+            for at in day.intervals:
+                self.readings.count_in_disorder(
+                    home.utility, home.meter_id, number, at, home.import_wh[at], home.export_wh[at]
+                )
+        for utility in UTILITIES:
+            for at in day.intervals:
+                net = self.month.delivered_wh(utility, at)
+                taken, given = max(0, net), max(0, -net)
+                self.readings.count(utility, feeder_meter(utility), number, at, taken, given)
+        self._read(number)
+        self._settle(day, "provisional", self.month.connections)
         if self._sums_public:
             self._close_balance(day)
         self._note_day(day)
 
-    def _read(self, starts: Sequence[int], *, baseline: bool = False) -> None:
-        """Sign and submit what all meters counted in some intervals."""
-        calls = []
+    def _read_first(self) -> None:
+        """Where registers begin: a reading of nothing in the last interval before the month."""
+        start = self.month.start - QUARTER_S
+        for home in self.month.connections:
+            self.readings.count(home.utility, home.meter_id, BEFORE, start, 0, 0)
         for utility in UTILITIES:
-            rows: list[dict[str, str]] = []
-            for home in self.month.of(utility):
-                key = self._keys[home.meter_id]
-                for start in starts:
-                    taken = 0 if baseline else home.import_wh[start]
-                    given = 0 if baseline else home.export_wh[start]
-                    rows.append(self._reading(key, home.meter_id, start, taken, given))
-            feeder = f"M-T-{utility.upper()}"
-            for start in starts:
-                net = 0 if baseline else self.month.delivered_wh(utility, start)
-                rows.append(
-                    self._reading(self._feeders[utility], feeder, start, max(0, net), max(0, -net))
-                )
-            calls += [
-                Call(
-                    self.channel.operators[utility],
-                    "metering:SubmitReadings",
-                    {"utility": f"{utility}MSP"},
-                    batch_transient(rows[first : first + BATCH_LIMIT]),
-                    utility,
-                )
-                for first in range(0, len(rows), BATCH_LIMIT)
-            ]
+            self.readings.count(utility, feeder_meter(utility), BEFORE, start, 0, 0)
+        self._read(BEFORE)
+
+    def _read_the_rest(self) -> None:
+        """What comes on the mornings after the month."""
+        number = len(self.month.days)
+        while self.readings.is_waiting():
+            over = number + 1 - len(self.month.days)
+            self.channel.now = self.month.end + over * DAY_S + 6 * HOUR_S
+            self._read(number)
+            number += 1
+
+    def _read(self, morning: int) -> None:
+        """Submit what reaches the utilities on a morning."""
+        for utility in UTILITIES:
+            self._submit(utility, self.readings.of_morning(utility, morning))
+
+    def _submit(self, utility: str, rows: Sequence[Mapping[str, str]]) -> None:
         # A batch that goes on in the next one is held against it: one after the other.
-        for call in calls:
+        for first in range(0, len(rows), BATCH_LIMIT):
+            call = Call(
+                self.channel.operators[utility],
+                "metering:SubmitReadings",
+                {"utility": f"{utility}MSP"},
+                batch_transient(rows[first : first + BATCH_LIMIT]),
+                utility,
+            )
             (answer,) = self.channel.submit_all([call])
             if answer["refused"]:
                 raise ReplayError(f"a reading was refused: {answer['refused'][0]}")
+            for name in ("accepted", "duplicate", "corrected", "late", "after_final"):
+                before = getattr(self.answered, name)
+                setattr(self.answered, name, before + int(answer[name]))
 
-    def _reading(
-        self, key: MeterKey, meter_id: str, start: int, import_wh: int, export_wh: int
-    ) -> dict[str, str]:
-        before = self._registers.get(meter_id, (REGISTER_WH, REGISTER_WH))
-        registers = before[0] + import_wh, before[1] + export_wh
-        self._registers[meter_id] = registers
-        reading = Reading(meter_id, start, QUARTER_S, import_wh, export_wh, *registers)
-        return dict(key.sign(reading, CHANNEL).fields)
-
-    def _settle(self, day: LocalDay, run: str) -> None:
-        """Commit a day in private and post its sums, by all utilities."""
+    def _settle(self, day: LocalDay, run: str, homes: Sequence[Home]) -> None:
+        """Commit a day of some connections in private and post its sums, by their utilities."""
         channel = self.channel
-        calls, posts = [], []
-        for utility in UTILITIES:
-            names = [home.connection_id for home in self.month.of(utility)]
-            calls.append(
+        groups = {
+            utility: sorted(
+                (home for home in homes if home.utility == utility),
+                key=lambda home: home.connection_id,
+            )
+            for utility in UTILITIES
+        }
+        settled = {utility: group for utility, group in groups.items() if group}
+        channel.submit_all(
+            [
                 Call(
                     channel.operators[utility],
                     "daybook:Commit",
@@ -614,14 +620,22 @@ class Replay:
                         "utility": f"{utility}MSP",
                         "day": day.day,
                         "run": run,
-                        "connections": names,
+                        "connections": [home.connection_id for home in group],
                     },
                     endorser=utility,
                 )
-            )
-        channel.submit_all(calls)
-        for utility in UTILITIES:
-            summaries = [self._record(home, day, run)["summary"] for home in self.month.of(utility)]
+                for utility, group in settled.items()
+            ]
+        )
+        posts = []
+        for utility, group in settled.items():
+            # Without the rows that daybook:Record would show beside each of them.
+            summaries = [
+                channel.private(utility, f"st/{day.day}/{run}/{home.connection_id}")
+                for home in group
+            ]
+            for home, summary in zip(group, summaries, strict=True):
+                self.settled[day.day, home.connection_id] = run, summary["sums"]
             posts.append(
                 Call(
                     channel.operators[utility],
@@ -648,17 +662,21 @@ class Replay:
         )
         return found
 
+    def last_record(self, home: Home, day: LocalDay) -> dict[str, Any]:
+        return self._record(home, day, self.settled[day.day, home.connection_id][0])
+
     def _close_balance(self, day: LocalDay) -> None:
         """Each transformer's balance since the last one, where the homes' sum hides each of them.
 
         On a sunny day one home's export may stand out; then the period goes on into the next day.
         """
         channel = self.channel
+        begins = {utility: self._balanced.get(utility, self.month.start) for utility in UTILITIES}
         arguments = {
             utility: {
                 "node_id": f"T-{utility.upper()}",
                 "utility": f"{utility}MSP",
-                "from": self._balanced.get(utility, self.month.start),
+                "from": begins[utility],
                 "to": day.end,
             }
             for utility in UTILITIES
@@ -682,12 +700,33 @@ class Replay:
             self.outcome.balances.append(
                 {
                     "utility": utility,
-                    "from": arguments[utility]["from"],
-                    "to": day.end,
+                    **self._expected(utility, begins[utility], day.end),
                     "loss_wh": int(closed["loss_wh"]),
                 }
             )
             self._balanced[utility] = day.end
+
+    def _expected(self, utility: str, start: int, end: int) -> dict[str, int]:
+        """What a balance must come to: by the series, and by which readings have come.
+
+        A home whose last reading is late counts up to the one before; the rest counts next time.
+        """
+        delivered = sum(self.month.delivered_wh(utility, at) for at in range(start, end, QUARTER_S))
+        taken = 0
+        for home in self.month.homes:
+            if home.utility == utility:
+                meter = home.meter_id
+                begin = self._ended.get(meter, (REGISTER_WH, REGISTER_WH))
+                found = self.readings.last_shown(meter, end)
+                taken += found[0] - begin[0] - (found[1] - begin[1])
+                self._ended[meter] = found
+        return {
+            "from": start,
+            "to": end,
+            "delivered_wh": delivered,
+            "homes_wh": taken,
+            "lost_wh": delivered - taken,
+        }
 
     def _note_day(self, day: LocalDay) -> None:
         homes = self.month.homes
@@ -714,6 +753,7 @@ class Replay:
                     "export_wh": sum(home.export_wh[at] for home in homes for at in span),
                     "plant_wh": sum(self.month.plant.export_wh[at] for at in span),
                     "price": self.month.price(hour),
+                    "stored_wh": sum(home.stored_wh.get(span[-1], 0) for home in homes),
                 }
             )
 
@@ -723,7 +763,7 @@ class Replay:
         """Issue the month's certificates; one is given to the supplier and claimed."""
         channel, plant = self.channel, self.month.plant
         year, number = (int(part) for part in self.month.name.split("-"))
-        over = _utc_start(f"{year + number // 12:04d}-{number % 12 + 1:02d}-01")
+        over = utc_start(f"{year + number // 12:04d}-{number % 12 + 1:02d}-01")
         channel.now = max(channel.now, over + 6 * HOUR_S)
         export = sum(plant.export_wh.values())
         issue = channel.submit(
@@ -735,7 +775,7 @@ class Replay:
             export_wh=export,
         )
         found = {name: int(issue[name]) for name in ("export_wh", "issued", "carry_wh")}
-        owner = self._owners[plant.connection_id]
+        owner = self.owners[plant.connection_id]
         claimed = 0
         if found["issued"]:
             (batch,) = channel.evaluate(owner, "certificate:Holdings", owner=plant.connection_id)[
@@ -765,74 +805,11 @@ class Replay:
                 kept[batch["state"]] += int(batch["count"])
         self.outcome.certificates = {**found, "claimed": claimed, "kept": kept}
 
-    def _bill(self) -> None:
-        """Compute and post all bills, and take the money that banks received for them."""
-        channel, month = self.channel, self.month
-        period = {"from_day": month.days[0].day, "to_day": month.to_day}
-        statements = channel.submit_all(
-            [
-                Call(
-                    channel.operators[home.utility],
-                    "bill:Compute",
-                    {"connection_id": home.connection_id, **period},
-                    endorser=home.utility,
-                )
-                for home in month.connections
-            ]
-        )
-        channel.submit_all(
-            [
-                Call(channel.operators[home.utility], "billing:Post", {"statement": statement})
-                for home, statement in zip(month.connections, statements, strict=True)
-            ]
-        )
-        channel.submit_all(
-            [
-                Call(
-                    channel.operators[home.utility],
-                    "billing:Receive",
-                    {
-                        "connection_id": home.connection_id,
-                        "amount_micro": int(statement["total_micro"]),
-                        "bank_reference": f"BILL-{home.connection_id}",
-                    },
-                )
-                for home, statement in zip(month.connections, statements, strict=True)
-                if int(statement["total_micro"]) > 0
-            ]
-        )
-        for home, statement in zip(month.connections, statements, strict=True):
-            record = channel.evaluate(
-                self._owners[home.connection_id],
-                "bill:Record",
-                at=home.utility,
-                connection_id=home.connection_id,
-                from_day=month.days[0].day,
-            )
-            account = channel.evaluate(
-                self._owners[home.connection_id],
-                "billing:Account",
-                connection_id=home.connection_id,
-            )
-            self.outcome.bills.append(
-                {
-                    "connection_id": home.connection_id,
-                    "tariff": tariff_of(home),
-                    "total_micro": int(statement["total_micro"]),
-                    "regulated_micro": None
-                    if record["regulated_micro"] is None
-                    else int(record["regulated_micro"]),
-                    "import_wh": int(record["import_wh"]),
-                    "export_wh": int(record["export_wh"]),
-                    "open_micro": int(account["open_micro"]),
-                    "lines": [line for part in record["bills"] for line in part["lines"]],
-                }
-            )
-
     def _settle_finally(self) -> None:
         self.channel.now = self.month.end + FINAL_DAYS * DAY_S
+        provisional = dict(self.settled)
         for day in self.month.days:
-            self._settle(day, "final")
+            self._settle(day, "final", self.month.connections)
         self.channel.submit_all(
             [
                 Call(
@@ -843,20 +820,130 @@ class Replay:
                 for day in self.month.days
             ]
         )
+        moved = [
+            abs(_received(self.settled[place][1]) - _received(sums))
+            for place, (_, sums) in provisional.items()
+        ]
+        self.outcome.readings["days"] = len(moved)
+        self.outcome.readings["days_changed"] = sum(1 for one in moved if one)
+        self.outcome.readings["moved_micro"] = sum(moved)
+
+    def _bill(self, homes: Sequence[Home], run: int) -> None:
+        """Compute and post bills."""
+        channel, month = self.channel, self.month
+        period = {"from_day": month.days[0].day, "to_day": month.to_day, "run": run}
+        statements = channel.submit_all(
+            [
+                Call(
+                    channel.operators[home.utility],
+                    "bill:Compute",
+                    {"connection_id": home.connection_id, **period},
+                    endorser=home.utility,
+                )
+                for home in homes
+            ]
+        )
+        posted = channel.submit_all(
+            [
+                Call(channel.operators[home.utility], "billing:Post", {"statement": statement})
+                for home, statement in zip(homes, statements, strict=True)
+            ]
+        )
+        for home, answer in zip(homes, posted, strict=True):
+            self._billed[home.connection_id] = run
+            if run > 1:
+                changed = int(answer["difference_micro"])
+                self.outcome.readings["bills_raised"] += changed > 0
+                self.outcome.readings["bills_credited"] += changed < 0
+
+    def _adjust(self) -> None:
+        """Take the corrections that come after finality: settle these days again, and bill."""
+        self.channel.now += CORRECTED_DAYS * DAY_S
+        for utility in UTILITIES:
+            self._submit(utility, self.readings.after_final(utility))
+        self.outcome.readings |= asdict(self.answered)
+        days: dict[str, dict[str, Home]] = {}
+        for meter, start in self.readings.adjusted:
+            home = next(one for one in self.month.connections if one.meter_id == meter)
+            day = next(one for one in self.month.days if one.start <= start < one.end)
+            # What one member of a community has, the others share.
+            members = self.month.community
+            for one in members if home in members else (home,):
+                days.setdefault(day.day, {})[one.connection_id] = one
+        again: dict[str, Home] = {}
+        for day in self.month.days:
+            if day.day in days:
+                self._settle(day, "adjustment-1", list(days[day.day].values()))
+                again |= days[day.day]
+        self.adjusted = {(day, name) for day, homes in days.items() for name in homes}
+        self.outcome.readings["adjusted_days"] = len(self.adjusted)
+        self.outcome.readings |= {"bills_raised": 0, "bills_credited": 0}
+        self._bill(list(again.values()), 2)
+
+    def _pay(self) -> None:
+        """Take the money that banks received for what is open of bills, and note the bills."""
+        channel, month = self.channel, self.month
+        channel.now += PAID_DAYS * DAY_S
+        payments = []
+        for home in month.connections:
+            name = home.connection_id
+            owner = self.owners[name]
+            account = channel.evaluate(owner, "billing:Account", connection_id=name)
+            if int(account["open_micro"]) > 0:
+                payments.append(
+                    Call(
+                        channel.operators[home.utility],
+                        "billing:Receive",
+                        {
+                            "connection_id": name,
+                            "amount_micro": int(account["open_micro"]),
+                            "bank_reference": f"BILL-{name}",
+                        },
+                    )
+                )
+        channel.submit_all(payments)
+        for home in month.connections:
+            name = home.connection_id
+            owner = self.owners[name]
+            record = channel.evaluate(
+                owner,
+                "bill:Record",
+                at=home.utility,
+                connection_id=name,
+                from_day=month.days[0].day,
+                run=self._billed[name],
+            )
+            account = channel.evaluate(owner, "billing:Account", connection_id=name)
+            regulated = record["regulated_micro"]
+            self.outcome.bills.append(
+                {
+                    "connection_id": name,
+                    "tariff": tariff_of(home),
+                    "total_micro": int(record["total_micro"]),
+                    "regulated_micro": None if regulated is None else int(regulated),
+                    "import_wh": int(record["import_wh"]),
+                    "export_wh": int(record["export_wh"]),
+                    "open_micro": int(account["open_micro"]),
+                    "run": self._billed[name],
+                    "lines": [line for part in record["bills"] for line in part["lines"]],
+                }
+            )
 
     # What came out
 
     def _collect(self) -> None:
-        """A home's statement: the one with panels whose bill is in the middle."""
-        panels = {home.connection_id for home in self.month.homes if home.peak_w}
+        """A home's statement: one of the community, with a battery if one has."""
+        members = [home for home in self.month.community if home.peak_w] or self.month.homes
+        found = [home for home in members if home.battery_wh] or members
+        names = {home.connection_id for home in found}
         bills = sorted(
-            (one for one in self.outcome.bills if one["connection_id"] in panels),
+            (one for one in self.outcome.bills if one["connection_id"] in names),
             key=lambda one: int(one["total_micro"]),
         )
         bill = bills[len(bills) // 2]
         name = bill["connection_id"]
         home = next(one for one in self.month.homes if one.connection_id == name)
-        owner = self._owners[name]
+        owner = self.owners[name]
         net = self.channel.evaluate(
             owner,
             "settlement:Net",
@@ -872,6 +959,7 @@ class Replay:
             "house": home.column,
             "utility": home.utility,
             "peak_w": home.peak_w,
+            "battery_wh": home.battery_wh,
             "bill": bill,
             "net": net,
             "entries": postings["entries"][:12],
@@ -879,355 +967,9 @@ class Replay:
             "day": middle.day,
             "import_wh": [home.import_wh[at] for at in middle.intervals],
             "export_wh": [home.export_wh[at] for at in middle.intervals],
-            "rows": self._record(home, middle, self._last_run)["opened"]["rows"],
+            "stored_wh": [home.stored_wh.get(at, 0) for at in middle.intervals],
+            "rows": self.last_record(home, middle)["opened"]["rows"],
         }
-
-    def check(self) -> None:
-        """Hold every sum on the ledger against another one, or against what went in."""
-        self.outcome.checks.clear()
-        self._check_money()
-        self._check_energy()
-        self._check_tokens()
-        self._check_bills()
-        self._check_opened()
-        found = self.outcome.certificates
-        self._note(
-            "Certificates are the plant's export",
-            found["issued"] * 1_000_000 + found["carry_wh"]
-            == sum(self.month.plant.export_wh.values())
-            and found["kept"]
-            == {
-                "issued": found["issued"] - found["claimed"],
-                "claimed": found["claimed"],
-            },
-            f"{found['issued']} of 1 MWh, {found['carry_wh']:,} Wh carried on; "
-            f"{found['claimed']} claimed",
-        )
-        closed = self.outcome.balances
-        if closed:
-            right = sum(one["loss_wh"] == self._lost(one) for one in closed)
-            self._note(
-                "Losses are what the transformers delivered beyond the homes",
-                right == len(closed),
-                f"{len(closed)} balances of days or longer, "
-                f"{sum(one['loss_wh'] for one in closed):,} Wh",
-            )
-
-    def _note(self, name: str, holds: bool, detail: str) -> None:
-        self.outcome.checks.append(Check(name, detail, holds))
-
-    def _lost(self, balance: Mapping[str, Any]) -> int:
-        """What was lost in a balance's period, by the series."""
-        utility = balance["utility"]
-        return sum(
-            self.month.delivered_wh(utility, at)
-            - sum(
-                home.import_wh[at] - home.export_wh[at]
-                for home in self.month.homes
-                if home.utility == utility
-            )
-            for at in range(balance["from"], balance["to"], QUARTER_S)
-        )
-
-    def _check_money(self) -> None:
-        postings: dict[str, int] = {}
-        held: dict[str, int] = {}
-        count = 0
-        for key, record in self.channel.values("acct/"):
-            parts = key.split("/")
-            at = 4 if parts[1] == "ext" else 2
-            account, part = "/".join(parts[1:at]), parts[at]
-            if part == "limit" or record.get("state", "pending") != "pending":
-                continue
-            sums = postings if part == "post" else held
-            sums[account] = sums.get(account, 0) + int(record["amount_micro"])
-            count += part == "post"
-        self._note(
-            "All postings together are zero",
-            sum(postings.values()) == 0,
-            f"{count:,} postings on {len(postings)} accounts",
-        )
-        kept = {name: amount for name, amount in held.items() if amount}
-        self._note(
-            "Each account has what was posted to it",
-            kept == {name: amount for name, amount in postings.items() if amount},
-            "shards, holds and entries against postings",
-        )
-        self._note(
-            "The clearing house keeps nothing",
-            not self._final or postings.get("CLEARING-MARKET", 0) == 0,
-            f"{postings.get('CLEARING-ROUNDING', 0)} micro-euros of rounding"
-            if self._final
-            else "not closed: days aren't final",
-        )
-
-    def _check_energy(self) -> None:
-        """Metered = traded + rest, of every connection's days; and of all auctions, both sides."""
-        wrong = days = 0
-        auction = 0
-        totals: dict[str, int] = {}
-        amounts: dict[str, int] = {}
-        daily: dict[str, dict[str, int]] = {one.day: {} for one in self.month.days}
-        for home in self.month.connections:
-            found = self.channel.evaluate(
-                self._owners[home.connection_id],
-                "settlement:Days",
-                connection_id=home.connection_id,
-                from_day=self.month.days[0].day,
-                limit=len(self.month.days),
-            )["days"]
-            for day, posted in zip(self.month.days, found, strict=True):
-                sums: dict[str, int] = {}
-                for one in posted["summary"]["sums"]:
-                    kind, energy = one["kind"], int(one["energy_wh"])
-                    sums[kind] = sums.get(kind, 0) + energy
-                    totals[kind] = totals.get(kind, 0) + energy
-                    amounts[kind] = amounts.get(kind, 0) + int(one["amount_micro"])
-                    daily[day.day][kind] = daily[day.day].get(kind, 0) + energy
-                    if one["counterparty"] == "CLEARING-MARKET":
-                        auction += energy if kind == "bought" else -energy if kind == "sold" else 0
-                given = sums.get("sold", 0) + sums.get("feed_in", 0) - sums.get("shortfall", 0)
-                taken = sums.get("bought", 0) + sums.get("import", 0) - sums.get("surplus", 0)
-                metered = (
-                    sum(home.export_wh[at] for at in day.intervals),
-                    sum(home.import_wh[at] for at in day.intervals),
-                )
-                summary = posted["summary"]
-                shown = int(summary["export_wh"]), int(summary["import_wh"])
-                wrong += (given, taken) != metered or shown != metered
-                days += 1
-        self._note(
-            "Metered = traded + rest",
-            wrong == 0,
-            f"{days:,} days of connections; {totals.get('bought', 0):,} Wh bought, "
-            f"{totals.get('sold', 0):,} Wh sold, {totals.get('import', 0):,} Wh of import and "
-            f"{totals.get('feed_in', 0):,} Wh of export left to bills",
-        )
-        volume = sum(one["local_wh"] + one["hub_wh"] for one in self.outcome.auctions)
-        self._note(
-            "In auctions as much is bought as sold",
-            auction == 0,
-            f"{volume:,} Wh in {len(self.outcome.auctions)} auctions",
-        )
-        self.outcome.facts.update(energy=totals, amounts=amounts)
-        for noted in self.outcome.days:
-            noted["settled"] = daily[noted["day"]]
-
-    def _check_tokens(self) -> None:
-        minted = outstanding = retired = reversed_ = exported = 0
-        alike = True
-        for home in self.month.connections:
-            found = self.channel.evaluate(
-                self._owners[home.connection_id],
-                "token:Supply",
-                origin=home.connection_id,
-                from_day=self.month.days[0].day,
-                to_day=self.month.to_day,
-            )
-            parts = [
-                int(found[f"{name}_wh"])
-                for name in ("minted", "outstanding", "retired", "reversed")
-            ]
-            alike = alike and parts[0] == sum(parts[1:])
-            own = sum(home.export_wh.values())
-            alike = alike and parts[0] - parts[3] == own
-            exported += own
-            minted += parts[0]
-            outstanding += parts[1]
-            retired += parts[2]
-            reversed_ += parts[3]
-        self._note(
-            "Minted = outstanding + retired + reversed, and minted is what was exported",
-            alike,
-            f"{minted:,} = {outstanding:,} + {retired:,} + {reversed_:,} Wh; exported "
-            f"{exported:,} Wh",
-        )
-
-    def _check_bills(self) -> None:
-        """Bills computed again: energies from settled rows, money by an exact calculation."""
-        wrong: list[str] = []
-        for home, posted in zip(self.month.connections, self.outcome.bills, strict=True):
-            rest = self._rest(home)
-            total = exact_total(home, rest, self.month)
-            energies = sum(one[0] for one in rest.values()), sum(one[1] for one in rest.values())
-            # Each interval's line is rounded by half a micro-unit, and the total to the cent.
-            if energies != (posted["import_wh"], posted["export_wh"]) or not (
-                abs(total - posted["total_micro"]) <= 5_000 + len(rest)
-            ):
-                wrong.append(home.connection_id)
-            computed = self.channel.evaluate(
-                self._owners[home.connection_id],
-                "tariff:Compute",
-                tariff=tariff_of(home),
-                region=REGION,
-                from_day=self.month.days[0].day,
-                to_day=self.month.to_day,
-                usage=[
-                    {"interval_start": at, "import_wh": taken, "export_wh": given}
-                    for at, (taken, given) in rest.items()
-                    if taken or given
-                ],
-            )
-            if int(computed["total_micro"]) != posted["total_micro"]:
-                wrong.append(home.connection_id)
-        total = sum(one["total_micro"] for one in self.outcome.bills)
-        self._note(
-            "Each bill is what its readings and trades come to",
-            not wrong,
-            f"{len(self.outcome.bills)} bills, {total / 1e6:,.2f} EUR"
-            + (f"; not {', '.join(wrong[:5])}" if wrong else ""),
-        )
-
-    def _check_opened(self) -> None:
-        """Let the ledger compute a home's opened days again, from rows that its utility kept."""
-        name = self.outcome.statement["connection_id"]
-        home = next(one for one in self.month.homes if one.connection_id == name)
-        right = 0
-        for day in self.month.days:
-            record = self._record(home, day, self._last_run)
-            found = self.channel.evaluate(
-                self._owners[name],
-                "settlement:Verify",
-                opened=record["opened"],
-                summary=record["summary"],
-            )
-            right += found["committed"] and found["holds"]
-        self._note(
-            "A home's opened days agree with their commitments, line by line",
-            right == len(self.month.days),
-            f"{right} of {len(self.month.days)} days of {name}",
-        )
-
-    def _rest(self, home: Home) -> dict[int, tuple[int, int]]:
-        """What trades left of a connection's import and export, from public trades and series."""
-        traded: dict[int, tuple[int, int]] = {}
-        owner = self._owners[home.connection_id]
-        for day in self.month.days:
-            asked: dict[str, Any] = {"from": day.start, "to": day.end}
-            for trade in self.channel.evaluate(
-                owner, "settlement:Trades", connection_id=home.connection_id, **asked
-            ):
-                start, energy = int(trade["interval_start"]), int(trade["energy_wh"])
-                bought, sold = traded.get(start, (0, 0))
-                traded[start] = bought + max(0, energy), sold + max(0, -energy)
-        rest = {}
-        for day in self.month.days:
-            for at in day.intervals:
-                bought, sold = traded.get(at, (0, 0))
-                rest[at] = max(0, home.import_wh[at] - bought), max(0, home.export_wh[at] - sold)
-        return rest
-
-
-def exact_total(home: Home, rest: Mapping[int, tuple[int, int]], month: Month) -> int:
-    """A bill in micro-euros, by exact fractions and this host's calendar; rounded once."""
-    terms = next(one for one in tariffs_of(home.utility) if one["tariff"] == tariff_of(home))
-    total = Fraction(terms["standing_micro_per_day"] * len(month.days))
-    night = {at for day in month.days for at in day.intervals if at < day.at(6) or at >= day.at(22)}
-    for at, (taken, given) in rest.items():
-        price = Fraction(0)
-        if terms["bands"]:
-            price += terms["bands"][0 if at in night else 1]["price"]
-        if terms["index_ppm"]:
-            price += month.price(at) * Fraction(terms["index_ppm"], 1_000_000) + terms["markup"]
-        paid = terms["feed_in"] + month.price(at) * Fraction(terms["feed_in_index_ppm"], 1_000_000)
-        total += (taken * price - given * paid) / 1000
-    taxed = total + sum(
-        given
-        * (terms["feed_in"] + month.price(at) * Fraction(terms["feed_in_index_ppm"], 1_000_000))
-        / 1000
-        for at, (_, given) in rest.items()
-    )
-    for tax in terms["taxes"]:
-        total += taxed * Fraction(tax["rate_ppm"], 1_000_000)
-    return round(total)
-
-
-# Terms
-
-
-def tariff_of(home: Home) -> str:
-    """The tariff of a connection: in turn, three pay the market's price."""
-    if home.is_plant:
-        return "PLANT"
-    number = int(home.connection_id.removeprefix("CP-"))
-    kind = "DYNAMIC" if (number - 1) // len(UTILITIES) % 2 else "FLAT"
-    return f"{kind}-{home.utility.upper()}"
-
-
-def tariffs_of(utility: str) -> list[dict[str, Any]]:
-    """A supplier's tariffs."""
-    common: dict[str, Any] = {
-        "supplier": f"{utility}MSP",
-        "standing_micro_per_day": 300_000,
-        "bands": [],
-        "blocks": [],
-        "index": None,
-        "index_ppm": 0,
-        "markup": 0,
-        "capacity_micro_per_kw_month": 0,
-        "feed_in": 0,
-        "feed_in_index_ppm": 0,
-        "taxes": [{"name": "VAT", "rate_ppm": VAT_PPM}],
-        "rounding": "total",
-    }
-    index = {"index": "DAY-AHEAD", "index_ppm": 1_000_000}
-    found = [
-        {**common, "tariff": f"FLAT-{utility.upper()}", "bands": list(BANDS), "feed_in": 60_000},
-        {
-            **common,
-            "tariff": f"DYNAMIC-{utility.upper()}",
-            **index,
-            "markup": 140_000,
-            "feed_in_index_ppm": 1_000_000,
-        },
-    ]
-    if utility == UTILITIES[0]:
-        plant = {"standing_micro_per_day": 0, "taxes": [], "feed_in_index_ppm": 1_000_000}
-        found.append({**common, "tariff": "PLANT", **index, **plant})
-    return found
-
-
-def _product() -> dict[str, Any]:
-    return {
-        "product": PRODUCT,
-        "zones": [
-            {"zone": zone, "local_fee": 10_000, "entry_fee": 15_000, "exit_fee": 5_000}
-            for zone in sorted(ZONES.values())
-        ],
-        "price_min": -500_000,
-        "price_max": 4_000_000,
-        "price_tick": 1,
-        "price_rule": "middle",
-        "gate_closure_s": DAY_S + 2 * HOUR_S,
-        "shortfall_margin": 50_000,
-    }
-
-
-def _settlement_terms(supplier: str) -> dict[str, Any]:
-    return {
-        "supplier": supplier,
-        "region": REGION,
-        "tariff": 260_000,
-        "base_rate": 60_000,
-        "rest": "billed",
-        "shortfall_price": 300_000,
-        "surplus_price": 20_000,
-        "import_fee": 0,
-        "shared_fee": 0,
-        "netting_intervals": 1,
-        "final_after_working_days": 10,
-        "adjustable_days": 425,
-    }
-
-
-def _utility_of(terms: Mapping[str, Any]) -> str:
-    """Whose operator proposes terms."""
-    supplier = terms.get("supplier")
-    return UTILITIES[0] if supplier is None else str(supplier).removesuffix("MSP")
-
-
-def _utc_start(day: str) -> int:
-    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
 
 
 # The command
@@ -1238,13 +980,13 @@ def replay(
     folder: Path,
     *,
     auctions: int = AUCTIONS,
-    final: bool = True,
+    disorder: Disorder | None = None,
     tell: Callable[[str], None] = _tell,
 ) -> Outcome:
     """Run a month on new ledgers in a folder."""
     origin = month.start // DAY_S * DAY_S - LEAD_S
     with ReplayChannel(folder, origin=origin, anchor=int(time.time()), rate=RATE) as channel:
-        return Replay(channel, month, auctions=auctions, final=final, tell=tell).run()
+        return Replay(channel, month, auctions=auctions, disorder=disorder, tell=tell).run()
 
 
 def main() -> int:
@@ -1257,6 +999,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="from this day of the month on")
     parser.add_argument("--homes", type=int, default=MAX_HOMES, help=f"3 to {MAX_HOMES}")
     parser.add_argument("--auctions", type=int, default=AUCTIONS, help="quarter hours a day")
+    parser.add_argument(
+        "--clean", action="store_true", help="every reading in time, once and right"
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for the report")
     parser.add_argument("--keep", action="store_true", help="keep the ledgers in that folder")
     options = parser.parse_args()
@@ -1270,6 +1015,8 @@ def main() -> int:
         parser.error(str(error))
     from demo.replay_report import write_report
 
+    # So that the ledgers are removed then as well; a month's are a gigabyte.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
     ledgers = options.out / f"{options.month}-ledgers"
     if options.keep:
@@ -1277,11 +1024,18 @@ def main() -> int:
     folder = ledgers if options.keep else Path(tempfile.mkdtemp(prefix="gridledger-replay-"))
     try:
         outcome = replay(
-            month, folder, auctions=options.auctions, tell=lambda text: print(text, file=sys.stderr)
+            month,
+            folder,
+            auctions=options.auctions,
+            disorder=CLEAN if options.clean else None,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
         )
     except ReplayError as error:
         print(f"the replay stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)

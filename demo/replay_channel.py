@@ -433,6 +433,15 @@ class ReplayChannel:
 
     # Reading what is on the ledger
 
+    def private(self, utility: str, key: str) -> Any:
+        """A record of a utility's own collection, as its peer holds it; KeyError without one."""
+        collection = f"readings-{utility}MSP"
+        with self.ledgers[utility].view() as view:
+            found = view.get_private("metering", collection, key)
+        if found is None:
+            raise KeyError(key)
+        return json.loads(found.value)
+
     def values(self, prefix: str, chaincode: str = "energy") -> list[tuple[str, Any]]:
         """Public records under a prefix that ends in a slash."""
         with self.ledgers[UTILITIES[0]].view() as view:

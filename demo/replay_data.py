@@ -8,7 +8,10 @@
   55 in October), bounded by the rated power. Every second home has panels, of a power that follows
   from its use; a plant of 500 kWp has the mean of all profiles.
 * **Meters.** What a home uses beyond its panels it imports, what it doesn't use it exports, in each
-  quarter hour: a synthetic prosumer on a measured consumption. There is no battery.
+  quarter hour: a synthetic prosumer on a measured consumption.
+* **Batteries.** Every second home with panels has one, of 1 kWh and 0.5 kW for each kWp. It keeps
+  what the panels leave over, gives it back when the home needs it, with 4 % lost either way, and
+  from seven to eight in the evening sells what is above half of its capacity.
 * **Prices.** The day-ahead market of Germany and Luxembourg, hour by hour, negative hours included.
 * **Losses.** A transformer delivers what the homes behind it take, and loses 160 W without load and
   1.2 % of the load besides; of its load nothing was measured.
@@ -40,6 +43,14 @@ MAX_HOMES: Final = 48
 PLANT_W: Final = 500_000
 NO_LOAD_W: Final = 160
 LOSS_PPM: Final = 12_000
+BATTERY_EVERY: Final = 4
+"""Homes; of those every second one has panels."""
+BATTERY_PER_MILLE: Final = 960
+"""Of what goes into a battery, or out of it, what arrives."""
+SELLING_HOUR: Final = 19
+"""In which batteries sell, by the wall clock."""
+COMMUNITY_HOMES: Final = 6
+COMMUNITY_UTILITY: Final = UTILITIES[1]
 MICRO_PER_EUROCENT_PER_MWH: Final = 10
 """One euro cent per MWh is ten micro-euros per kWh."""
 
@@ -64,6 +75,33 @@ class LocalDay:
 
 
 @dataclass(slots=True)
+class Battery:
+    """A home's battery, quarter hour by quarter hour. Energy in Wh at its terminals."""
+
+    capacity_wh: int
+    stored_wh: int = 0
+
+    @property
+    def power_wh(self) -> int:
+        """What it can take or give in a quarter hour."""
+        return self.capacity_wh // 2 * QUARTER_S // 3600
+
+    def step(self, surplus_wh: int, *, selling: bool) -> int:
+        """What it takes of a surplus, or gives (negative) to a need and, when selling, beyond."""
+        if surplus_wh > 0 and not selling:
+            room = (self.capacity_wh - self.stored_wh) * 1000 // BATTERY_PER_MILLE
+            taken = min(surplus_wh, self.power_wh, room)
+            self.stored_wh += taken * BATTERY_PER_MILLE // 1000
+            return taken
+        above_half = max(0, self.stored_wh - self.capacity_wh // 2) * BATTERY_PER_MILLE // 1000
+        need = max(0, -surplus_wh)
+        wanted = max(need, above_half) if selling else need
+        given = min(wanted, self.power_wh, self.stored_wh * BATTERY_PER_MILLE // 1000)
+        self.stored_wh -= -(-given * 1000 // BATTERY_PER_MILLE)
+        return -given
+
+
+@dataclass(slots=True)
 class Home:
     """A connection with its meter, and what flows there."""
 
@@ -72,9 +110,13 @@ class Home:
     column: str
     """Of the measured house; empty for the plant."""
     peak_w: int
+    battery_wh: int = 0
+    """What its battery holds; 0 without one."""
     import_wh: dict[int, int] = field(default_factory=dict)
     """By interval start."""
     export_wh: dict[int, int] = field(default_factory=dict)
+    stored_wh: dict[int, int] = field(default_factory=dict)
+    """What its battery holds at each interval's end."""
 
     @property
     def meter_id(self) -> str:
@@ -117,6 +159,12 @@ class Month:
     def to_day(self) -> str:
         """The day after the last."""
         return (date.fromisoformat(self.days[-1].day) + timedelta(days=1)).isoformat()
+
+    @property
+    def community(self) -> tuple[Home, ...]:
+        """The homes that share what they have left, all of one utility."""
+        found = [one for one in self.homes if one.utility == COMMUNITY_UTILITY]
+        return tuple(found[:COMMUNITY_HOMES])
 
     def of(self, utility: str) -> list[Home]:
         """A utility's connections, by name."""
@@ -198,19 +246,26 @@ def read_month(
                 UTILITIES[index % len(UTILITIES)],
                 column,
                 peak_w if index % 2 == 0 else 0,
+                peak_w if index % BATTERY_EVERY == 0 else 0,
             )
         )
     plant = Home("PLANT-1", UTILITIES[0], "", PLANT_W)
     names = list(sun)
     for index, home in enumerate((*made, plant)):
         profiles = names if home.is_plant else [names[index // 2 % len(names)]]
+        battery = Battery(home.battery_wh)
         for day in span:
+            selling = range(day.at(SELLING_HOUR), day.at(SELLING_HOUR + 1))
             for start in day.intervals:
                 shade = sum(sun[name][_sun_index(start)] for name in profiles)
                 generated = home.peak_w * shade // len(profiles) // 4000
                 used = 0 if home.is_plant else load[home.column][_load_index(start)]
-                home.import_wh[start] = max(0, used - generated)
-                home.export_wh[start] = max(0, generated - used)
+                surplus = generated - used
+                if battery.capacity_wh:
+                    surplus -= battery.step(surplus, selling=start in selling)
+                    home.stored_wh[start] = battery.stored_wh
+                home.import_wh[start] = max(0, -surplus)
+                home.export_wh[start] = max(0, surplus)
     return Month(month, span, tuple(made), plant, _prices())
 
 
@@ -256,3 +311,8 @@ def utc_days(days: Sequence[LocalDay]) -> list[str]:
         datetime.fromtimestamp(number * DAY_S, UTC).date().isoformat()
         for number in range(first, last + 1)
     ]
+
+
+def utc_start(day: str) -> int:
+    """When a UTC day begins."""
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())

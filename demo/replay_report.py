@@ -18,7 +18,7 @@ from demo.replay_channel import UTILITIES
 from demo.replay_data import ZONE
 
 if TYPE_CHECKING:
-    from demo.replay import Outcome
+    from demo.replay_outcome import Outcome
 
 WIDTH: Final = 960
 LEFT: Final = 58
@@ -30,10 +30,10 @@ MICRO: Final = 1_000_000
 STYLE: Final = """
 :root { color-scheme: light dark; --page: #f6f7f5; --card: #ffffff; --ink: #1c2321; --soft: #5d6966;
   --line: #dfe4e1; --a: #2b6cb0; --b: #d98a00; --c: #2e8b57; --d: #8a5bb5; --e: #c0392b;
-  --ok: #23774a; --wash: #edf2ef; }
+  --ok: #23774a; --shade: #0003; }
 @media (prefers-color-scheme: dark) { :root { --page: #121615; --card: #1a201e; --ink: #e7ecea;
   --soft: #9aa7a3; --line: #2e3734; --a: #6aa9ec; --b: #f0b449; --c: #5cc28d; --d: #bb94e0;
-  --e: #f0776a; --ok: #6fcf9b; --wash: #222a27; } }
+  --e: #f0776a; --ok: #6fcf9b; --shade: #000a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -46,21 +46,25 @@ p { margin: 0 0 12px; max-width: 76ch; }
 .note { font-size: 14px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 22px 24px; margin-top: 18px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px;
   margin-top: 20px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 14px 16px; }
 .tile b { display: block; font-size: 24px; font-weight: 650; line-height: 1.25;
   font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13.5px; }
-.plot { overflow-x: auto; }
-svg { display: block; width: 100%; min-width: 620px; height: auto; }
+/* What goes on beyond an edge casts a shadow there. */
+.plot, .wide { overflow-x: auto; background:
+  linear-gradient(to right, var(--card) 30%, transparent) 0 0 / 40px 100% no-repeat local,
+  linear-gradient(to left, var(--card) 30%, transparent) 100% 0 / 40px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) 0 0 / 10px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) 100% 0 / 10px 100% no-repeat scroll; }
+svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--line); } svg .zero { stroke: var(--soft); }
 .keys { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13.5px; color: var(--soft);
   margin: 6px 0 8px; }
 .keys i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
-.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -72,6 +76,21 @@ tr.sum td { font-weight: 650; border-top: 2px solid var(--line); }
 .bad { color: var(--e); font-weight: 650; white-space: nowrap; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 0 36px; }
 .two > * { min-width: 0; }
+@media (max-width: 620px) {
+  main { padding: 20px 12px 40px; }
+  h1 { font-size: 26px; }
+  section { padding: 18px 16px; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: 8px; }
+  .tile { padding: 10px 12px; }
+  .tile b { font-size: 20px; }
+  .two { grid-template-columns: 1fr; }
+  .stack tr { display: block; padding: 8px 0; border-bottom: 1px solid var(--line); }
+  .stack tr:last-child { border: 0; }
+  .stack td { display: inline; padding: 0 10px 0 0; border: 0; }
+  .stack td:last-child { display: block; }
+  svg { min-width: 760px; }
+  .stack tr:has(th) { display: none; }
+}
 """
 
 KINDS: Final = {
@@ -86,6 +105,8 @@ KINDS: Final = {
     "fee": "Grid fees of trades",
     "shortfall": "Sold, but not delivered",
     "surplus": "Bought, but not used",
+    "shared": "Given to the community",
+    "taken": "Taken from the community",
     "import": "Rest of import (billed)",
     "sale": "Sale to a supplier",
     "deposit": "Deposit",
@@ -191,10 +212,12 @@ def _flows(days: Sequence[Mapping[str, Any]]) -> str:
     def parts(day: Mapping[str, Any]) -> tuple[list[tuple[str, str, float]], ...]:
         settled = day["settled"]
         bought = settled.get("bought", 0) - settled.get("surplus", 0)
+        taken = settled.get("taken", 0)
         return (
             [
                 ("b", "bought on the market", bought / 1000),
-                ("a", "from the supplier", (day["import_wh"] - bought) / 1000),
+                ("d", "taken from the community", taken / 1000),
+                ("a", "from the supplier", (day["import_wh"] - bought - taken) / 1000),
             ],
             [("c", "exported by homes", day["export_wh"] / 1000)],
         )
@@ -222,7 +245,12 @@ def _flows(days: Sequence[Mapping[str, Any]]) -> str:
             short = f"{day['intervals']} \N{MULTIPLICATION SIGN} ¼ h"
             drawn.append(_text(centre, TOP - 8, short))
     drawn.append(_day_labels(days, centres, height))
-    keys = {"import from the supplier": "a", "import bought on the market": "b", "export": "c"}
+    keys = {
+        "import from the supplier": "a",
+        "bought on the market": "b",
+        "taken from the community": "d",
+        "export": "c",
+    }
     return _plot(keys, f"{opened}{''.join(drawn)}</svg>")
 
 
@@ -245,16 +273,17 @@ def _hour_axis(hours: Sequence[Mapping[str, int]], height: int) -> tuple[_Scale,
     return x, "".join(labels)
 
 
-def _sun(hours: Sequence[Mapping[str, int]]) -> str:
-    height = 190
+def _curve(
+    hours: Sequence[Mapping[str, int]], name: str, unit: str, colour: str, label: str
+) -> str:
+    """A quantity in thousands, hour by hour."""
+    height = 170
     y, drawn, opened = _frame(
-        _ticks(0, max(hour["plant_wh"] for hour in hours) / 1000, 4), "kW", height, "The plant"
+        _ticks(0, max(hour[name] for hour in hours) / 1000, 4), unit, height, label
     )
     x, labels = _hour_axis(hours, height)
     drawn.append(labels)
-    drawn.append(
-        _path(((x(hour["start"] + 1800), y(hour["plant_wh"] / 1000)) for hour in hours), "b")
-    )
+    drawn.append(_path(((x(hour["start"] + 1800), y(hour[name] / 1000)) for hour in hours), colour))
     return _plot({}, f"{opened}{''.join(drawn)}</svg>")
 
 
@@ -268,7 +297,7 @@ def _prices(outcome: Outcome) -> str:
         if price is not None
     ]
     values = [*cents, *(price for _, price in dots), 0.0]
-    y, drawn, opened = _frame(_ticks(min(values), max(values)), "ct", height, "Prices")
+    y, drawn, opened = _frame(_ticks(min(values), max(values), 7), "ct", height, "Prices")
     x, labels = _hour_axis(hours, height)
     drawn.append(labels)
     drawn += [
@@ -313,10 +342,69 @@ def _losses(outcome: Outcome) -> str:
                 ]
         if points:
             drawn.append(_path(points, colour, 2.2))
-    return _plot(
+    plot = _plot(
         {f"transformer of {utility}": colour for utility, colour in colours.items()},
         f"{opened}{''.join(drawn)}</svg>",
     )
+    rows = []
+    for utility in UTILITIES:
+        own = [one for one, _ in found if one["utility"] == utility]
+        if own:
+            delivered, taken, lost = (
+                sum(one[name] for one in own) for name in ("delivered_wh", "homes_wh", "loss_wh")
+            )
+            rows.append(
+                (
+                    utility,
+                    f"{len(own)}",
+                    f"{delivered / 1000:,.1f} kWh",
+                    f"{taken / 1000:,.1f} kWh",
+                    f"{lost / 1000:,.1f} kWh",
+                    f"{100 * lost / delivered:.1f} %" if delivered else "",
+                )
+            )
+    head = ("transformer", "balances", "delivered", "to homes, net", "lost", "of it")
+    return plot + _table(head, rows, range(1, 6))
+
+
+def _readings(outcome: Outcome) -> str:
+    """How readings came, and what that did."""
+    found = outcome.readings
+    accepted = found["accepted"] - found["corrected"]
+    bills = found["bills_raised"] + found["bills_credited"]
+    rows = [
+        ("Accepted", f"{accepted:,}", "each of every meter and quarter hour, once"),
+        (
+            "Late",
+            f"{found['late']:,}",
+            "two days after the others; estimated until then, from a week or a day before",
+        ),
+        ("Repeated", f"{found['duplicate']:,}", "sent twice; the second changed nothing"),
+        (
+            "Corrected",
+            f"{found['corrected']:,}",
+            "by the next version; at first the operator had put another value in its place",
+        ),
+        (
+            "After finality",
+            f"{found['after_final']:,}",
+            f"of them; {found['adjusted_days']:,} days of connections and {bills} bills adjusted",
+        ),
+    ]
+    return f"""<h2>Readings</h2><p class="note">Not all come in time, once and right. Of
+{found["days"]:,} days of connections, {found["days_changed"]:,} came to another amount finally
+than the next morning, by {_eur(found["moved_micro"])} in all; late and corrected readings move
+money by themselves, and in the end every account stands as if all had come at once.</p>
+{_table(("", "readings", ""), rows, (1,), stack=True)}"""
+
+
+def _community(outcome: Outcome) -> str:
+    found = outcome.community
+    return f"""<h2>A community</h2><p>{len(found["members"])} homes,
+{found["members"][0]} to {found["members"][-1]}, share in every quarter hour what some export and
+others import, after their trades: {found["shared_wh"] / 1000:,.1f} kWh at {
+        found["price"] / 10_000:g} ct, {_eur(found["amount_micro"])} in all. What it leaves is
+billed.</p>"""
 
 
 def _bills(bills: Sequence[Mapping[str, Any]]) -> str:
@@ -395,7 +483,26 @@ def _home_day(statement: Mapping[str, Any]) -> str:
     return _plot(keys, f"{opened}{''.join(drawn)}</svg>")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+def _home_battery(statement: Mapping[str, Any]) -> str:
+    """What the home's battery holds on that day."""
+    stored = [wh / 1000 for wh in statement["stored_wh"]]
+    if not any(stored):
+        return ""
+    height = 130
+    y, drawn, opened = _frame(_ticks(0, max(stored), 3), "kWh", height, "The home's battery")
+    x = _Scale(0, len(stored), LEFT, WIDTH - RIGHT)
+    drawn.append(_path(((x(place + 1), y(kwh)) for place, kwh in enumerate(stored)), "d", 2))
+    return _plot({"in its battery": "d"}, f"{opened}{''.join(drawn)}</svg>")
+
+
+def _table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Iterable[int] = (),
+    *,
+    stack: bool = False,
+) -> str:
+    """A table; `stack` puts its cells below one another on a phone."""
     right = set(numbers)
 
     def cells(tag: str, row: Sequence[str]) -> str:
@@ -408,7 +515,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable
         f"<tr{' class=sum' if row[0] == 'Total' else ''}>{cells('td', row)}</tr>" for row in rows
     )
     title = f"<tr>{cells('th', head)}</tr>" if any(head) else ""
-    return f'<div class="wide"><table>{title}{body}</table></div>'
+    kind = ' class="stack"' if stack else ""
+    return f'<div class="wide"><table{kind}>{title}{body}</table></div>'
 
 
 def _line_row(line: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -417,7 +525,7 @@ def _line_row(line: Mapping[str, Any]) -> tuple[str, str, str]:
     if kind in ("energy", "tax"):
         name += f" ({line['name'].title() if kind == 'energy' else line['name']})"
     shown = {
-        "standing": f"{quantity} days",
+        "standing": f"{quantity} {'day' if quantity == 1 else 'days'}",
         "tax": f"{int(line['price']) / 10_000:g} %",
         "rounding": "",
     }.get(kind, f"{quantity / 1000:,.1f} kWh")
@@ -443,31 +551,37 @@ def _statement(outcome: Outcome) -> str:
         (
             f"{datetime.fromtimestamp(int(one['at']), ZONE):%d %b %H:%M}",
             escape(KINDS.get(one["kind"], one["kind"].replace("_", " ").title())),
-            escape(one["counterparty"]),
+            "its bank"
+            if one["counterparty"].startswith("ext/bank/")
+            else escape(one["counterparty"]),
             _eur(int(one["amount_micro"]), 4),
         )
         for one in found["entries"]
     ]
     return f"""
 <h2>A home's statement</h2>
-<p class="note">{found["connection_id"]} at {found["utility"]}, {found["peak_w"] / 1000:g} kWp on
-the measured house {found["house"]}; the tariff is {escape(bill["tariff"])}. Only the home and its
-utility see the lines and the quarter hours; public are the bill's total and sums of whole days.</p>
+<p class="note">{found["connection_id"]} at {found["utility"]}, {found["peak_w"] / 1000:g} kWp{
+        f" and a battery of {found['battery_wh'] / 1000:g} kWh" if found["battery_wh"] else ""
+    } on the measured house {found["house"]}; the tariff is {escape(bill["tariff"])}. Only the home
+and its utility see the lines and the quarter hours; public are the bill's total and sums of whole
+days.</p>
 <div class="two">
 <div><h3>The bill</h3>{_table(("", "", "to be paid"), lines, (1, 2))}</div>
-<div><h3>What it traded</h3>{_table(("", "", "received"), settled, (1, 2))}</div>
+<div><h3>What it traded and shared</h3>{_table(("", "", "received"), settled, (1, 2))}</div>
 </div>
 <h3>Its {datetime.fromisoformat(found["day"]):%d %B}, Wh in a quarter hour</h3>
-{_home_day(found)}
+{_home_day(found)}{_home_battery(found)}
 <h3>The last postings on its account; its balance is {_eur(found["balance_micro"])}</h3>
-{_table(("when", "what", "with whom", "amount"), entries, (3,))}
+{_table(("when", "what", "with whom", "amount"), entries, (3,), stack=True)}
 """
 
 
 def _method() -> str:
-    from demo import replay_data
+    from demo import replay_data, replay_readings
 
-    text = (replay_data.__doc__ or "").partition("\n\n")[2]
+    text = (replay_data.__doc__ or "").partition("\n\n")[2].rstrip()
+    lists = (replay_readings.__doc__ or "").split("\n\n")
+    text += "\n" + lists[1]
     items = []
     for part in text.split("\n* "):
         name, _, rest = part.removeprefix("* ").replace("\n", " ").partition(".** ")
@@ -497,10 +611,15 @@ def page(outcome: Outcome) -> str:
         (_kwh(given), "exported by homes"),
         (_kwh(plant), "exported by the plant"),
         (_kwh(energy.get("sold", 0)), "sold to neighbours and suppliers"),
+        (_kwh(energy.get("shared", 0)), "shared in a community"),
         (_eur(owed, 0), f"in {len(bills)} homes' bills"),
         (f"{outcome.certificates['issued']} MWh", "of green certificates"),
         (f"{facts['transactions']:,}", f"transactions in {facts['blocks']:,} blocks"),
         (f"{negative} hours", "with a price below zero"),
+        (
+            f"{sum(one.holds for one in outcome.checks)} of {len(outcome.checks)}",
+            "sums checked and right",
+        ),
     ]
     checks = [
         (
@@ -518,19 +637,26 @@ def page(outcome: Outcome) -> str:
 <title>{name} on the ledger</title><style>{STYLE}</style></head><body><main>
 <h1>{name} on the ledger</h1>
 <p class="lead">{facts["homes"]} measured homes, {facts["with_panels"]} of them with panels
-({facts["peak_w"] / 1000:g} kWp), a plant of 500 kWp and three utilities, from {facts["first"]} to
-{facts["last"]}, through readings, market, settlement, bills and certificates. {changes}
+({facts["peak_w"] / 1000:g} kWp) and {facts["batteries"]} with a battery
+({facts["battery_wh"] / 1000:g} kWh), a plant of 500 kWp and three utilities, from {facts["first"]}
+to {facts["last"]}, through readings, market, settlement, bills and certificates. {changes}
 Replayed in {facts["seconds"] / 60:,.1f} minutes, {
-        facts["cpu_seconds"] / 60:,.1f} of them computing.</p>
+        facts["cpu_seconds"] / 60:,.1f} of them computing, with {
+        facts["memory_kib"] / 1024:,.0f} MB of memory.</p>
 <div class="tiles">{
         "".join(f'<div class="tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)
     }</div>
 <section><h2>Every sum, checked</h2>
-<p class="note">Against another sum on the ledger, or against the series that went in.</p>
-{_table(("", "", ""), checks)}</section>
+<p class="note">{sum(one.holds for one in outcome.checks)} of {len(outcome.checks)} hold: against
+another sum on the ledger, or against the series that went in.</p>
+{_table(("", "", ""), checks, stack=True)}</section>
 <section><h2>Flows</h2><p class="note">Of all homes, by day of the month. {changes}</p>
 {_flows(outcome.days)}
-<h3>The plant's power</h3>{_sun(outcome.hours)}</section>
+<h3>The plant's power</h3>{_curve(outcome.hours, "plant_wh", "kW", "b", "The plant's power")}
+<h3>What {facts["batteries"]} batteries hold</h3>
+{_curve(outcome.hours, "stored_wh", "kWh", "d", "Energy in batteries")}</section>
+<section>{_readings(outcome)}</section>
+<section>{_community(outcome)}</section>
 <section><h2>Prices</h2><p class="note">Cents per kWh: the day-ahead market of Germany and
 Luxembourg, hour by hour, and what cleared in {len(outcome.auctions)} local call auctions,
 {volume / 1000:,.1f} kWh in three zones and at the hub between them.</p>
@@ -541,7 +667,7 @@ next day, and one that is still open at the end isn't shown. {lost / 1000:,.1f} 
         len(outcome.balances)
     } balances.</p>
 {_losses(outcome)}</section>
-<section><h2>Bills</h2><p class="note">Of what trades have left of each home's import and export,
+<section><h2>Bills</h2><p class="note">Of what trades and the community have left of each home,
 with standing charge and VAT. The plant is paid {_eur(-plant_bill["total_micro"])} at day-ahead
 prices, and pays for what it feeds in below zero.</p>
 {_bills(outcome.bills)}</section>

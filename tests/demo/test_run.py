@@ -23,8 +23,10 @@ from demo.run import parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(400)]
 INTERVAL_S = 60
-RATE = 6
-"""So that an interval takes ten seconds."""
+RATE = 12
+"""So that an interval takes five seconds."""
+DELIVERED_RATE = 6
+"""Where Home Assistant delivers: it asks its inverter every few seconds."""
 
 
 class Run:
@@ -70,8 +72,8 @@ async def run(folder: Path, *arguments: str) -> AsyncIterator[Run]:
             await process.wait()
 
 
-def new_run(folder: Path, *arguments: str) -> Any:
-    return run(folder, "--homes", "3", "--rate", str(RATE), *arguments)
+def new_run(folder: Path, *arguments: str, rate: int = RATE) -> Any:
+    return run(folder, "--homes", "3", "--rate", str(rate), *arguments)
 
 
 def says(text: str) -> Callable[[str], bool]:
@@ -124,7 +126,7 @@ async def test_options_that_do_not_fit_the_folder(tmp_path: Path) -> None:
     for arguments, sentence in {
         ("--homes", "5"): "has 3 homes, not 5; choose another --data-dir",
         ("--interval", "300"): "meters each 60 s, which cannot become 300 s",
-        ("--rate", "2"): "runs at 6, which cannot become 2",
+        ("--rate", "2"): f"runs at {RATE}, which cannot become 2",
     }.items():
         async with run(tmp_path, "--ledger-only", *arguments) as refused:
             await refused.until(says(sentence))
@@ -150,7 +152,7 @@ async def test_home_assistant_sells_and_delivers(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    async with new_run(tmp_path, "--ha-port", str(port)) as first:
+    async with new_run(tmp_path, "--ha-port", str(port), rate=DELIVERED_RATE) as first:
         await first.until(says("Ctrl-C stops everything"))
         running = json.loads((tmp_path / "demo" / "home-assistant.json").read_text())
         password = HomeAssistant(Path(running["folder"]), 0).password
