@@ -143,6 +143,12 @@ def swiss(data: Path, peak_w: float) -> list[Home]:
     return homes
 
 
+def first_days(home: Home, days: int) -> Home:
+    """Return a home with its first days alone."""
+    end = home.slots[0].start + days * 86400
+    return replace(home, slots=tuple(slot for slot in home.slots if slot.start < end))
+
+
 class Run:
     """Lives through a home's slots, whatever a strategy says."""
 
@@ -426,6 +432,21 @@ def table(results: dict[str, list[Result]], currency: str) -> str:
     return "\n".join(lines)
 
 
+def spread(results: dict[str, list[Result]]) -> str:
+    """Return how differently homes fare with the engine, beside doing nothing."""
+    saved = sorted(
+        (still.cost - engine.cost) / still.days
+        for still, engine in zip(results["automatic"], results["gridledger"], strict=True)
+    )
+    gaining = sum(one > 0.0005 for one in saved)
+    losing = sum(one < -0.0005 for one in saved)
+    return (
+        f"gridledger against automatic, by home and day: least {saved[0]:.3f}, "
+        f"median {saved[len(saved) // 2]:.3f}, most {saved[-1]:.3f}; "
+        f"{gaining} gain, {losing} lose, {len(saved) - gaining - losing} neither"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -433,6 +454,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, default=DATA, help="where the measured homes lie")
     parser.add_argument("--homes", type=int, default=6, help="of each set, picked evenly (6)")
+    parser.add_argument("--days", type=int, default=14, help="that count (all: 11)")
+    parser.add_argument("--every", type=int, default=1, help="hours between two plans (1)")
+    parser.add_argument("--set", default="", help="only sets whose name begins so")
     parser.add_argument("--peak", type=float, default=6000, help="W of the Swiss roofs (6000)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
@@ -442,16 +466,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     out: dict[str, Any] = {}
     for title, (homes, currency) in sets.items():
+        if not title.startswith(given.set):
+            continue
+        homes = [first_days(home, WARM_UP_DAYS + given.days) for home in homes]
         count = min(given.homes, len(homes))
         picked = random.Random(1).sample(homes, count)  # noqa: S311
-        results = measure(picked, BATTERY, 3600)
+        results = measure(picked, BATTERY, 3600.0 * given.every)
         out[title] = {
             name: [{"cost": r.cost, "bought": r.bought, "exported": r.exported} for r in found]
             for name, found in results.items()
         }
         if not given.json:
             names = " ".join(sorted(home.name for home in picked))
-            print(f"{title}: {count} homes ({names})\n{table(results, currency)}\n", flush=True)
+            print(f"{title}: {count} homes ({names})\n{table(results, currency)}")
+            print(f"{spread(results)}\n", flush=True)
     if given.json:
         print(json.dumps(out))
 

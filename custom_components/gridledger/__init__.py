@@ -27,6 +27,7 @@ from .const import (
     ISSUES,
     PLATFORMS,
 )
+from .plant_form import SEVERAL_SENSORS
 from .services import async_setup_services
 
 if TYPE_CHECKING:
@@ -156,5 +157,17 @@ async def async_remove_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) 
 
 
 async def async_migrate_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> bool:
-    """Bring an older entry up to date. A newer one is refused."""
-    return entry.version == 1
+    """Bring an older entry up to date. One of a newer major version is refused.
+
+    1.2: a field of the plant that takes several sensors holds a list, whatever it held before.
+    """
+    if entry.version > 1:
+        return False
+    if entry.minor_version < 2:
+        plant = {
+            key: [given] if key in SEVERAL_SENSORS and isinstance(given, str) else given
+            for key, given in entry.data[CONF_PLANT].items()
+        }
+        data = {**entry.data, CONF_PLANT: plant}
+        hass.config_entries.async_update_entry(entry, data=data, minor_version=2)
+    return True

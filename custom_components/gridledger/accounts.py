@@ -383,7 +383,7 @@ async def _submit(session: LedgerSession, function: str, argument: dict[str, Any
     }
 
 
-async def _have_money(session: LedgerSession, amount_micro: int) -> None:
+async def async_have_money(session: LedgerSession, amount_micro: int) -> None:
     """See that shard 0 holds an amount: sweep what came in if it doesn't."""
     account = {"account": session.connection_id}
     balance = await session.client.evaluate(CHAINCODE_ENERGY, "wallet:Balance", account)
@@ -399,7 +399,7 @@ async def _have_money(session: LedgerSession, amount_micro: int) -> None:
 async def _paid(
     session: LedgerSession, function: str, amount_micro: int, request_id: str | None, **more: Any
 ) -> dict[str, Any]:
-    await _have_money(session, amount_micro)
+    await async_have_money(session, amount_micro)
     answer = await _submit(
         session,
         function,
@@ -500,6 +500,32 @@ async def async_claim(
         "transaction_id": answer["transaction_id"],
         "block": answer["block"],
     }
+
+
+async def async_certificates(session: LedgerSession) -> list[dict[str, Any]]:
+    """Return the batches of guarantees of origin in the home's hands, by month.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    page = await _optional(
+        session, "certificate:Holdings", owner=session.connection_id, limit=_PAGE
+    )
+    try:
+        found = [
+            {
+                "month": str(one["month"]),
+                "plant_id": str(one["plant_id"]),
+                "source": str(one["source"]),
+                "count": int(one["count"]),
+                "state": str(one["state"]),
+                "claimed_for": one.get("claimed_for"),
+            }
+            for one in (page or {}).get("batches", ())
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"a guarantee of origin can't be read: {error!r}") from error
+    return sorted(found, key=lambda one: one["month"], reverse=True)
 
 
 async def async_delegate(

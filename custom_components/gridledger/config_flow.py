@@ -222,7 +222,7 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
     """Joins a home to a network."""
 
     VERSION = 1
-    MINOR_VERSION = 1
+    MINOR_VERSION = 2
 
     def __init__(self) -> None:
         """Begin with nothing known."""
@@ -321,7 +321,8 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
         """A gateway has announced itself in the home's own network."""
         stated = {name: str(value or "") for name, value in discovery_info.properties.items()}
         channel, ca_url = stated.get("channel", ""), stated.get("ca", "")
-        address = stated.get("gateway") or f"{discovery_info.host}:{discovery_info.port}"
+        host = f"[{discovery_info.host}]" if ":" in discovery_info.host else discovery_info.host
+        address = stated.get("gateway") or f"{host}:{discovery_info.port}"
         if not channel or not ca_url.startswith("https://") or not stated.get("fingerprint"):
             return self.async_abort(reason="not_supported")
         for entry in self._async_current_entries():

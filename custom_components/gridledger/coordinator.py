@@ -381,7 +381,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     def _published_soon(self) -> None:
         """Publish at most once a minute."""
         if self._cancel_publish is None:
-            wait = max(0.0, self._published_at + PUBLISH_S - self.hass.loop.time())
+            since_s = dt_util.utcnow().timestamp() - self._published_at
+            wait = min(PUBLISH_S, max(0.0, PUBLISH_S - since_s))  # whatever the clock has done
             self._cancel_publish = async_call_later(self.hass, wait, self._publish_later)
 
     @callback
@@ -393,7 +394,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         if self._cancel_publish is not None:
             self._cancel_publish()
             self._cancel_publish = None
-        self._published_at = self.hass.loop.time()
+        self._published_at = dt_util.utcnow().timestamp()
         self.async_set_updated_data(self.measure())
 
     def _sum_power(self, field: str, sign: int = 1) -> float | None:

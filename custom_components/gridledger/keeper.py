@@ -8,7 +8,7 @@ stops, what it switched on is switched off and the battery goes back to automati
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from math import inf
 from typing import Any, Final, override
@@ -56,6 +56,7 @@ from .coordinator import GridLedgerConfigEntry, HomeCoordinator, number, power_w
 from .engine import (
     Appliance,
     ApplianceReading,
+    Car,
     Decision,
     Dispatcher,
     Kind,
@@ -71,12 +72,12 @@ from .engine import (
     SolarForecast,
     TradingRule,
     due_orders,
-    make_plan,
+    plan_home,
 )
 from .engine.dispatcher import needs_of
 from .engine.forecast import STEP_S
 from .engine.model import local_time
-from .engine.trading import RuleKind, plan_with_rules
+from .engine.trading import RuleKind
 from .entity import async_link_devices
 from .models import Trade
 from .prices import PriceBook
@@ -92,9 +93,11 @@ from .subentries import (
     CONF_CONNECTED,
     CONF_CURRENT,
     CONF_ENTITY,
+    CONF_GIVE_BACK,
     CONF_OFF_TEMPERATURE,
     CONF_ON_TEMPERATURE,
     CONF_POWER_SENSOR,
+    CONF_STOP_GIVING,
     settings_of,
     subentries_of,
 )
@@ -170,6 +173,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._data: dict[str, Mapping[str, Any]] = {}
         """Subentries' data; a deleted one's is needed once more, to turn it off."""
         self._planning = asyncio.Lock()
+        self._planned_connected = False
+        """Whether the last plan could know what the ledger says of prices."""
         self._context = Context()
         self._stopped = False
         self._told: dict[str, str] = {}
@@ -214,6 +219,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         by_id = {a.id: a for a in self.dispatcher.settings.appliances}
         for key in safe.turn_off:
             await self._async_switch(by_id[key], False, None)
+        for key in safe.stop_giving:
+            await self._async_give_back(by_id[key], self._data[key], 0.0, 0.0)
         battery = self.dispatcher.settings.battery
         if safe.battery_auto and battery is not None and battery.drives:
             await self._async_battery(Mode.AUTO, 0.0, inf)
@@ -243,21 +250,27 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         """Apply subentries that were added, changed or deleted, without a restart."""
         present = set(self.config_entry.subentries)
         gone = {a.id: a for a in self.dispatcher.settings.appliances if a.id not in present}
-        left_on = [key for key in self.dispatcher.safe_state().turn_off if key in gone]
+        safe = self.dispatcher.safe_state()
+        left_on = [key for key in safe.turn_off if key in gone]
+        left_giving = [(gone[key], self._data[key]) for key in safe.stop_giving if key in gone]
         old = self.dispatcher.settings.battery
-        was_driven = old is not None and old.drives and self.dispatcher.safe_state().battery_auto
+        was_driven = old is not None and old.drives and safe.battery_auto
         settings = settings_of(self.config_entry, self._zone, self._enabled)
         self.dispatcher.configure(settings)
         if was_driven and (settings.battery is None or not settings.battery.drives):
             await self._async_battery(Mode.AUTO, 0.0, inf)
         for key in left_on:
             await self._async_switch(gone[key], False, None)
+        for a, data in left_giving:
+            await self._async_give_back(a, data, 0.0, 0.0)
         self._data = {sub.subentry_id: sub.data for sub in self.config_entry.subentries.values()}
         if added := present - self._known:
             for key in added:
                 for adder in list(self._adders):
                     adder(self.config_entry.subentries[key])
             # Their devices are there only after this.
+            if self._linking is not None:
+                self._linking()
             self._linking = async_call_later(self.hass, 1.0, self._link)
         self._known = present
         for key in [key for key in self._enabled if key not in present]:
@@ -385,17 +398,20 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         if data.get(CONF_CONNECTED):
             state = self.hass.states.get(data[CONF_CONNECTED])
             connected = state is not None and state.state in (STATE_ON, "home", "connected")
-        needed = None
+        needed = stored = None
         level = number(self.hass.states.get(data.get(CONF_CAR_LEVEL) or ""))
         if level is not None and data.get(CONF_CAR_CAPACITY):
             missing = float(data.get(CONF_CAR_TARGET, 80)) - level
             needed = max(0.0, missing / 100 * float(data[CONF_CAR_CAPACITY]) * 1000)
+            if a.car is not None:
+                stored = a.car.capacity_wh * level / 100
         return ApplianceReading(
             on=on,
             power_w=power,
             current_a=number(self.hass.states.get(data.get(CONF_CURRENT) or "")),
             connected=connected,
             needed_wh=needed,
+            stored_wh=stored,
         )
 
     def _snapshot(self, now: float) -> Snapshot:
@@ -419,11 +435,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             ):
                 interval += clock.interval_s
             until = clock.real(interval)
-            for event in () if ledger.account is None else ledger.account.responses:
-                start, end = clock.real(event.start), clock.real(event.end)
-                joined = event.participation not in (None, "left") and not event.cancelled
-                if joined and event.kind == "reduce" and start <= now < end:
-                    response = Response(start=start, end=end)
+            response = next((e for e in self._responses() if e.start <= now < e.end), None)
         return Snapshot(
             now=now,
             grid_w=measured.grid_power,
@@ -433,9 +445,26 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             committed_w=committed,
             committed_until=until,
             permit=not ledger.suspended,
+            limit_w=ledger.limit_w,
             response=response,
             buy=self._price_at(now)[0],
         )
+
+    def _responses(self) -> list[Response]:
+        """Return the response events that the home takes part in."""
+        clock, account = self._session.clock, self._session.data.account
+        if clock is None or account is None:
+            return []
+        return [
+            Response(
+                start=clock.real(event.start),
+                end=clock.real(event.end),
+                kind=event.kind,
+                reward=event.reward_micro_per_kwh / 1e6,
+            )
+            for event in account.responses
+            if event.participation not in (None, "left") and not event.cancelled
+        ]
 
     def _learn(self, snapshot: Snapshot) -> None:
         """Sum up sun and load by quarters of an hour, for the forecasts."""
@@ -514,12 +543,17 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             made = decision.appliances[a.id]
             if made.send:
                 self._do(self._async_switch(a, made.on, made.current_a), f"switch {a.name}")
+            if made.send_given:
+                data = self._data[a.id]
+                given = self._async_give_back(a, data, made.given_w, made.given_until)
+                self._do(given, f"give back {a.name}")
         if decision.battery is not None and decision.battery.send:
             b = decision.battery
             self._do(self._async_battery(b.mode, b.power_w, b.until), "battery")
         self.async_set_updated_data(KeeperData(decision, self._plan, self._dry_plan))
         self._store.async_delay_save(self._state, _SAVE_S)
         due = self._plan is None or int(now // STEP_S) != int(self._plan.made_at // STEP_S)
+        due = due or (self._session.data.connected and not self._planned_connected)
         if due and not self._planning.locked():
             self._do(self.async_replan(), "plan")
 
@@ -538,10 +572,12 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
     def _slots(self, now: float) -> list[Slot]:
         clock, ledger = self._session.clock, self._session.data
         first = int(now // STEP_S) * STEP_S
+        events = self._responses()
         slots = []
         for index in range(_HORIZON):
             start = first + STEP_S * index
             buy, sell = self._price_at(start)
+            event = next((e for e in events if e.start < start + STEP_S and start < e.end), None)
             committed = 0
             if clock is not None and not clock.replays:
                 committed = sum(
@@ -559,13 +595,30 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                     buy=buy,
                     sell=sell,
                     committed_wh=committed,
+                    limit_w=ledger.limit_w,
+                    response="" if event is None else event.kind,
+                    reward=0.0 if event is None else event.reward,
                 )
             )
         return slots
 
+    def _cars(self, snapshot: Snapshot) -> list[Car]:
+        """Return the cars that are there and may give back."""
+        found = []
+        for a in self.dispatcher.settings.appliances:
+            reading = snapshot.appliances[a.id]
+            if a.car is None or reading.stored_wh is None or not reading.connected:
+                continue
+            if self.dispatcher.is_automatic(a):
+                deadline = self.dispatcher.deadline(a, snapshot.now)
+                battery = replace(a.car, deadline=deadline)
+                found.append(Car(appliance_id=a.id, battery=battery, stored_wh=reading.stored_wh))
+        return found
+
     async def async_replan(self) -> None:
         """Plan the next 24 hours anew, in the executor, and place the orders that are due."""
         async with self._planning:
+            self._planned_connected = self._session.data.connected
             await self._prices.async_refresh(dt_util.utcnow().timestamp())
             self._take_up_sales()
             await self.sales.async_follow()
@@ -586,47 +639,34 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                     earliest=now,
                     deadline=deadline,
                     whole=not a.variable and need <= 4 * 3600,
+                    least_w=a.least_w,
                 )
                 for a, need, deadline in needs_of(self.dispatcher, snapshot.appliances, now)
             ]
-            old, traded = self._plan, self._traded()
-            battery = settings.battery
-            stored = snapshot.stored_wh
-            export_w = session.data.max_export_w
+            old, traded, cars = self._plan, self._traded(), self._cars(snapshot)
 
-            def plan() -> tuple[Plan, Plan | None]:
-                slots = self._slots(now)
-                if battery is None or stored is None:
-                    return make_plan(now, slots, needs=needs, zone=self._zone, old=old), None
-                made = plan_with_rules(
+            def plan(slots: list[Slot], *, dry: bool) -> Plan:
+                return plan_home(
                     now,
                     slots,
                     settings.rules,
-                    battery,
-                    stored,
+                    settings.battery,
+                    snapshot.stored_wh,
                     zone=self._zone,
+                    cars=cars,
                     traded_wh=traded,
-                    max_export_w=export_w,
+                    max_export_w=session.data.max_export_w,
+                    dry=dry,
                     needs=needs,
-                    old=old,
+                    old=None if dry else old,
                 )
-                dry = None
-                if any(rule.enabled and rule.dry_run for rule in settings.rules):
-                    dry = plan_with_rules(
-                        now,
-                        slots,
-                        settings.rules,
-                        battery,
-                        stored,
-                        zone=self._zone,
-                        traded_wh=traded,
-                        max_export_w=export_w,
-                        needs=needs,
-                        dry=True,
-                    )
-                return made, dry
 
-            made, dry = await self.hass.async_add_executor_job(plan)
+            def plans() -> tuple[Plan, Plan | None]:
+                slots = self._slots(now)
+                dry = any(rule.enabled and rule.dry_run for rule in settings.rules)
+                return plan(slots, dry=False), plan(slots, dry=True) if dry else None
+
+            made, dry = await self.hass.async_add_executor_job(plans)
             if self._stopped or settings is not self.dispatcher.settings:
                 return  # the next step plans with what was changed meanwhile
             self._plan, self._dry_plan = made, dry
@@ -643,15 +683,20 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         for plan, dry in ((self._plan, False), (self._dry_plan, True)):
             if plan is None:
                 continue
-            for order in due_orders(
-                plan,
-                rules,
-                now,
-                zone=self._zone,
-                gate_s=_GATE_S,
-                longest_s=longest,
-                traded_wh=self._traded(),
-            ):
+            # Rules sell from the home's battery, or where there is none, from a car.
+            for order in [
+                order
+                for source in (plan, *plan.cars.values())
+                for order in due_orders(
+                    source,
+                    rules,
+                    now,
+                    zone=self._zone,
+                    gate_s=_GATE_S,
+                    longest_s=longest,
+                    traded_wh=self._traded(),
+                )
+            ]:
                 if order.dry_run is not dry or order.request_id in self._ordered:
                     continue
                 if dry:
@@ -750,23 +795,39 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         if mode is not Mode.AUTO:
             # Whoever is killed now has to know that a command is running.
             await self._store.async_save(self._state())
+        try:
+            await self._async_run(actions, f"battery {mode}", power, until, mode=str(mode))
+        except (HomeAssistantError, vol.Invalid) as error:
+            self.dispatcher.battery_untold()
+            self._tell("battery", f"The battery can't be told {mode}: {error}")
+
+    async def _async_give_back(
+        self, a: Appliance, data: Mapping[str, Any], power: float, until: float
+    ) -> None:
+        """Run the owner's actions that let a car give back, or with no power those that end it."""
+        if power > 0:
+            # Whoever is killed now has to know that a command is running.
+            await self._store.async_save(self._state())
+        actions = data.get(CONF_GIVE_BACK if power > 0 else CONF_STOP_GIVING)
+        try:
+            await self._async_run(actions, f"{a.name} gives back", power, until)
+        except (HomeAssistantError, vol.Invalid) as error:
+            self._tell(a.id, f"{a.name} can't be told to give back {power:.0f} W: {error}")
+
+    async def _async_run(
+        self, actions: Any, name: str, power: float, until: float, **variables: Any
+    ) -> None:
+        """Run an owner's actions with the power and the time that a command holds."""
         now = dt_util.utcnow().timestamp()
-        ends = now + 86400 if until == inf else until
-        variables = {
-            "mode": str(mode),
+        ends = now + 86400 if until == inf else max(until, now)
+        variables |= {
             "power_w": round(power),
             "until": dt_util.utc_from_timestamp(ends).isoformat(),
             "minutes": max(1, int((ends - now + 1) // 60)),
         }
-        try:
-            sequence = cv.SCRIPT_SCHEMA(actions)
-            script = Script(
-                self.hass, sequence, f"{self.config_entry.title} battery {mode}", DOMAIN
-            )
-            await script.async_run(variables, context=self._context)
-        except (HomeAssistantError, vol.Invalid) as error:
-            self.dispatcher.battery_untold()
-            self._tell("battery", f"The battery can't be told {mode}: {error}")
+        sequence = cv.SCRIPT_SCHEMA(actions)
+        script = Script(self.hass, sequence, f"{self.config_entry.title} {name}", DOMAIN)
+        await script.async_run(variables, context=self._context)
 
     # What is shown --------------------------------------------------------------------------
 
@@ -783,7 +844,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         plan = self._dry_plan if rule.dry_run else self._plan
         if plan is not None and any(
             slot.sell_rule == rule_id if rule.kind is RuleKind.SELL else slot.bought_wh > 0
-            for slot in plan.slots
+            for source in (plan, *plan.cars.values())
+            for slot in source.slots
         ):
             return "dry_run" if rule.dry_run else "planned"
         return "waiting"

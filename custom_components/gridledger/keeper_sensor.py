@@ -26,6 +26,8 @@ from .keeper import HomeKeeper, KeeperData
 from .subentries import APPLIANCE, TRADING_RULE
 from .subentry_entity import SubentryEntity, async_add_for
 
+_DETAIL_APART_S: Final = 55.0
+"""What changes with every gust of wind is written once a minute at most: a power, a reason."""
 _SAME_REASON_S: Final = 300.0
 """A reason whose numbers alone change is written this often, for the recorder's sake."""
 _WAITING: Final = frozenset({"min_off", "averaging", "waits_planned", "sensors_gap"})
@@ -37,8 +39,11 @@ _NAMED: Final = {
     "manual": "manual",
     "no_response": "fault",
     "unavailable": "fault",
+    "car_feeds": "gives_back",
+    "car_delivers": "gives_back",
+    "car_responds": "gives_back",
 }
-STATUSES: Final = ["on", "off", "waiting", "override", "by_hand", "manual", "fault"]
+STATUSES: Final = ["on", "off", "waiting", "gives_back", "override", "by_hand", "manual", "fault"]
 RULE_STATUSES: Final = ["off", "waiting", "planned", "dry_run", "sold", "delivering"]
 _SALES_SHOWN: Final = 5
 
@@ -159,11 +164,13 @@ class _Sparing:
     _written: Any = None
     _written_at = 0.0
 
-    def _is_due(self, matters: Any) -> bool:
+    def _is_due(self, matters: Any, detail: Any = None) -> bool:
         now = dt_util.utcnow().timestamp()
-        if matters == self._written and now - self._written_at < _SAME_REASON_S:
+        ago = now - self._written_at
+        apart_s = _SAME_REASON_S if (matters, detail) == self._written else _DETAIL_APART_S
+        if self._written is not None and matters == self._written[0] and 0 <= ago < apart_s:
             return False
-        self._written, self._written_at = matters, now
+        self._written, self._written_at = (matters, detail), now
         return True
 
 
@@ -189,8 +196,10 @@ class KeeperSensor(_Sparing, GridLedgerEntity[HomeKeeper], SensorEntity):
     @callback
     @override
     def _handle_coordinator_update(self) -> None:
-        shown = (self.native_value, (self.extra_state_attributes or {}).get("reason_key"))
-        if self._is_due(shown):
+        value = self.native_value
+        reason = (self.extra_state_attributes or {}).get("reason_key")
+        steady = self.device_class != SensorDeviceClass.POWER
+        if self._is_due(value if steady else value is None, reason if steady else value):
             self.async_write_ha_state()
 
 
@@ -219,8 +228,12 @@ class StatusSensor(_Sparing, SubentryEntity, SensorEntity):
     @callback
     @override
     def _handle_coordinator_update(self) -> None:
-        decision = self.decision
-        if self._is_due(None if decision is None else (decision.on, decision.reason.key)):
+        if (decision := self.decision) is None:
+            due = self._is_due(None)
+        else:
+            key = decision.reason.key
+            due = self._is_due((decision.on, _NAMED.get(key)), key)
+        if due:
             self.async_write_ha_state()
 
 

@@ -149,6 +149,21 @@ def plan_as_response(plan: Plan, names: dict[str, str]) -> dict[str, Any]:
             for key, run in plan.runs.items()
             if key in names
         },
+        "cars": {
+            names[key]: [
+                {
+                    "start": iso(slot.start),
+                    "mode": str(slot.mode),
+                    "stored_kwh": round(slot.stored_wh / 1000, 3),
+                    "reason": slot.reason.text,
+                    "reason_key": slot.reason.key,
+                    "reason_values": dict(slot.reason.values),
+                }
+                for slot in car.slots
+            ]
+            for key, car in plan.cars.items()
+            if key in names
+        },
         "slots": [
             {
                 "start": iso(slot.start),

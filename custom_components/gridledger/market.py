@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from homeassistant.util import dt as dt_util
 
+from .accounts import async_have_money
 from .client import GridLedgerError, TransactionRefused
 from .clock import ChannelClock
 from .const import CHAINCODE_ENERGY
@@ -16,6 +17,7 @@ DAYS_LIMIT: Final = 14
 _ORDERS: Final = 200
 _LEVELS: Final = 20
 _AT_ONCE: Final = 7
+_FEES_MICRO: Final = 10_000
 
 
 def _clock(session: LedgerSession) -> ChannelClock:
@@ -146,6 +148,9 @@ async def async_place(
         GridLedgerError: the ledger is away, or the contract says no.
     """
     clock = _clock(session)
+    # What an order may cost is set aside: its worth, and as much again for fees.
+    worth_micro = abs(price_micro) * energy_wh // 1000
+    await async_have_money(session, 2 * worth_micro + _FEES_MICRO)
     committed = await session.client.submit(
         CHAINCODE_ENERGY,
         "book:Place",

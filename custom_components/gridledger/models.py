@@ -307,6 +307,12 @@ class LedgerData:
         permit = None if self.account is None else self.account.permit
         return permit is not None and permit.state == "suspended"
 
+    @property
+    def limit_w(self) -> int | None:
+        """The most that the permit lets the home draw; None: it has no limit."""
+        permit = None if self.account is None else self.account.permit
+        return permit.limit_w if permit is not None and permit.state == "limited" else None
+
     def trades_from(self, start: float, end: float) -> Sequence[Trade]:
         """Return trades whose delivery begins within channel times ``[start, end)``."""
         return [trade for trade in self.trades.values() if start <= trade.window_start < end]

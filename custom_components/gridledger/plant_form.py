@@ -92,6 +92,8 @@ _ENERGY: Final = frozenset(
         CONF_BATTERY_DISCHARGE,
     }
 )
+SEVERAL_SENSORS: Final = _ENERGY | {CONF_PV_POWER}
+"""Fields that hold a list."""
 _POWER: Final = frozenset({CONF_GRID_POWER, CONF_PV_POWER, CONF_BATTERY_POWER})
 _SENSORS: Final = tuple(
     str(field) for field in PLANT_FIELDS if field in _ENERGY | _POWER | {CONF_BATTERY_LEVEL}

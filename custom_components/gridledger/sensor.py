@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any, override
 
 from homeassistant.components.sensor import (
@@ -43,6 +44,11 @@ from .session import LedgerSession
 
 PARALLEL_UPDATES = 0
 
+_SLOW_S = 300.0
+"""What changes little is written this often, for the recorder's sake."""
+_NEWS_W = 50.0
+"""A power that has changed by so much is written at the next minute."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HomeSensorDescription(SensorEntityDescription):
@@ -53,6 +59,8 @@ class HomeSensorDescription(SensorEntityDescription):
     """Any of these."""
     needs_too: tuple[str, ...] = ()
     """All of these."""
+    news: float = inf
+    """A change by so much is written at once, that is each minute; all else every five."""
     mirrors: str | None = None
     """The form's field that it repeats where that is one sensor: then disabled by default."""
     value_fn: Callable[[HomeData], float | None]
@@ -71,6 +79,7 @@ def _power(
         native_unit_of_measurement=UnitOfPower.WATT,
         state_class=SensorStateClass.MEASUREMENT,
         suggested_display_precision=0,
+        news=_NEWS_W,
         value_fn=value_fn,
     )
 
@@ -419,6 +428,24 @@ class HomeSensor(GridLedgerEntity[HomeCoordinator], SensorEntity):
     """A sensor over the home's own measurements."""
 
     entity_description: HomeSensorDescription
+    _written: float | None = None
+    _written_at = -inf
+
+    @callback
+    @override
+    def _handle_coordinator_update(self) -> None:
+        """Write what is news, and all else now and then."""
+        value, now = self.native_value, dt_util.utcnow().timestamp()
+        if (
+            value is not None
+            and self._written is not None
+            and abs(value - self._written) < self.entity_description.news
+            and (value == 0) is (self._written == 0)
+            and 0 <= now - self._written_at < _SLOW_S
+        ):
+            return
+        self._written, self._written_at = value, now
+        self.async_write_ha_state()
 
     @property
     @override

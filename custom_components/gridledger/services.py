@@ -318,7 +318,7 @@ async def _get_archive(call: ServiceCall) -> ServiceResponse:
         raise invalid("window_empty")
     found = await _asked(async_archive(runtime.session, runtime.outbox, start, end))
     if call.data[ATTR_FORMAT] == "csv":
-        for name in ("readings", "trades", "postings"):
+        for name in ("readings", "trades", "orders", "postings"):
             found[name] = as_csv(found[name])
     return found
 

@@ -7,7 +7,7 @@ as compensation of the grid's export.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from homeassistant.components.recorder.models import (
@@ -16,6 +16,7 @@ from homeassistant.components.recorder.models import (
     StatisticMetaData,
 )
 from homeassistant.components.recorder.statistics import (
+    StatisticsRow,
     async_add_external_statistics,
     statistics_during_period,
 )
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 _APART_S: Final = 300.0
 _AGAIN: Final = timedelta(days=2)
-"""How far back sums are written anew."""
+"""How far back sums are written anew at least."""
+_MONTH: Final = timedelta(days=31)
 
 Hours = dict[datetime, tuple[int, int]]
 """Wh and micro-units of money by the hour that they belong to."""
@@ -129,7 +131,7 @@ async def _write(hass: HomeAssistant, entry: GridLedgerConfigEntry, session: Led
 async def async_write_statistics(
     hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession
 ) -> None:
-    """Write the sums of the last two days anew, all of them where there are none yet.
+    """Write the sums of the last days anew, all of them where there are none yet.
 
     Raises:
         GridLedgerError: the ledger is away.
@@ -139,12 +141,15 @@ async def async_write_statistics(
         return
     ids = statistic_ids(str(entry.unique_id))
     begin = dt_util.utcnow().replace(minute=0, second=0, microsecond=0) - _AGAIN
-    epoch = dt_util.utc_from_timestamp(0)
-    before = await get_instance(hass).async_add_executor_job(
-        statistics_during_period, hass, epoch, begin, set(ids), "hour", None, {"sum"}
-    )
-    sums = [float(before[one][-1].get("sum") or 0) if before.get(one) else 0.0 for one in ids]
-    start = begin if all(before.get(one) for one in ids) else epoch
+    before = await _written_before(hass, set(ids), begin)
+    written = [before.get(one) or [] for one in ids]
+    start, sums = dt_util.utc_from_timestamp(0), [0.0, 0.0]
+    if all(written):
+        # From the last hour that there is on, and so over any time in which nobody wrote.
+        start = dt_util.utc_from_timestamp(min(hours_of[-1]["start"] for hours_of in written))
+        for index, hours_of in enumerate(written):
+            earlier = [row for row in hours_of if row["start"] < start.timestamp()]
+            sums[index] = float(earlier[-1].get("sum") or 0) if earlier else 0.0
     # One day more: a delivery that begins before the first hour may reach into it.
     trades = await async_trades(
         session, max(0, int(clock.channel(start.timestamp())) - 86400), 2**40
@@ -159,6 +164,23 @@ async def async_write_statistics(
     units = (UnitOfEnergy.KILO_WATT_HOUR, session.data.currency)
     for statistic_id, name, unit, data in zip(ids, names, units, rows, strict=True):
         _add(hass, statistic_id, f"{entry.title} {name}", unit, data)
+
+
+async def _written_before(
+    hass: HomeAssistant, statistic_ids: set[str], end: datetime
+) -> dict[str, list[StatisticsRow]]:
+    """Return the hours of statistics before an instant, only the latest month's where it has any.
+
+    So whoever needs the last two of them reads a month, and not years.
+    """
+    found: dict[str, list[StatisticsRow]] = {}
+    for since in (end - _MONTH, dt_util.utc_from_timestamp(0)):
+        found = await get_instance(hass).async_add_executor_job(
+            statistics_during_period, hass, since, end, statistic_ids, "hour", None, {"sum"}
+        )
+        if all(len(found.get(one, ())) > 1 for one in statistic_ids):
+            break
+    return found
 
 
 def _add(
@@ -210,7 +232,21 @@ async def _settled_days(session: LedgerSession, from_day: str) -> list[dict[str,
     return found
 
 
-async def _rows_of(session: LedgerSession, posted: Mapping[str, Any]) -> list[list[int]]:
+def _first_hour(clock: ChannelClock, day: date) -> int:
+    """Return when a day's first whole hour begins (channel time), to the owner's own calendar.
+
+    The ledger names days of the supply's region, which is where the home is. On a channel that
+    replays there is no such calendar: its days are UTC's. Statistics know hours of UTC alone, and
+    in some zones days begin in the middle of one.
+    """
+    if clock.replays:
+        return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    return -(-int(dt_util.start_of_local_day(day).timestamp()) // 3600) * 3600
+
+
+async def _rows_of(
+    session: LedgerSession, clock: ChannelClock, posted: Mapping[str, Any]
+) -> list[list[int]]:
     """Return a day's intervals: start, Wh in and out, micro-units paid and received.
 
     They come from the private record behind the day. Where the utility's peer doesn't have it,
@@ -224,7 +260,6 @@ async def _rows_of(session: LedgerSession, posted: Mapping[str, Any]) -> list[li
         -sum(amount for amount in amounts if amount < 0),
         sum(amount for amount in amounts if amount > 0),
     ]
-    start = int(datetime.fromisoformat(f"{summary['day']}T00:00:00+00:00").timestamp())
     rows: list[list[int]] = []
     try:
         record = await session.client.evaluate(
@@ -253,7 +288,7 @@ async def _rows_of(session: LedgerSession, posted: Mapping[str, Any]) -> list[li
                 ]
             )
     if not rows:
-        return [[start, *totals]]
+        return [[_first_hour(clock, date.fromisoformat(summary["day"])), *totals]]
     for index, total in enumerate(totals, start=1):
         # A sum over lines of both signs is one amount: what it hides goes to the last interval.
         rows[-1][index] += total - sum(row[index] for row in rows)
@@ -298,21 +333,12 @@ async def _write_days(
     for one in posted:
         if one["summary"]["day"] < since:
             continue
-        for start, *values in await _rows_of(session, one):
+        for start, *values in await _rows_of(session, clock, one):
             hour = sums[_hour(clock, start)]
             for index, value in enumerate(values):
                 hour[index] += value
     ids = settled_ids(str(entry.unique_id))
-    before = await get_instance(hass).async_add_executor_job(
-        statistics_during_period,
-        hass,
-        dt_util.utc_from_timestamp(0),
-        begin,
-        set(ids.values()),
-        "hour",
-        None,
-        {"sum"},
-    )
+    before = await _written_before(hass, {ids[key] for key in SETTLED[:4]}, begin)
     for index, key in enumerate(SETTLED[:4]):
         earlier = before.get(ids[key])
         energy = index < 2
@@ -335,15 +361,13 @@ async def _write_bills(
     """Write what bills and credit notes come to, in equal parts over the days they are of."""
     sums: dict[datetime, int] = defaultdict(int)
     for bill in await async_bills(session):
-        first, last = (
-            datetime.fromisoformat(f"{bill[name]}T00:00:00+00:00").timestamp()
-            for name in ("from_day", "to_day")
-        )
-        days = max(1, round((last - first) / _DAY_S))
+        first, last = (date.fromisoformat(bill[name]) for name in ("from_day", "to_day"))
+        days = max(1, (last - first).days)
         total = round(bill["total"] * 1e6)
         for number in range(days):
             part = total * (number + 1) // days - total * number // days
-            sums[_hour(clock, first + number * _DAY_S)] += part
+            starts = _first_hour(clock, first + timedelta(days=number))
+            sums[_hour(clock, starts)] += part
     if not sums:
         return
     running, rows = 0, []

@@ -5,6 +5,7 @@ an older version stays good.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import tzinfo
 from typing import Any, Final
 
@@ -48,6 +49,10 @@ CONF_CONNECTED: Final = "connected"
 CONF_CAR_LEVEL: Final = "car_level"
 CONF_CAR_CAPACITY: Final = "car_capacity"
 CONF_CAR_TARGET: Final = "car_target"
+CONF_CAR_RESERVE: Final = "car_reserve"
+CONF_CAR_POWER: Final = "car_power"
+CONF_GIVE_BACK: Final = "action_give_back"
+CONF_STOP_GIVING: Final = "action_stop_giving"
 
 CONF_RESERVE: Final = "reserve"
 CONF_PRICE_LIMIT: Final = "price_limit"
@@ -68,6 +73,15 @@ CONF_ACTIONS: Final[Mapping[Mode, str]] = {
     Mode.CHARGE: "action_charge",
     Mode.DISCHARGE: "action_discharge",
 }
+GIVES_BACK: Final = (
+    CONF_CAR_LEVEL,
+    CONF_CAR_CAPACITY,
+    CONF_CAR_POWER,
+    CONF_GIVE_BACK,
+    CONF_STOP_GIVING,
+)
+"""What has to be there for a car to give back."""
+DEFAULT_CAR_RESERVE: Final = 40
 
 
 def minute_of_day(text: Any) -> int | None:
@@ -92,7 +106,7 @@ def appliance_of(subentry: ConfigSubentry) -> Appliance:
     """Return an appliance's settings."""
     data = subentry.data
     daily_max = data.get(CONF_DAILY_MAX)
-    return Appliance(
+    made = Appliance(
         id=subentry.subentry_id,
         name=subentry.title,
         kind=Kind(data.get(CONF_KIND, Kind.SWITCH)),
@@ -109,6 +123,22 @@ def appliance_of(subentry: ConfigSubentry) -> Appliance:
         min_current_a=float(data.get(CONF_MIN_CURRENT, 6)),
         max_current_a=float(data.get(CONF_MAX_CURRENT, 16)),
         phases=int(data.get(CONF_PHASES, 1)),
+    )
+    return replace(made, car=car_of(data, made.most_w))
+
+
+def car_of(data: Mapping[str, Any], charge_w: float) -> Battery | None:
+    """Return the battery of a car that can give back, None where it or its charger can't."""
+    if not all(data.get(key) for key in GIVES_BACK):
+        return None
+    capacity_wh = float(data[CONF_CAR_CAPACITY]) * 1000
+    return Battery(
+        capacity_wh=capacity_wh,
+        reserve_wh=capacity_wh * float(data.get(CONF_CAR_RESERVE, DEFAULT_CAR_RESERVE)) / 100,
+        target_wh=capacity_wh * float(data.get(CONF_CAR_TARGET, 80)) / 100,
+        max_charge_w=charge_w,
+        max_discharge_w=float(data[CONF_CAR_POWER]),
+        drives=True,
     )
 
 

@@ -1,6 +1,6 @@
 """Forms for appliances, trading rules and battery control; all of them apply at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import voluptuous as vol
@@ -34,6 +34,8 @@ from .subentries import (
     CONF_ADVISE,
     CONF_CAR_CAPACITY,
     CONF_CAR_LEVEL,
+    CONF_CAR_POWER,
+    CONF_CAR_RESERVE,
     CONF_CAR_TARGET,
     CONF_CHARGE_POWER,
     CONF_CONNECTED,
@@ -46,6 +48,7 @@ from .subentries import (
     CONF_ENTITY,
     CONF_FALLS_BACK,
     CONF_FAST_OFF,
+    CONF_GIVE_BACK,
     CONF_KIND,
     CONF_MAX_CURRENT,
     CONF_MAX_POWER,
@@ -64,9 +67,12 @@ from .subentries import (
     CONF_RESPONDS,
     CONF_ROUND_TRIP,
     CONF_SPREAD,
+    CONF_STOP_GIVING,
     CONF_WEAR,
     CONF_WINDOW_END,
     CONF_WINDOW_START,
+    DEFAULT_CAR_RESERVE,
+    GIVES_BACK,
     TRADING_RULE,
     subentries_of,
 )
@@ -121,6 +127,10 @@ _CHARGER: Final[dict[vol.Marker, Any]] = {
     vol.Optional(CONF_CAR_LEVEL): _entity("sensor", device_class="battery"),
     vol.Optional(CONF_CAR_CAPACITY): _number(1, 300, 0.1, "kWh"),
     vol.Optional(CONF_CAR_TARGET, default=80): _number(10, 100, 1, "%"),
+    vol.Optional(CONF_CAR_RESERVE, default=DEFAULT_CAR_RESERVE): _number(0, 100, 1, "%"),
+    vol.Optional(CONF_CAR_POWER): _number(300, 50_000, 100, "W"),
+    vol.Optional(CONF_GIVE_BACK): ActionSelector(),
+    vol.Optional(CONF_STOP_GIVING): ActionSelector(),
 }
 
 
@@ -284,7 +294,9 @@ class ApplianceFlow(_Flow):
             errors[CONF_DAILY_MAX] = "less_than_minimum"
         if kind is Kind.CHARGER and given[CONF_MIN_CURRENT] > given[CONF_MAX_CURRENT]:
             errors[CONF_MAX_CURRENT] = "less_than_minimum"
-        return errors
+        if given.get(CONF_CAR_POWER):
+            errors |= {key: "needed" for key in GIVES_BACK if not given.get(key)}
+        return errors | _action_errors(given, (CONF_GIVE_BACK, CONF_STOP_GIVING))
 
 
 class TradingRuleFlow(_Flow):
@@ -301,7 +313,9 @@ class TradingRuleFlow(_Flow):
         return self._rule("reconfigure", user_input)
 
     def _rule(self, step: str, given: dict[str, Any] | None) -> SubentryFlowResult:
-        if not _has_battery(self._get_entry().data[CONF_PLANT]):
+        entry = self._get_entry()
+        cars = [sub for sub in subentries_of(entry, APPLIANCE) if sub.data.get(CONF_CAR_POWER)]
+        if not cars and not _has_battery(entry.data[CONF_PLANT]):
             return self.async_abort(reason="no_battery")
         errors: dict[str, str] = {}
         if given is not None:
@@ -366,7 +380,9 @@ class BatteryControlFlow(_Flow):
     ) -> SubentryFlowResult:
         errors: dict[str, str] = {}
         if given is not None:
-            errors = _action_errors(given)
+            errors = _action_errors(given, CONF_ACTIONS.values())
+            if not given[CONF_ADVISE] and not given.get(CONF_ACTIONS[Mode.AUTO]):
+                errors[CONF_ACTIONS[Mode.AUTO]] = "automatic_needed"
             if not errors:
                 return self._finish(given, self._get_entry().title)
         return self.async_show_form(
@@ -376,11 +392,9 @@ class BatteryControlFlow(_Flow):
         )
 
 
-def _action_errors(given: Mapping[str, Any]) -> dict[str, str]:
+def _action_errors(given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
     errors = {}
-    if not given[CONF_ADVISE] and not given.get(CONF_ACTIONS[Mode.AUTO]):
-        errors[CONF_ACTIONS[Mode.AUTO]] = "automatic_needed"
-    for key in CONF_ACTIONS.values():
+    for key in keys:
         if given.get(key):
             try:
                 cv.SCRIPT_SCHEMA(given[key])

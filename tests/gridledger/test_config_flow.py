@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from homeassistant.components.zeroconf.discovery import info_from_service
 from homeassistant.config_entries import (
     SOURCE_REAUTH,
     SOURCE_RECONFIGURE,
@@ -28,6 +29,7 @@ from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 
 from consortium.ca.registry import Registry
+from consortium.node.announce import service
 from custom_components.gridledger import config_flow, vault
 from custom_components.gridledger.client import (
     AuthenticationFailed,
@@ -398,24 +400,12 @@ async def test_a_wallets_identity_joins_and_is_renewed_by_its_owner(
     await hass.config_entries.async_unload(entry.entry_id)
 
 
-def announced(network: RunningNetwork, **properties: str) -> ZeroconfServiceInfo:
+async def announced(network: RunningNetwork, **properties: str) -> ZeroconfServiceInfo:
+    """What Home Assistant makes of what `gridledger network announce` tells."""
     given = network.network
-    aurora = given.utility("Aurora")
-    return ZeroconfServiceInfo(
-        ip_address=ip_address("127.0.0.1"),
-        ip_addresses=[ip_address("127.0.0.1")],
-        port=int(aurora.gateway_address.rpartition(":")[2]),
-        hostname="gateway.local.",
-        type="_gridledger._tcp.local.",
-        name="Aurora._gridledger._tcp.local.",
-        properties={
-            "channel": given.channel,
-            "ca": aurora.ca_url,
-            "fingerprint": fingerprint(given.tls_bundle_pem),
-            "utility": "Aurora",
-            **properties,
-        },
-    )
+    info = info_from_service(await service(given, given.utility("Aurora")))
+    assert info is not None
+    return replace(info, properties={**info.properties, **properties})
 
 
 async def discover(hass: HomeAssistant, info: ZeroconfServiceInfo) -> Any:
@@ -425,17 +415,17 @@ async def discover(hass: HomeAssistant, info: ZeroconfServiceInfo) -> Any:
 
 
 async def test_a_network_is_discovered(hass: HomeAssistant, network: RunningNetwork) -> None:
-    step = await discover(hass, announced(network, ca=""))
+    step = await discover(hass, await announced(network, ca=""))
     assert (step["type"], step["reason"]) == (FlowResultType.ABORT, "not_supported")
     given = network.invite("flow-17", "H-FLOW-17")
-    step = await discover(hass, announced(network, ca="https://127.0.0.1:1"))
+    step = await discover(hass, await announced(network, ca="https://127.0.0.1:1"))
     step = await hass.config_entries.flow.async_configure(
         step["flow_id"], {"enrollment_id": "flow-17", "secret": "x"}
     )
     assert step["errors"] == {"base": "cannot_connect"}
-    step = await discover(hass, announced(network))
+    step = await discover(hass, await announced(network))
     assert step["step_id"] == "discovered"
-    again = await discover(hass, announced(network))
+    again = await discover(hass, await announced(network))
     assert again["reason"] == "already_in_progress"
     for secret, expected in (("wrong", FlowResultType.FORM), (given["secret"], "create_entry")):
         step = await hass.config_entries.flow.async_configure(
@@ -448,13 +438,24 @@ async def test_a_network_is_discovered(hass: HomeAssistant, network: RunningNetw
     await hass.async_block_till_done()
     entry = step["result"]
     # Known already: another gateway of the same network is one more way to it.
-    info = announced(network, gateway="second.example:7051")
+    info = await announced(network, gateway="second.example:7051")
     for _ in range(2):
         step = await discover(hass, info)
         assert (step["type"], step["reason"]) == (FlowResultType.ABORT, "already_configured")
     await hass.async_block_till_done()
     assert entry.data["gateways"][-1] == "second.example:7051"
     assert len(entry.data["gateways"]) == 2
+    # A network that the home isn't in is another one; without a name of its own the gateway is
+    # where it answered.
+    info = replace(
+        await announced(network, channel="elsewhere", gateway="", utility=""),
+        ip_address=ip_address("2001:db8::7"),
+    )
+    step = await discover(hass, info)
+    assert step["step_id"] == "discovered"
+    assert step["description_placeholders"]["network"] == "elsewhere"
+    assert step["description_placeholders"]["gateway"] == f"[2001:db8::7]:{info.port}"
+    hass.config_entries.flow.async_abort(step["flow_id"])
     await hass.config_entries.async_unload(entry.entry_id)
 
 

@@ -9,7 +9,7 @@ import pytest
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
-from homeassistant.exceptions import ServiceValidationError
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers import entity_registry as er
 from homeassistant.setup import async_setup_component
@@ -373,6 +373,254 @@ async def test_suspended_permit_and_response_events_are_followed(
     decision = entry.runtime_data.keeper.data.decision
     assert decision.battery.reason.key == "permit_battery"
 
+    # A permit that limits, and an event that asks to use more.
+    more = replace(asked, kind="absorb", participation="opted_in")
+    tell(responses=(more,), permit=Permit("limited", "unpaid", "none", None, 1500, 1))
+    await live(hass, freezer, 1, -200)
+    assert reason() == "absorb"
+    assert hass.states.is_state(BOILER, "on")
+    plan = entry.runtime_data.keeper
+    await plan.async_replan()
+    (first, *_, last) = plan._slots(dt_util.utcnow().timestamp())
+    assert (first.limit_w, first.response, first.reward) == (1500, "absorb", 1e-6)
+    assert (last.limit_w, last.response) == (1500, "")
+    await live(hass, freezer, 1, -900)
+    assert reason() == "limited"
+    assert hass.states.is_state(BOILER, "off")
+    # The number holds only while the permit limits.
+    tell(permit=Permit("warned", "unpaid", "limitation", None, 1500, 1))
+    assert session.data.limit_w is None
+
+
+async def test_what_a_rule_buys_counts_for_its_day(
+    hass: HomeAssistant, entry: Any, freezer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freezer.move_to("2026-06-20T10:00:00+00:00")
+    charged = async_mock_service(hass, "test", "charge")
+    async_mock_service(hass, "test", "auto")
+    keeper = entry.runtime_data.keeper
+    start = dt_util.utcnow().timestamp()
+
+    def prices(at: float) -> tuple[float, float]:
+        return (0.05 if at < start + 900 else 0.08 if at < start + 1800 else 0.6), 0.02
+
+    monkeypatch.setattr(keeper._prices, "at", prices)
+    monkeypatch.setattr(keeper._load, "forecast", lambda at: 300.0)
+    await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    rule = {**RULE, "kind": "buy", "price_limit": 0.1, "energy_limit": 0.4, "dry_run": False}
+    sub = await add(hass, entry, "trading_rule", "Cheap hours", rule)
+    keeper.async_enable_rule(sub, True)
+    await keeper.async_replan()
+    assert keeper.rule_status(sub) == "planned"
+
+    async def minutes(count: int, battery_w: float) -> None:
+        for _ in range(count):
+            set_state(hass, GRID_POWER, 500 - battery_w, "W")
+            set_state(hass, BATTERY_POWER, battery_w, "W")
+            freezer.tick(timedelta(seconds=60))
+            async_fire_time_changed(hass)
+            for _ in range(4):
+                await hass.async_block_till_done(wait_background_tasks=False)
+
+    await minutes(2, 0)
+    assert charged
+    assert keeper.traded_wh(sub) == 0
+    await minutes(6, -3000)
+    assert keeper.traded_wh(sub) == pytest.approx(300, abs=60)
+    # What the sun gives isn't bought.
+    before = keeper.traded_wh(sub)
+    for _ in range(3):
+        set_state(hass, GRID_POWER, -200, "W")
+        set_state(hass, BATTERY_POWER, -3000, "W")
+        freezer.tick(timedelta(seconds=60))
+        async_fire_time_changed(hass)
+        await hass.async_block_till_done(wait_background_tasks=False)
+    assert keeper.traded_wh(sub) == pytest.approx(before, abs=51)
+    await minutes(6, -3000)
+    await keeper.async_replan()
+    assert keeper.traded_wh(sub) >= 400
+    assert keeper.rule_status(sub) == "waiting", "its limit for the day is used up"
+    assert not any(slot.bought_wh for slot in keeper.data.plan.slots[:4])
+    freezer.tick(timedelta(days=1))
+    assert keeper.traded_wh(sub) == 0
+
+
+CAR = {
+    "kind": "charger",
+    "entity": "input_boolean.pump",
+    "power_sensor": "sensor.car_power",
+    "car_level": "sensor.car_level",
+    "car_capacity": 50,
+    "car_target": 80,
+    "car_reserve": 40,
+    "car_power": 5000,
+    "deadline": "07:00:00",
+    "action_give_back": [
+        {"action": "test.give", "data": {"power": "{{ power_w }}", "until": "{{ until }}"}}
+    ],
+    "action_stop_giving": [{"action": "test.stop"}],
+}
+
+
+async def test_a_car_gives_back_at_the_peak_and_is_stopped(
+    hass: HomeAssistant, entry: Any, freezer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = async_mock_service(hass, "test", "give")
+    stopped = async_mock_service(hass, "test", "stop")
+    hass.config.time_zone = "UTC"
+    freezer.move_to("2026-06-20T17:00:00+00:00")
+    keeper = entry.runtime_data.keeper
+    peak = dt_util.utcnow().timestamp() + 4 * 3600
+    monkeypatch.setattr(keeper._prices, "at", lambda at: (0.6 if at < peak else 0.1, 0.05))
+    monkeypatch.setattr(keeper._load, "forecast", lambda at: 500.0)
+    set_state(hass, LEVEL, 20, "%")  # the home's own battery has nothing to give
+    set_state(hass, "sensor.car_level", 80, "%")
+    set_state(hass, "sensor.car_power", 0, "W")
+    sub = await add(hass, entry, "appliance", "Car", CAR)
+
+    async def minutes(count: int) -> None:
+        for _ in range(count):
+            back = given[-1].data["power"] if len(given) > len(stopped) else 0
+            set_state(hass, "sensor.car_power", -back, "W")
+            set_state(hass, GRID_POWER, 2000 - back, "W")
+            set_state(hass, PV_POWER, 0, "W")
+            set_state(hass, BATTERY_POWER, 0, "W")
+            freezer.tick(timedelta(seconds=60))
+            async_fire_time_changed(hass)
+            for _ in range(4):
+                await hass.async_block_till_done(wait_background_tasks=False)
+
+    await minutes(1)
+    await keeper.async_replan()
+    await minutes(3)
+    assert given[0].data["power"] == 2000
+    assert given[0].data["until"].startswith("2026-06-20T17:")
+    state = hass.states.get(entity(hass, "sensor", sub, "status"))
+    assert state is not None
+    assert (state.state, state.attributes["reason_key"]) == ("gives_back", "car_feeds")
+    stored = await vault.keeper_store(hass, UNIQUE_ID).async_load()
+    assert stored is not None
+    assert stored["dispatcher"]["appliances"][sub]["given_w"] == 2000
+    answer = await hass.services.async_call(
+        DOMAIN, "get_plan", {}, blocking=True, return_response=True
+    )
+    assert answer is not None
+    plan: Any = answer["plan"]
+    assert plan["cars"]["Car"][0]["reason_key"] == "house_from_battery"
+    assert sum(run["energy_kwh"] for run in plan["runs"]["Car"]) > 5
+
+    # The owner's word ends it at once, and so does deleting the car, and unloading.
+    keeper.async_override(sub, False, 600)
+    await minutes(1)
+    assert len(stopped) == 1
+    keeper.async_override(sub, None, 0)
+    await minutes(2)
+    assert len(given) == 2
+    hass.config_entries.async_remove_subentry(entry, sub)
+    await hass.async_block_till_done()
+    assert len(stopped) == 2
+    await add(hass, entry, "appliance", "Car", CAR)
+    await keeper.async_replan()
+    await minutes(3)
+    assert len(given) == 3
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    await hass.async_block_till_done()
+    assert len(stopped) == 3
+
+
+async def test_a_heat_pump_is_set_and_only_then_switched(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    aims = async_mock_service(hass, "climate", "set_temperature")
+    started = async_mock_service(hass, "climate", "turn_on")
+    pump = "climate.heat_pump"
+    keeper = entry.runtime_data.keeper
+    data = {
+        **APPLIANCE,
+        "kind": "climate",
+        "entity": pump,
+        "on_temperature": 22,
+        "off_temperature": 19,
+    }
+    hass.states.async_set(pump, "heat", {"temperature": 19.5})
+    sub = await add(hass, entry, "appliance", "Heat pump", data)
+    assert not keeper.data.decision.appliances[sub].on
+    keeper.async_override(sub, True, 3600)
+    await live(hass, freezer, 1, 0)
+    assert aims[-1].data["temperature"] == 22
+    assert started == [], "it heats already"
+    hass.states.async_set(pump, "heat", {"temperature": 21.5})
+    asked = len(aims)
+    await live(hass, freezer, 2, 0)
+    assert len(aims) == asked, "nearer to 22 than to 19: it is on"
+    keeper.async_override(sub, False, 3600)
+    await live(hass, freezer, 1, 0)
+    assert aims[-1].data["temperature"] == 19
+    # Off altogether: set, and turned on.
+    hass.states.async_set(pump, "off", {"temperature": 19})
+    keeper.async_override(sub, True, 3600)
+    await live(hass, freezer, 1, 0)
+    assert aims[-1].data["temperature"] == 22
+    assert len(started) >= 1
+
+
+async def test_a_charger_follows_its_car(hass: HomeAssistant, entry: Any, freezer: Any) -> None:
+    amperes = async_mock_service(hass, "number", "set_value")
+    keeper = entry.runtime_data.keeper
+    data = {
+        "kind": "charger",
+        "entity": BOILER,
+        "current": "number.amperes",
+        "priority": 1,
+        "connected": "binary_sensor.plugged",
+        "minimum_on": 0,
+        "maximum_current": 16,
+        "car_level": "sensor.car_level",
+        "car_capacity": 50,
+        "car_target": 60,
+    }
+    hass.states.async_set("number.amperes", "6")
+    hass.states.async_set("binary_sensor.plugged", "off")
+    set_state(hass, "sensor.car_level", 50, "%")
+    sub = await add(hass, entry, "appliance", "Car", data)
+
+    def decision() -> Any:
+        return keeper.data.decision.appliances[sub]
+
+    assert decision().reason.key == "not_connected"
+    hass.states.async_set("binary_sensor.plugged", "on")
+    keeper.async_override(sub, True, 3600)
+    await live(hass, freezer, 1, 4000)
+    assert amperes[0].data == {"entity_id": "number.amperes", "value": 16}
+    assert hass.states.is_state(BOILER, "on")
+    keeper.async_override(sub, None, 0)
+    set_state(hass, "sensor.car_level", 60, "%")
+    await live(hass, freezer, 1, 4000)
+    assert decision().reason.key == "satisfied"
+    hass.states.async_set(BOILER, "unavailable")
+    await live(hass, freezer, 1, 4000)
+    assert decision().reason.key == "unavailable"
+
+
+async def test_what_cannot_be_told_is_said_once(
+    hass: HomeAssistant, entry: Any, freezer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    jammed = HomeAssistantError("it is jammed")
+    async_mock_service(hass, "fan", "turn_on", raise_exception=jammed)
+    async_mock_service(hass, "test", "give", raise_exception=jammed)
+    hass.states.async_set("fan.attic", "off")
+    data = {**APPLIANCE, "entity": "fan.attic"}
+    sub = await add(hass, entry, "appliance", "Attic", data)
+    car = await add(hass, entry, "appliance", "Car", CAR)
+    keeper = entry.runtime_data.keeper
+    keeper.async_override(sub, True, 3600)
+    await live(hass, freezer, 8, 0)
+    assert caplog.text.count("Attic can't be switched: it is jammed") == 1
+    (appliance,) = [a for a in keeper.dispatcher.settings.appliances if a.id == car]
+    for _ in range(2):
+        await keeper._async_give_back(appliance, CAR, 1000.0, dt_util.utcnow().timestamp() + 900)
+    assert caplog.text.count("Car can't be told to give back 1000 W: it is jammed") == 1
+
 
 async def test_surplus_sensor_and_planned_runs(
     hass: HomeAssistant, entry: Any, freezer: Any
@@ -435,6 +683,24 @@ async def test_forms_add_and_change(hass: HomeAssistant, entry: Any) -> None:
     appliance = entry.runtime_data.keeper.dispatcher.settings.appliances[0]
     assert appliance.deadline_min == 7 * 60
     assert appliance.variable
+
+    step = await entry.start_subentry_reconfigure_flow(hass, appliance.id)
+    car = {"name": "Car", "entity": BOILER, "car_power": 5000, "car_level": "sensor.car"}
+    step = await flows.async_configure(
+        step["flow_id"], {**car, "action_give_back": [{"action": "not an action"}]}
+    )
+    assert step["errors"] == {
+        "car_capacity": "needed",
+        "action_stop_giving": "needed",
+        "action_give_back": "invalid_action",
+    }
+    whole = {key: CAR[key] for key in ("car_capacity", "action_give_back", "action_stop_giving")}
+    step = await flows.async_configure(step["flow_id"], {**car, **whole})
+    assert step["reason"] == "reconfigure_successful"
+    await hass.async_block_till_done()
+    battery = entry.runtime_data.keeper.dispatcher.settings.appliances[0].car
+    assert (battery.capacity_wh, battery.reserve_wh, battery.target_wh) == (50_000, 20_000, 40_000)
+    assert battery.max_discharge_w == 5000
 
     step = await flows.async_init((entry.entry_id, "appliance"), context={"source": "user"})
     step = await flows.async_configure(step["flow_id"], {"next_step_id": "switch"})

@@ -86,3 +86,13 @@ async def test_an_order_is_placed_seen_and_taken_back(
     with pytest.raises(ServiceValidationError) as error:
         await call(hass, "place_order", **{**order, "order_id": "DEAR", "price": 90})
     assert error.value.translation_key == "refused"
+
+    # The archive keeps it, and nothing of it went to neighbours.
+    ahead = {"start": dt_util.utcnow().isoformat(), "end": (start + timedelta(hours=1)).isoformat()}
+    found = await call(hass, "get_archive", **ahead)
+    assert [(one["order_id"], one["amount"]) for one in found["orders"]] == [("EVENING-1", 0.0)]
+    await client.send_json_auto_id({"type": "gridledger/neighbours", "entry_id": home.entry_id})
+    traded = (await client.receive_json())["result"]
+    assert traded == {"from_neighbours_kwh": 0, "to_neighbours_kwh": 0}
+    await client.send_json_auto_id({"type": "gridledger/rules", "entry_id": home.entry_id})
+    assert (await client.receive_json())["result"]["rules"] == []

@@ -1,7 +1,9 @@
 """External statistics of what was sold, in a real recorder."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
+from zoneinfo import ZoneInfo
 
 import pytest
 from homeassistant.components.recorder.statistics import statistics_during_period
@@ -11,6 +13,7 @@ from homeassistant.helpers.recorder import get_instance
 from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.models import Trade
 from custom_components.gridledger.statistics import (
+    _first_hour,
     async_write_statistics,
     by_hour,
     statistic_ids,
@@ -35,6 +38,18 @@ def test_money_follows_energy_to_the_micro_unit() -> None:
     assert sum(money for _, money in hours.values()) == 200_002
 
 
+@pytest.mark.parametrize("zone", ["Europe/Zurich", "America/Sao_Paulo", "Asia/Kolkata"])
+async def test_a_day_of_the_ledger_is_the_owners(hass: HomeAssistant, zone: str) -> None:
+    await hass.config.async_set_time_zone(zone)
+    day = date(2026, 10, 25)
+    hour = _first_hour(ChannelClock(900), day)
+    local = datetime.fromtimestamp(hour, ZoneInfo(zone))
+    assert (local.date(), local.hour) == (day, 0)
+    assert hour % 3600 == 0
+    replayed = _first_hour(ChannelClock(900, origin=5.0, rate=60.0), day)
+    assert datetime.fromtimestamp(replayed, UTC) == datetime(2026, 10, 25, tzinfo=UTC)
+
+
 async def test_statistics_equal_the_ledger(hass: HomeAssistant, home: Any) -> None:
     session = home.runtime_data.session
     ids = statistic_ids(home.unique_id)
@@ -56,6 +71,11 @@ async def test_statistics_equal_the_ledger(hass: HomeAssistant, home: Any) -> No
     for energy in (0.3, 0.2):  # written anew, not added
         net += (await call(hass, "sell_energy", energy=energy))["net"]
         await async_write_statistics(hass, home, session)
+    # What was sold while Home Assistant was away for longer than sums are written anew.
+    net += (await call(hass, "sell_energy", energy=0.1))["net"]
+    with patch("custom_components.gridledger.statistics._AGAIN", timedelta(days=-1)):
+        await get_instance(hass).async_block_till_done()
+        await async_write_statistics(hass, home, session)
     rows = await stored()
-    assert rows[ids[0]][-1]["sum"] == pytest.approx(0.5)
+    assert rows[ids[0]][-1]["sum"] == pytest.approx(0.6)
     assert rows[ids[1]][-1]["sum"] == pytest.approx(net)

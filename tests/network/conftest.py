@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +91,11 @@ def start_network(network: Network, log: Path, *options: str) -> RunningNetwork:
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while " is up. " not in (text := log.read_text()):
+    while " is up. " not in log.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"the network did not come up:\n{text}")
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"the network did not come up:\n{log.read_text()}")
         time.sleep(0.05)
     return RunningNetwork(network, process, log)
 

@@ -1,462 +1,64 @@
-"""A real Home Assistant beside a real ledger: killed and stopped in turn, and asked to sell.
-
-`hass` is a process of its own that reads an inverter over HTTP, joins a network of utilities
-through its config flow, and meters intervals of five seconds. The inverter's registers are known
-at every instant, so what reaches the ledger can be held against the truth.
-"""
+"""A real Home Assistant beside a real ledger: killed and stopped in turn, and asked to sell."""
 
 import asyncio
-import json
-import os
-import signal
-import socket
-import sqlite3
+import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 
-from consortium.node.network import Replay, create_network
-from demo import trading
-from demo.home_assistant import (
-    LOG_FILE,
-    PID_FILE,
-    Api,
-    HomeAssistant,
-    HomeAssistantError,
-    configure_energy,
-    connect_home,
+from demo.home_assistant import Api, HomeAssistantError
+
+from .home import (
+    BATTERY_W,
+    CONNECTION,
+    DIRECTIONS,
+    INTERVAL_S,
+    LATENESS_S,
+    RESERVE_PERCENT,
+    SAMPLE_S,
+    Site,
+    check_quality,
+    check_series,
+    eventually,
+    joined_home,
 )
-from demo.homes import ORIGIN
-from gridledger_client import GatewayClient, GridLedgerError, Invitation, fingerprint
+from .home_faults import kill_repeatedly
 
-from .conftest import RunningNetwork, start_network, stop_network
+KILLS = 3
 
 pytestmark = [
     pytest.mark.network,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(700),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-INTERVAL_S = 5
-SAMPLE_S = 1
-"""How often Home Assistant reads the inverter here."""
-LATENESS_S = 2.0
-"""What a busy machine may add before a value that was read has its time."""
-CONNECTION = "H-0001"
-METER = f"HA-{CONNECTION}"
-CAPACITY_KWH = 10.0
-RESERVE_PERCENT = 20
-BATTERY_W = 5000
-EFFICIENCY = 0.95
-WITHIN_S = 90
-DIRECTIONS = ("import", "export")
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What flows from an instant (real epoch seconds) on, in W."""
-
-    since: float
-    import_w: int
-    export_w: int
-
-
-@dataclass(frozen=True)
-class Command:
-    """What the battery was told: it ends by itself. Instants are real epoch seconds."""
-
-    at: float
-    mode: str
-    power_w: int
-    until: float
-
-
-class Inverter:
-    """An inverter whose registers, in Wh, are a function of time.
-
-    Its battery does nothing by itself; told to discharge, it does so until the command ends.
-    """
-
-    base_wh = (12_345_678, 2_345_678)
-
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self._level = (time.time(), 80.0)
-        self._flows = [Flow(time.time(), 0, 0)]
-        self._runner: web.AppRunner | None = None
-
-    def flow(self, import_w: int, export_w: int) -> None:
-        """Draw and give so much from now on."""
-        self._flows.append(Flow(time.time(), import_w, export_w))
-
-    def energy_wh(self, at: float) -> tuple[float, float]:
-        """Import and export since the start, exactly."""
-        ends = [flow.since for flow in self._flows[1:]] + [at]
-        imported = exported = 0.0
-        for flow, end in zip(self._flows, ends, strict=True):
-            seconds = max(0.0, min(end, at) - flow.since)
-            imported += flow.import_w * seconds / 3600
-            exported += flow.export_w * seconds / 3600
-        return imported, exported
-
-    def steepest_w(self, name: str, since: float, until: float) -> int:
-        """The most that flowed at any instant of a time."""
-        ends = [flow.since for flow in self._flows[1:]] + [until]
-        return max(
-            getattr(flow, name)
-            for flow, end in zip(self._flows, ends, strict=True)
-            if flow.since <= until and end >= since
-        )
-
-    @property
-    def level_percent(self) -> float:
-        """How full the battery is now."""
-        since, level = self._level
-        drawn = 0.0
-        now = time.time()
-        ends = [command.at for command in self.commands[1:]] + [now]
-        for command, end in zip(self.commands, ends[: len(self.commands)], strict=True):
-            seconds = max(0.0, min(end, command.until, now) - max(since, command.at))
-            if command.mode == "discharge":
-                drawn += command.power_w * seconds / 3600 / EFFICIENCY
-        return level - drawn / (10 * CAPACITY_KWH)
-
-    @level_percent.setter
-    def level_percent(self, level: float) -> None:
-        self._level = (time.time(), level)
-
-    @property
-    def command(self) -> Command | None:
-        """The command that holds, None in automatic."""
-        last = self.commands[-1] if self.commands else None
-        if last is None or last.mode == "auto" or last.until <= time.time():
-            return None
-        return last
-
-    def registers_wh(self) -> tuple[int, int]:
-        """What the registers show now."""
-        now = self.energy_wh(time.time())
-        return self.base_wh[0] + int(now[0]), self.base_wh[1] + int(now[1])
-
-    async def start(self) -> str:
-        """Listen on loopback; return the address."""
-        application = web.Application()
-        application.router.add_get("/api/status", self._status)
-        application.router.add_post("/api/battery", self._battery)
-        self._runner = web.AppRunner(application, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _battery(self, request: web.Request) -> web.Response:
-        told = await request.json()
-        until = datetime.fromisoformat(told["until"]).timestamp()
-        self.commands.append(
-            Command(time.time(), told["mode"], int(told.get("power_w") or 0), until)
-        )
-        return web.json_response({})
-
-    async def _status(self, _request: web.Request) -> web.Response:
-        flow, command = self._flows[-1], self.command
-        given = command.power_w if command is not None and command.mode == "discharge" else 0
-        imported, exported = self.registers_wh()
-        return web.json_response(
-            {
-                "pv_power_w": 0,
-                "pv_energy_wh": 0,
-                "load_power_w": 0,
-                "load_energy_wh": 0,
-                "grid_power_w": flow.import_w - flow.export_w - given,
-                "import_energy_wh": imported,
-                "export_energy_wh": exported,
-                "battery_power_w": given,
-                "battery_soc_percent": self.level_percent,
-                "battery_charge_energy_wh": 0,
-                "battery_discharge_energy_wh": 0,
-                "battery_mode": "auto" if command is None else command.mode,
-            }
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-async def eventually(
-    check: Callable[[], Any] | Callable[[], Awaitable[Any]], *, within_s: float = WITHIN_S
-) -> Any:
-    """Return what ``check`` returns once it is true; a ledger that is away is not yet."""
-    deadline = time.monotonic() + within_s
-    trouble: GridLedgerError | None = None
-    while True:
-        try:
-            result = check()
-            if asyncio.iscoroutine(result):
-                result = await result
-        except GridLedgerError as error:
-            result, trouble = None, error
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited in vain for {within_s} s (last trouble: {trouble})")
-        await asyncio.sleep(0.1)
-
-
-@dataclass
-class Site:
-    """One home: its inverter, its Home Assistant, and the ledger that it belongs to."""
-
-    network: RunningNetwork
-    house: HomeAssistant
-    inverter: Inverter
-    operator: GatewayClient
-    away: list[tuple[float, float]] = field(default_factory=list)
-    """When Home Assistant was not there to see, from the kill to some samples later (real)."""
-    errors: list[str] = field(default_factory=list)
-    """What the integration has logged as an error."""
-    _killed_at: float = 0.0
-
-    def real(self, channel: int) -> float:
-        """Real time of a channel time: the clock has an offset only."""
-        replay = self.network.network.replay
-        assert replay is not None
-        return replay.anchor + channel - replay.origin
-
-    # What dies and comes back ---------------------------------------------------------------
-
-    async def kill_home_assistant(self) -> None:
-        """`kill -9`."""
-        self._killed_at = time.time()
-        os.kill(int((self.house.folder / PID_FILE).read_text()), signal.SIGKILL)
-        await self.house.wait()
-        self.read_log()
-
-    def read_log(self) -> None:
-        """Note errors; each start begins the log anew."""
-        self.errors += [
-            line
-            for line in (self.house.folder / LOG_FILE).read_text().splitlines()
-            if " ERROR " in line and "gridledger" in line
-        ]
-
-    async def start_home_assistant(self) -> None:
-        await self.house.start(lambda _: None)
-        # What it does while it starts may hold up the first samples.
-        self.away.append((self._killed_at, time.time() + 3 * SAMPLE_S + LATENESS_S))
-
-    async def kill_ledger(self) -> None:
-        """All nodes at once, as a power cut does."""
-        os.killpg(self.network.process.pid, signal.SIGKILL)
-        await asyncio.to_thread(self.network.process.wait)
-
-    async def stop_ledger(self) -> None:
-        """In order, as Ctrl-C does."""
-        await asyncio.to_thread(stop_network, self.network)
-
-    async def start_ledger(self) -> None:
-        started = await asyncio.to_thread(start_network, self.network.network, self.network.log)
-        self.network.process = started.process
-
-    # What the home has on disk --------------------------------------------------------------
-
-    def _outbox(self, sql: str) -> Any:
-        [path] = (self.house.folder / ".storage").glob("gridledger.*.db")
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        try:
-            return database.execute(sql).fetchone()[0]
-        finally:
-            database.close()
-
-    def waiting(self) -> int:
-        """Readings that are cut and not known to be in the ledger."""
-        return int(self._outbox("SELECT COUNT(*) FROM reading WHERE state IN ('queued', 'sent')"))
-
-    def refused(self) -> int:
-        return int(self._outbox("SELECT COUNT(*) FROM reading WHERE state = 'refused'"))
-
-    def registers_wh(self) -> tuple[int, int]:
-        """The meter's registers as the integration keeps them, from zero."""
-        meter = json.loads(self._outbox("SELECT value FROM fact WHERE name = 'meter'"))
-        return meter["import"]["register_wh"], meter["export"]["register_wh"]
-
-    async def batch_is_on_its_way(self) -> None:
-        """Return while the outcome of a signed and stored transaction is open."""
-        deadline = time.monotonic() + WITHIN_S
-        while not self._outbox("SELECT COUNT(*) FROM envelope"):
-            assert time.monotonic() < deadline, "no readings were sent"
-            await asyncio.sleep(0.002)
-
-    # What the ledger has --------------------------------------------------------------------
-
-    async def last_interval(self) -> int | None:
-        """The start of the newest interval in the ledger (channel time)."""
-        last = await self.operator.evaluate(
-            "metering",
-            "metering:LastReading",
-            {"meter_id": METER},
-            endorsing_organizations=["AuroraMSP"],
-        )
-        return None if last["interval_start"] is None else int(last["interval_start"])
-
-    async def readings(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.operator.evaluate(
-            "metering",
-            "metering:Readings",
-            {"meter_id": METER, "from": 0, "to": 4_000_000_000},
-            endorsing_organizations=["AuroraMSP"],
-        )
-        return found
-
-    async def counted_by_events(self) -> int:
-        """How many readings all valid transactions together have entered."""
-        count, last = 0, await self.last_interval()
-        async with asyncio.timeout(WITHIN_S):
-            async for event in self.operator.chaincode_events("metering", start_block=0):
-                if event.name == "readings":
-                    count += int(event.json()["count"])
-                    if int(event.json()["last_interval"]) == last:
-                        return count
-        raise AssertionError("the stream of events ended")
-
-    async def catches_up_with(self, real: float) -> None:
-        """Return once an interval that ends after an instant is in the ledger, and all before."""
-
-        async def is_there() -> bool:
-            last = await self.last_interval()
-            return last is not None and self.real(last + INTERVAL_S) > real and self.waiting() == 0
-
-        await eventually(is_there)
-
-    # What Home Assistant says ---------------------------------------------------------------
-
-    async def states(self, api: Api) -> dict[str, dict[str, Any]]:
-        """States of the integration's entities, by their key."""
-        keys = {
-            entity["entity_id"]: entity["translation_key"]
-            for entity in await api.command("config/entity_registry/list")
-            if entity["platform"] == "gridledger"
-        }
-        return {
-            keys[state["entity_id"]]: state
-            for state in await api.get("/api/states")
-            if state["entity_id"] in keys
-        }
-
-
-async def prepare(running: RunningNetwork) -> None:
-    """What operators do: the connection point, money, and the day's rates."""
-    suppliers = [
-        trading.Supplier(number, utility.msp_id, running.client(utility.name))
-        for number, utility in enumerate(running.network.utilities)
-    ]
-    await suppliers[0].client.submit(
-        "energy",
-        "registry:RegisterConnection",
-        {
-            "connection_id": CONNECTION,
-            "utility": "AuroraMSP",
-            "zone": "NORTH",
-            "max_export_w": 30_000,
-            "max_import_w": 60_000,
-        },
-    )
-    for supplier in suppliers:
-        await supplier.open_accounts([CONNECTION] if supplier is suppliers[0] else [])
-        await supplier.publish(trading.days(ORIGIN)[0])
-        await supplier.client.close()
-
-
-def invitation(running: RunningNetwork) -> str:
-    """What the home's owner gets from its utility."""
-    aurora = running.network.utility("Aurora")
-    enrollment_id = CONNECTION.lower()
-    return Invitation(
-        tuple(each.gateway_address for each in running.network.utilities),
-        aurora.ca_url,
-        running.network.channel,
-        fingerprint(running.network.tls_bundle_pem),
-        enrollment_id,
-        running.register("Aurora", enrollment_id, role="home", connection=CONNECTION),
-    ).encode()
-
-
-async def sample_each_second(house: HomeAssistant) -> None:
-    path = house.folder / "inverter.yaml"
-    text = path.read_text()
-    assert text.count("scan_interval: 5") == 1
-    path.write_text(text.replace("scan_interval: 5", f"scan_interval: {SAMPLE_S}"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """A home that has joined through the config flow."""
-    folder: Path = tmp_path_factory.mktemp("home-assistant")
-    network = create_network(
-        folder / "data",
-        interval_s=INTERVAL_S,
-        base_port=24_000,
-        # Of the channel it is noon, so that no sale meets the end of a day.
-        replay=Replay(origin=ORIGIN, anchor=int(time.time())),
-    )
-    inverter, house = Inverter(), HomeAssistant(folder / "house", free_port())
-    running = await asyncio.to_thread(start_network, network, folder / "network.log")
-    operator = running.client()
-    there = Site(running, house, inverter, operator)
-    try:
-        await prepare(running)
-        await house.prepare(await inverter.start())
-        await sample_each_second(house)
-        await house.start(lambda _: None)
-        async with await house.connect() as api:
-            await configure_energy(api)
-            await connect_home(
-                api,
-                await asyncio.to_thread(invitation, running),
-                "AuroraMSP",
-                {
-                    "battery_capacity": CAPACITY_KWH,
-                    "battery_max_power": BATTERY_W,
-                    "battery_reserve": RESERVE_PERCENT,
-                },
-            )
-        # Nothing flows before the ledger has the first interval: all that flows is metered.
-        await eventually(there.last_interval)
+    """One home for all tests of this file, in debug mode."""
+    folder = tmp_path_factory.mktemp("home-assistant")
+    async with joined_home(folder, 24_000, "--debug") as there:
         yield there
-    finally:
-        await house.stop()
-        await inverter.stop()
-        await operator.close()
-        if running.process.poll() is None:
-            await there.stop_ledger()
 
 
 async def test_killed_and_stopped_in_turn(site: Site) -> None:
     """Each interval is in the ledger once, and they add up to what the inverter counted."""
     inverter = site.inverter
     before = inverter.registers_wh()
-    inverter.flow(54_000, 21_600)  # 75 and 30 Wh in an interval
+    # A quarter of what a meter can count, since a late sample puts two intervals' energy in one.
+    inverter.flow(27_000, 10_800)  # 37.5 and 15 Wh in an interval
     await site.catches_up_with(time.time())
 
     # Home Assistant, while readings are on their way, and for longer than an interval.
     await site.batch_is_on_its_way()
     await site.kill_home_assistant()
-    inverter.flow(36_000, 0)
+    inverter.flow(18_000, 0)
     await asyncio.sleep(INTERVAL_S)
     await site.start_home_assistant()
 
@@ -465,7 +67,7 @@ async def test_killed_and_stopped_in_turn(site: Site) -> None:
     await site.kill_ledger()
     await eventually(lambda: site.waiting() >= 2)
     await site.kill_home_assistant()
-    inverter.flow(9_000, 54_000)
+    inverter.flow(4_500, 27_000)
     waited = site.waiting()
     await site.start_home_assistant()
     await eventually(lambda: site.waiting() > waited)
@@ -475,7 +77,7 @@ async def test_killed_and_stopped_in_turn(site: Site) -> None:
     # Home Assistant, then the ledger; both come back at once.
     await site.kill_home_assistant()
     await site.stop_ledger()
-    inverter.flow(45_000, 18_000)
+    inverter.flow(22_500, 9_000)
     await asyncio.gather(site.start_ledger(), site.start_home_assistant())
 
     # The ledger alone.
@@ -488,15 +90,15 @@ async def test_killed_and_stopped_in_turn(site: Site) -> None:
 
     after = inverter.registers_wh()
     readings = await site.readings()
-    assert site.refused() == 0
+    assert not site.refused()
     check_series(readings)
     # Nothing flowed at the ends, so no sampling is between the sum and the truth.
     sums = tuple(sum(int(r[f"{name}_wh"]) for r in readings) for name in DIRECTIONS)
     assert sums == (after[0] - before[0], after[1] - before[1])
-    assert min(sums) > 200
+    assert min(sums) > 100
     assert sums == site.registers_wh()
     assert await site.counted_by_events() == len(readings)
-    check_quality(site, readings)
+    assert check_quality(site, readings) >= 2
     async with await site.house.connect() as api:
         states = await site.states(api)
     assert states["readings_queued"]["state"] == "0"
@@ -505,37 +107,12 @@ async def test_killed_and_stopped_in_turn(site: Site) -> None:
     assert not site.errors
 
 
-def check_series(readings: list[dict[str, Any]]) -> None:
-    """Each interval once, none missing, and registers that rise by each interval's energy."""
-    starts = [int(reading["interval_start"]) for reading in readings]
-    assert starts == list(range(starts[0], starts[-1] + 1, INTERVAL_S))
-    for name in DIRECTIONS:
-        register = 0
-        for reading in readings:
-            register += int(reading[f"{name}_wh"])
-            assert int(reading[f"{name}_register_wh"]) == register, reading
-
-
-def check_quality(site: Site, readings: list[dict[str, Any]]) -> None:
-    """What nobody saw is an estimate; what is measured is right but for the sampling.
-
-    A boundary's register lies between two samples, an interval apart at most (a wider gap is an
-    estimate), each of which is late by its way to Home Assistant.
-    """
-    estimated = 0
-    for reading in readings:
-        start = site.real(int(reading["interval_start"]))
-        end = start + INTERVAL_S
-        if reading["quality"] != "measured":
-            estimated += 1
-            assert any(start < back and gone < end for gone, back in site.away), reading
-            continue
-        for name, truth_wh in zip(DIRECTIONS, site.inverter.energy_wh(end), strict=True):
-            steepest_w = site.inverter.steepest_w(f"{name}_w", start - LATENESS_S, end + INTERVAL_S)
-            tolerance_wh = steepest_w / 3600 * (SAMPLE_S + LATENESS_S) + 1
-            off_wh = int(reading[f"{name}_register_wh"]) - truth_wh
-            assert abs(off_wh) <= tolerance_wh, (reading, off_wh)
-    assert estimated >= 2
+async def test_killed_at_random(site: Site) -> None:
+    """As `script/faults home` does fifty times."""
+    seed = int(time.time())
+    figures = await kill_repeatedly(site, KILLS, random.Random(seed))
+    print(seed, figures)
+    assert figures.kills == KILLS
 
 
 async def call(api: Api, action: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -563,9 +140,9 @@ async def test_sell_energy_over_rest(site: Site) -> None:
 
         await eventually(knows_the_market)
         before = await balance_micro()
-        sold = await call(api, "sell_energy", {"energy": 0.1})
+        sold = await call(api, "sell_energy", {"energy": 0.05})
         assert sold["status"] == "committed"
-        assert sold["energy_kwh"] == 0.1
+        assert sold["energy_kwh"] == 0.05
 
         net_micro = round(sold["net"] * 1e6)
         assert net_micro > 0
@@ -578,7 +155,7 @@ async def test_sell_energy_over_rest(site: Site) -> None:
             "energy", "market:Trades", {"connection_id": CONNECTION}
         )
         [trade] = page["trades"]
-        assert (trade["trade_id"], int(trade["energy_wh"])) == (sold["trade_id"], 100)
+        assert (trade["trade_id"], int(trade["energy_wh"])) == (sold["trade_id"], 50)
 
         async def fired() -> bool:
             attributes = (await shown())["trade"]["attributes"]
@@ -614,7 +191,7 @@ async def test_sell_energy_over_rest(site: Site) -> None:
             return len(page["trades"]) == 2
 
         await eventually(both_are_there)
-        assert sum(delivered.values()) == 120
+        assert sum(delivered.values()) == 70
         assert max(delivered.values()) <= BATTERY_W * INTERVAL_S // 3600
 
         await check_bad_sales(site, api)
@@ -680,33 +257,88 @@ async def control_battery(api: Api) -> None:
     assert step["type"] == "create_entry", step
 
 
+async def earlier_sales_end(site: Site) -> float:
+    """Return when the last interval of what is sold so far is over (real)."""
+    page = await site.operator.evaluate("energy", "market:Trades", {"connection_id": CONNECTION})
+    return max(
+        (
+            site.real(int(part["interval_start"]) + INTERVAL_S)
+            for trade in page["trades"]
+            for part in trade["schedule"]
+        ),
+        default=0.0,
+    )
+
+
 async def test_killed_while_it_sells_stored_energy(site: Site) -> None:
     """The inverter falls back by itself, above the reserve; a new start ends what is left."""
     inverter = site.inverter
     inverter.flow(0, 0)
+    above_percent = 0.95  # what the battery gives in little more than a minute
+    begins = max(await earlier_sales_end(site) + INTERVAL_S, time.time() + 30)
     async with await site.house.connect() as api:
         await control_battery(api)
-        # Four minutes of delivery, for which the battery has enough when they are sold ...
-        sold = await call(api, "sell_energy", {"energy": 0.3})
+        # Two minutes of delivery, for which the battery has enough when they are sold ...
+        sold = await call(
+            api,
+            "sell_energy",
+            {"energy": 0.15, "window_start": datetime.fromtimestamp(begins, UTC).isoformat()},
+        )
         assert sold["status"] == "committed"
-        # ... and not any more when they begin.
-        inverter.level_percent = RESERVE_PERCENT + 0.95
+        # ... and not any more when they begin: the earlier sales are delivered by then.
+        await asyncio.sleep(max(0.0, begins - 15 - time.time()))
+        await eventually(lambda: inverter.command is None or inverter.command.mode != "discharge")
+        inverter.level_percent = RESERVE_PERCENT + above_percent
+
+        async def level_is_seen() -> bool:
+            state = await api.get("/api/states/sensor.inverter_battery_level")
+            return float(state["state"]) == inverter.level_percent
+
+        await eventually(level_is_seen)
+        level_seen_at = time.time()
 
     def discharges() -> bool:
-        return inverter.command is not None and inverter.command.mode == "discharge"
+        """Told with the level known: a step that began before may still command as it was."""
+        command = inverter.command
+        return command is not None and command.mode == "discharge" and command.at > level_seen_at
 
-    await eventually(discharges, within_s=150)
+    await eventually(discharges, within_s=max(0.0, begins - time.time()) + 180)
     await site.kill_home_assistant()
-    command = inverter.command
-    assert command is not None
-    assert command.until - time.time() < 80, "the reserve is nearer than the end of the sale"
-    await asyncio.sleep(command.until - time.time() + 1)
+    command = inverter.commands[-1]
+    lasts_s = command.until - command.at
+    assert lasts_s < 80, f"{lasts_s} s: the reserve is nearer than the end of the sale"
+    await asyncio.sleep(max(0.0, command.until - time.time()) + 1)
     assert inverter.command is None
     left = inverter.level_percent
-    assert RESERVE_PERCENT <= left < RESERVE_PERCENT + 0.95
+    assert RESERVE_PERCENT <= left < RESERVE_PERCENT + above_percent, left
 
     told = len(inverter.commands)
     await site.start_home_assistant()
-    await eventually(lambda: len(inverter.commands) > told, within_s=150)
+    await eventually(lambda: len(inverter.commands) > told, within_s=180)
     assert {each.mode for each in inverter.commands[told:]} <= {"auto", "hold"}
     assert inverter.level_percent == left
+
+
+async def test_debug_mode_reports_nothing(site: Site) -> None:
+    """Set-up, a sale, unload and set-up again, while Home Assistant looks over our shoulder."""
+    async with await site.house.connect() as api:
+        entries = "/api/config/config_entries/entry"
+        [entry] = await api.get(f"{entries}?domain=gridledger")
+        assert (await api.command("get_config"))["debug"]
+        for disabled_by in ("user", None):
+            await api.command(
+                "config_entries/disable", entry_id=entry["entry_id"], disabled_by=disabled_by
+            )
+        await api.post(f"{entries}/{entry['entry_id']}/reload", {})
+
+        async def sells() -> bool:
+            try:
+                sold = await call(api, "sell_energy", {"energy": 0.01})
+            except HomeAssistantError:  # it connects again
+                return False
+            return sold["status"] == "committed"
+
+        site.inverter.level_percent = 80.0
+        await eventually(sells)
+    site.read_log()
+    assert not site.errors, "\n".join(site.errors)

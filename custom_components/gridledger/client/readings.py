@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import batched
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,6 +24,9 @@ from .identity import load_private_key, sign_low_s
 
 BATCH_LIMIT = 1000
 """Readings that one transaction may carry."""
+TOGETHER = 16
+"""Readings under one signature: checking it then costs no more than four hashes, and they add
+180 bytes to each reading. More would add bytes and save nothing."""
 
 
 class Quality(StrEnum):
@@ -110,12 +114,68 @@ class MeterKey:
 
     def sign(self, reading: Reading, channel: str) -> SignedReading:
         """Sign a reading for one channel."""
+        fields = self._fields(reading)
+        signature = self._signature(canonical_json({"channel": channel, **fields}))
+        return SignedReading(reading, {**fields, "signature": signature})
+
+    def sign_together(
+        self, readings: Sequence[Reading], channel: str, together: int = TOGETHER
+    ) -> list[SignedReading]:
+        """Sign readings of one meter, so many at once; each still proves itself alone.
+
+        Checking signatures is most of what a reading costs its utility. Here the meter signs the
+        root of a Merkle tree (RFC 6962, section 2.1) over what it would have signed one by one, and
+        each reading carries the hashes beside its way to the root.
+
+        Raises:
+            InvalidInput: they are of several meters, or fewer than 1 or more than 999 at once.
+        """
+        if len({reading.meter_id for reading in readings}) > 1:
+            raise InvalidInput("readings of several meters can't have one signature")
+        if not 1 <= together < BATCH_LIMIT:
+            raise InvalidInput(f"one signature is for 1 to {BATCH_LIMIT - 1} readings")
+        return [
+            signed
+            for group in batched(readings, together, strict=False)
+            for signed in self._sign_group(group, channel)
+        ]
+
+    def _sign_group(self, group: Sequence[Reading], channel: str) -> list[SignedReading]:
+        rows = [self._fields(reading) for reading in group]
+        leaves = [
+            hashlib.sha256(b"\0" + canonical_json({"channel": channel, **fields})).digest()
+            for fields in rows
+        ]
+        root, ways = _tree(leaves)
+        signature = self._signature(
+            canonical_json(
+                {
+                    "channel": channel,
+                    "count": len(leaves),
+                    "meter_id": group[0].meter_id,
+                    "root": root.hex(),
+                }
+            )
+        )
+        return [
+            SignedReading(
+                reading,
+                {
+                    **fields,
+                    "signature": f"{signature}:{index}:{len(leaves)}:{b64encode(way).decode()}",
+                },
+            )
+            for index, (reading, fields, way) in enumerate(zip(group, rows, ways, strict=True))
+        ]
+
+    def _fields(self, reading: Reading) -> dict[str, str]:
+        """What the meter signs, besides the channel's name."""
         salt = hmac.new(
             self._salt_secret,
             f"{reading.meter_id}|{reading.interval_start}|{reading.version}".encode(),
             hashlib.sha256,
         ).hexdigest()
-        fields = {
+        return {
             "meter_id": reading.meter_id,
             "interval_start": str(reading.interval_start),
             "interval_s": str(reading.interval_s),
@@ -127,12 +187,24 @@ class MeterKey:
             "quality": reading.quality.value,
             "salt": salt,
         }
-        message = canonical_json({"channel": channel, **fields})
+
+    def _signature(self, message: bytes) -> str:
         try:
             signature = sign_low_s(self._key, message, deterministic=True)
         except UnsupportedAlgorithm:  # an OpenSSL older than 3.2
             signature = sign_low_s(self._key, message)
-        return SignedReading(reading, {**fields, "signature": b64encode(signature).decode()})
+        return b64encode(signature).decode()
+
+
+def _tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
+    """The root over leaves' hashes; for each leaf the hashes beside its way there, joined."""
+    if len(leaves) == 1:
+        return leaves[0], [b""]
+    size = 1 << (len(leaves) - 1).bit_length() - 1
+    left, left_ways = _tree(leaves[:size])
+    right, right_ways = _tree(leaves[size:])
+    ways = [*(way + right for way in left_ways), *(way + left for way in right_ways)]
+    return hashlib.sha256(b"\1" + left + right).digest(), ways
 
 
 def batch_transient(readings: Sequence[SignedReading | Mapping[str, str]]) -> dict[str, bytes]:

@@ -35,7 +35,7 @@ from .model import (
 )
 from .planner import Plan, PlannedSlot, make_plan
 from .reasons import REASONS, Reason
-from .trading import Order, RuleKind, TradingRule, due_orders
+from .trading import Car, Order, RuleKind, TradingRule, due_orders, plan_home
 
 __all__ = [
     "REASONS",
@@ -43,6 +43,7 @@ __all__ = [
     "ApplianceReading",
     "Battery",
     "BatteryDecision",
+    "Car",
     "Decision",
     "Dispatcher",
     "Kind",
@@ -64,4 +65,5 @@ __all__ = [
     "TradingRule",
     "due_orders",
     "make_plan",
+    "plan_home",
 ]

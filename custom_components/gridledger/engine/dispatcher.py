@@ -21,8 +21,10 @@ from typing import Any, Final
 from .model import (
     Appliance,
     ApplianceReading,
+    Battery,
     BatteryDecision,
     Mode,
+    Response,
     Settings,
     Snapshot,
     clock_text,
@@ -50,6 +52,16 @@ _POWER_APART_S: Final = 300.0
 _RESERVE_BAND: Final = 0.02
 _LEAST_COMMAND_S: Final = 60.0
 """A forced discharge that couldn't last so long isn't begun."""
+_LOWER_S: Final = 120.0
+"""A battery that is lower than thought by so much of its discharge is told an earlier end."""
+_LEAST_CHARGE_W: Final = 100.0
+"""What a permit's limit has to leave for the battery."""
+_LEAST_GIVEN_W: Final = 300.0
+"""A car gives back this much or nothing."""
+_GIVEN_S: Final = 900.0
+"""How long a car gives back before it has to be told again."""
+_TIME_TO_SPARE_S: Final = 1800.0
+"""A car that gives back could still be charged so long before its deadline."""
 _URGENT: Final = frozenset(
     {"override_on", "override_off", "manual", "by_hand_on", "by_hand_off", "unavailable"}
 )
@@ -65,6 +77,9 @@ class _Track:
     asked: bool | None = None
     asked_at: float = -inf
     attempts: int = 0
+    told: bool | None = None
+    """What it was told last, whatever is wanted by now: its effect may come later."""
+    told_at: float = -inf
     ours: bool = False
     override: bool | None = None
     override_until: float = -inf
@@ -77,6 +92,11 @@ class _Track:
     current_at: float = -inf
     automatic: bool | None = None
     """What the owner's switch says; None: as set up."""
+    given_w: float = 0.0
+    """What a car was told to give back."""
+    given_at: float = -inf
+    given_until: float = -inf
+    given_fault: float = -inf
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a restart needs; JSON knows no infinity."""
@@ -118,6 +138,10 @@ class ApplianceDecision:
     override: bool | None = None
     override_until: float | None = None
     for_surplus: bool = False
+    given_w: float = 0.0
+    """What a car is to give back until ``given_until``. ``send_given``: it has to be told now."""
+    given_until: float = 0.0
+    send_given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +161,8 @@ class SafeState:
 
     turn_off: tuple[str, ...]
     battery_auto: bool
+    stop_giving: tuple[str, ...] = ()
+    """Cars that were told to give back."""
 
 
 @dataclass(slots=True)
@@ -148,6 +174,7 @@ class _Claim:
     power_w: float = 0.0
     fast: bool = False
     for_surplus: bool = False
+    given_w: float = 0.0
 
 
 class Dispatcher:
@@ -172,6 +199,8 @@ class Dispatcher:
         self._samples: deque[tuple[float, float | None, float]] = deque(maxlen=_SAMPLES_KEPT)
         self._last_step: float | None = stored.get("last_step")
         self._grid_seen: float | None = None
+        self._drawn_w = 0.0
+        """What the home draws beside what can be switched, as last known."""
         self.configure(settings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -239,6 +268,7 @@ class Dispatcher:
         return SafeState(
             tuple(key for key, track in self._tracks.items() if track.on and track.ours),
             self._battery.mode is not Mode.AUTO or self._battery.untold,
+            tuple(key for key, track in self._tracks.items() if track.given_w > 0),
         )
 
     # Needs ----------------------------------------------------------------------------------
@@ -283,6 +313,14 @@ class Dispatcher:
             return reading.current_a * a.phases * a.voltage_v
         return a.most_w
 
+    def _given(self, a: Appliance, reading: ApplianceReading | None) -> float:
+        """Return what a car gives back now (W): measured, or else what it was told."""
+        if a.car is None or reading is None or not reading.available:
+            return 0.0
+        if reading.power_w is not None:
+            return max(0.0, -reading.power_w)
+        return self._tracks[a.id].given_w
+
     def _sample(self, s: Snapshot) -> None:
         """Remember the surplus of this moment."""
         if s.grid_w is None:
@@ -290,12 +328,14 @@ class Dispatcher:
             return
         self._grid_seen = s.now
         battery = s.battery_w or 0.0
+        given = sum(self._given(a, s.appliances.get(a.id)) for a in self.settings.appliances)
         own = sum(
             self._power(a, s.appliances[a.id])
             for a in self.settings.appliances
             if a.id in s.appliances
         )
-        surplus = -s.grid_w - max(battery, s.committed_w, 0.0) + own
+        self._drawn_w = s.grid_w - own - max(-battery, 0.0)
+        surplus = -s.grid_w - max(battery + given, s.committed_w, 0.0) + own
         self._samples.append((s.now, surplus, max(-battery, 0.0)))
 
     def _average(self, now: float, window_s: float, *, charge: bool) -> tuple[float | None, float]:
@@ -348,13 +388,54 @@ class Dispatcher:
         mean, _ = self._average(s.now, self.settings.on_window_s, charge=False)
         if mean is not None and s.grid_w is not None:
             spare = mean - taken
-        decided: dict[str, ApplianceDecision] = {}
+        settled: dict[str, _Claim] = {}
         for a in order:
             made = claims[a.id]
             assert made is not None
             reading = s.appliances.get(a.id, ApplianceReading(available=False))
-            decided[a.id] = self._settle(a, reading, made, s.now)
+            settled[a.id] = self._with_minimum_times(a, reading, made, s.now)
+        if s.limit_w is not None:
+            self._limit(order, settled, s, s.limit_w)
+        decided: dict[str, ApplianceDecision] = {}
+        for a in order:
+            reading = s.appliances.get(a.id, ApplianceReading(available=False))
+            decided[a.id] = self._settle(a, reading, settled[a.id], s.now)
         return Decision(s.now, decided, self._decide_battery(s, plan), spare)
+
+    def _limit(
+        self, order: Iterable[Appliance], claims: dict[str, _Claim], s: Snapshot, limit_w: float
+    ) -> None:
+        """Keep what is switched here within what the permit lets the home draw.
+
+        An override yields to it, too. What the owner switched by hand counts and is left alone:
+        GridLedger never cuts the house.
+        """
+        left = limit_w - self._drawn_w
+        yielding = []
+        for a in order:
+            claim = claims[a.id]
+            if claim.reason.key in ("manual", "by_hand_on", "unavailable"):
+                left -= self._power(a, s.appliances.get(a.id, ApplianceReading(available=False)))
+            elif claim.on:
+                yielding.append(a)
+        for a in yielding:
+            claim, reading = claims[a.id], s.appliances[a.id]
+            margin = 0.0 if reading.on else self.settings.margin_w
+            power = claim.power_w or a.least_w
+            if not a.variable:
+                power = max(a.power_w, self._power(a, reading))
+            if power + margin > left and a.variable and a.least_w + margin <= left:
+                power = left
+                claim.power_w = left
+            if power + margin <= left or power == left:
+                left -= power
+                continue
+            values = {
+                "limit_w": round(limit_w),
+                "drawn_w": round(limit_w - left),
+                "power_w": round(power),
+            }
+            claims[a.id] = _Claim(False, Reason("limited", values), fast=True)
 
     def _observe(self, a: Appliance, s: Snapshot) -> None:
         """See what has changed since the last step, and who did it."""
@@ -369,9 +450,11 @@ class Dispatcher:
         if track.on is None:
             if reading.on:
                 self._by_hand(track, s.now)
+        elif track.given_w > 0 or s.now - track.given_at <= _FOLLOW_S:
+            pass  # what a charger's switch shows while the car gives back, nobody has switched
         elif reading.on != track.on:
             track.changed_at = s.now
-            if track.asked is reading.on and s.now - track.asked_at <= _FOLLOW_S:
+            if track.told is reading.on and s.now - track.told_at <= _FOLLOW_S:
                 track.ours, track.attempts = reading.on, 0
             else:
                 self._by_hand(track, s.now)
@@ -408,6 +491,8 @@ class Dispatcher:
             return _Claim(reading.on, Reason(key, values))
         if a.variable and not reading.connected:
             return _Claim(False, Reason("not_connected"), fast=True)
+        if a.car is not None and (giving := self._gives_back(a, a.car, reading, s, plan)):
+            return giving
         if a.variable and reading.needed_wh is not None and reading.needed_wh <= 0:
             return _Claim(False, Reason("satisfied"))
         if a.daily_max_s is not None and track.run_s >= a.daily_max_s:
@@ -424,11 +509,70 @@ class Dispatcher:
                     },
                 ),
             )
-        if s.response is not None and a.responds and s.response.start <= now < s.response.end:
-            local = local_time(s.response.end, self.settings.zone)
-            until = clock_text(local.hour * 60 + local.minute)
-            return _Claim(False, Reason("response", {"until": until}))
+        if a.responds and (event := self._event(s)) is not None:
+            until = {"until": self._clock(event.end)}
+            if event.kind == "reduce":
+                return _Claim(False, Reason("response", until))
+            if s.permit and s.committed_w <= 0:
+                return _Claim(True, Reason("absorb", until), a.most_w)
         return self._needed(a, reading, s, plan)
+
+    def _clock(self, instant: float) -> str:
+        local = local_time(instant, self.settings.zone)
+        return clock_text(local.hour * 60 + local.minute)
+
+    @staticmethod
+    def _event(s: Snapshot) -> Response | None:
+        """Return the response event that runs now."""
+        event = s.response
+        return event if event is not None and event.start <= s.now < event.end else None
+
+    def _gives_back(
+        self, a: Appliance, car: Battery, reading: ApplianceReading, s: Snapshot, plan: Plan | None
+    ) -> _Claim | None:
+        """Decide whether a car gives back: what is sold, for an event, or as planned.
+
+        Only what it can be charged with again before it has to leave, and never its reserve.
+        """
+        track, now, stored = self._tracks[a.id], s.now, reading.stored_wh
+        if reading.power_w is not None and track.given_w > 0:
+            # Half of what it was told, two minutes after, is not following.
+            asked = now - track.given_at >= _VERIFY_S
+            if asked and self._given(a, reading) < 0.5 * track.given_w:
+                track.given_fault = now
+        if (
+            (stored is None or stored <= car.reserve_wh)
+            or (s.grid_w is None or not s.permit)
+            or (now - track.given_fault < _FAULT_S)
+            or (plan is None or now - plan.made_at > self.settings.plan_valid_s)
+        ):
+            return None
+        left = self.usable_s(a, now, self.deadline(a, now))
+        if left < self.need_s(a, reading) + _TIME_TO_SPARE_S:
+            return None
+        others = s.grid_w + self._given(a, reading) - self._power(a, reading)
+        planned = plan.cars.get(a.id)
+        slot = None if planned is None else planned.slot_at(now)
+        battery, event = self.settings.battery, self._event(s)
+        values: dict[str, float | int | str]
+        if s.committed_w > 0 and (battery is None or not battery.drives):
+            others += s.committed_w
+            key, values = "car_delivers", {}
+        elif event is not None and event.kind == "reduce" and a.responds:
+            key, values = "car_responds", {"until": self._clock(event.end)}
+        elif slot is not None and slot.reason.key == "house_from_battery":
+            key, values = "car_feeds", dict(slot.reason.values)
+        else:
+            return None
+        power = min(car.max_discharge_w, others)
+        if power < _LEAST_GIVEN_W:
+            return None
+        if track.given_w > 0 and now < track.given_until:
+            near = abs(power - track.given_w) <= max(150.0, 0.1 * track.given_w)
+            if near or now - track.given_at < _RETRY_S:
+                power = track.given_w
+        power = float(round(power))
+        return _Claim(False, Reason(key, {"power_w": round(power), **values}), given_w=power)
 
     def _needed(
         self, a: Appliance, reading: ApplianceReading, s: Snapshot, plan: Plan | None
@@ -564,31 +708,58 @@ class Dispatcher:
         power = min(a.most_w, max(a.least_w, current)) if a.variable else least
         return _Claim(True, Reason("surplus_kept", values), power, for_surplus=True)
 
+    def _with_minimum_times(
+        self, a: Appliance, reading: ApplianceReading, claim: _Claim, now: float
+    ) -> _Claim:
+        """Return the claim, or that the appliance stays as it is for its minimum time."""
+        changed_at = self._tracks[a.id].changed_at
+        if (
+            not reading.available
+            or claim.on == reading.on
+            or changed_at is None
+            or claim.reason.key in _URGENT
+            or claim.fast
+            or claim.given_w > 0
+        ):
+            return claim
+        minimum = a.min_off_s if claim.on else a.min_on_s
+        ago = now - changed_at
+        if ago >= minimum:
+            return claim
+        on = reading.on
+        values = {
+            "left_min": minutes(minimum - ago),
+            "ago_min": int(ago // 60),
+            "minimum_min": round(minimum / 60),
+        }
+        reason = Reason("min_on" if on else "min_off", values)
+        # A charger goes on with as little as it can.
+        return _Claim(on, reason, a.least_w if on else 0.0, for_surplus=claim.for_surplus)
+
     def _settle(
         self, a: Appliance, reading: ApplianceReading, claim: _Claim, now: float
     ) -> ApplianceDecision:
-        """Apply minimum times, and see whether the appliance has to be told."""
+        """See whether the appliance has to be told."""
         track = self._tracks[a.id]
         on, reason = claim.on, claim.reason
-        if (
-            reading.available
-            and on != reading.on
-            and track.changed_at is not None
-            and reason.key not in _URGENT
-            and not claim.fast
-        ):
-            minimum = a.min_off_s if on else a.min_on_s
-            ago = now - track.changed_at
-            if ago < minimum:
-                on = reading.on
-                reason = Reason(
-                    "min_on" if on else "min_off",
-                    {
-                        "left_min": minutes(minimum - ago),
-                        "ago_min": int(ago // 60),
-                        "minimum_min": round(minimum / 60),
-                    },
-                )
+        if claim.given_w > 0:
+            tell = claim.given_w != track.given_w or track.given_until - now < 90
+            if tell:
+                track.given_w, track.given_at = claim.given_w, now
+                track.given_until = now + _GIVEN_S
+            track.asked = None
+            return ApplianceDecision(
+                False,
+                reason,
+                run_s=track.run_s,
+                automatic=self.is_automatic(a),
+                given_w=track.given_w,
+                given_until=track.given_until,
+                send_given=tell,
+            )
+        stop, track.given_w = track.given_w > 0, 0.0
+        if stop:
+            track.given_at = now
         current = self._current(a, track, claim, on, now)
         send = False
         if reading.available and reason.key not in ("manual", "by_hand_on", "by_hand_off"):
@@ -611,6 +782,7 @@ class Dispatcher:
             track.override if active else None,
             track.override_until if active else None,
             claim.for_surplus,
+            send_given=stop,
         )
 
     def _ask(
@@ -619,6 +791,7 @@ class Dispatcher:
         """Return whether to tell the appliance now: at first, then again a few times."""
         if track.asked is not on:
             track.asked, track.asked_at, track.attempts = on, now, 1
+            track.told, track.told_at = on, now
             if on and claim.for_surplus:
                 track.starts += 1
             return True, reason
@@ -631,7 +804,7 @@ class Dispatcher:
             }
             reason = Reason("no_response", values)
         if again:
-            track.asked_at = now
+            track.asked_at = track.told_at = now
             track.attempts += 1
         return again, reason
 
@@ -641,8 +814,6 @@ class Dispatcher:
         """Return a charger's current in whole amperes, which changes at most every 20 s."""
         if not a.variable or not on:
             return None
-        if not claim.on:  # held by its minimum on time: as little as it can
-            return a.min_current_a
         wished = claim.power_w or a.least_w
         amperes = float(floor(wished / (a.phases * a.voltage_v) + 1e-6))
         amperes = min(a.max_current_a, max(a.min_current_a, amperes))
@@ -691,6 +862,7 @@ class Dispatcher:
                 abs(power - track.power_w) > max(150.0, 0.1 * track.power_w)
                 and now - track.written_at >= _POWER_APART_S
             )
+            or (mode is Mode.DISCHARGE and track.until - self._empty_at(s, battery) > _LOWER_S)
         )
         if wanted_write and track.writes >= battery.max_writes and mode is not Mode.AUTO:
             reason = Reason("write_limit", {"writes": track.writes, "maximum": battery.max_writes})
@@ -712,6 +884,13 @@ class Dispatcher:
             fault,
         )
 
+    def _empty_at(self, s: Snapshot, battery: Battery) -> float:
+        """Return when the discharge that was commanded comes to the reserve."""
+        if s.stored_wh is None or self._battery.power_w <= 0:
+            return inf
+        usable = (s.stored_wh - battery.reserve_wh) * battery.discharge_efficiency
+        return s.now + usable / self._battery.power_w * 3600
+
     def _wanted(self, s: Snapshot, plan: Plan | None) -> tuple[Mode, float, float, Reason, bool]:
         """Return mode, power (W), until, reason, and whether it may not wait."""
         battery, track, now = self.settings.battery, self._battery, s.now
@@ -725,6 +904,15 @@ class Dispatcher:
             return *automatic, reason, True
         if not s.permit:
             return *automatic, Reason("permit_battery"), True
+        event = self._event(s)
+        if event is not None and event.kind == "absorb" and s.committed_w <= 0:
+            named, end = {"until": self._clock(event.end)}, min(event.end, now + _COMMAND_LIMIT_S)
+            power = min(battery.max_charge_w, self._chargeable(s))
+            room = s.stored_wh < 0.995 * battery.capacity_wh and power >= _LEAST_CHARGE_W
+            if room and Mode.CHARGE in battery.modes:
+                return Mode.CHARGE, float(round(power)), end, Reason("absorb_charges", named), True
+            if Mode.HOLD in battery.modes:
+                return Mode.HOLD, 0.0, end, Reason("absorb_holds", named), True
         band = _RESERVE_BAND * battery.capacity_wh if track.mode is Mode.HOLD else 0.0
         empty = s.stored_wh <= battery.reserve_wh + band
         house = None if s.grid_w is None else s.grid_w + (s.battery_w or 0.0)
@@ -762,7 +950,24 @@ class Dispatcher:
             return *automatic, Reason("battery_full", {"sell": sell}), True
         until = min(self._same_until(plan, slot), now + _COMMAND_LIMIT_S)
         power = slot.power_w if slot.mode is Mode.CHARGE else 0.0
+        feeds = slot.mode is Mode.HOLD and house is not None and house > 0
+        if event is not None and event.kind == "reduce" and (slot.mode is Mode.CHARGE or feeds):
+            values = {"until": self._clock(event.end)}
+            return *automatic, Reason("response_battery", values), True
+        if s.limit_w is not None and house is not None:
+            power = min(power, self._chargeable(s))
+            over = feeds and house > s.limit_w
+            if over or (slot.mode is Mode.CHARGE and power < _LEAST_CHARGE_W):
+                taken = {"limit_w": round(s.limit_w), "house_w": round(house)}
+                return *automatic, Reason("limited_battery", taken), True
         return slot.mode, power, until, slot.reason, False
+
+    @staticmethod
+    def _chargeable(s: Snapshot) -> float:
+        """Return what the permit leaves for the battery beside the house (W)."""
+        if s.limit_w is None or s.grid_w is None:
+            return inf if s.limit_w is None else 0.0
+        return max(0.0, s.limit_w - s.grid_w - (s.battery_w or 0.0))
 
     @staticmethod
     def _same_until(plan: Plan, slot: PlannedSlot) -> float:
@@ -807,5 +1012,7 @@ def needs_of(
         reading = readings.get(a.id)
         if reading is None or not dispatcher.is_automatic(a):
             continue
+        if a.car is not None and reading.stored_wh is not None:
+            continue  # planned as a battery
         if (need := dispatcher.need_s(a, reading)) > 0 and reading.connected:
             yield a, need, dispatcher.deadline(a, now)

@@ -108,6 +108,8 @@ class Appliance:
     max_current_a: float = 16.0
     phases: int = 1
     voltage_v: float = 230.0
+    car: Battery | None = None
+    """The car's battery, where charger and car can give back; ``deadline`` is set when planned."""
 
     @property
     def variable(self) -> bool:
@@ -178,6 +180,17 @@ class Slot:
     buy: float = 0.0
     sell: float = 0.0
     committed_wh: float = 0.0
+    limit_w: float | None = None
+    """The most that the permit lets the home draw."""
+    response: str = ""
+    """``reduce`` or ``absorb`` while the home takes part in a response event."""
+    reward: float = 0.0
+    """What the event pays for each kWh less, or more, that is drawn."""
+
+    @property
+    def adder(self) -> float:
+        """What a kWh drawn costs beyond its price: the reward it loses, or earns."""
+        return {"reduce": self.reward, "absorb": -self.reward}.get(self.response, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,14 +204,20 @@ class Need:
     deadline: float
     whole: bool = False
     """In one run, not in pieces."""
+    least_w: float | None = None
+    """The least power with which it runs; None: ``power_w``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A demand response event: this home uses less between two instants."""
+    """A demand response event: this home uses less, or more, between two instants."""
 
     start: float
     end: float
+    kind: str = "reduce"
+    """``reduce`` or ``absorb``."""
+    reward: float = 0.0
+    """Per kWh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +250,8 @@ class ApplianceReading:
     connected: bool = True
     needed_wh: float | None = None
     """What a car still needs; None: not known, ``daily_min_s`` counts."""
+    stored_wh: float | None = None
+    """What is in a car that can give back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +267,8 @@ class Snapshot:
     """What trades have promised for the running interval."""
     committed_until: float = 0.0
     permit: bool = True
+    limit_w: float | None = None
+    """The most that the permit lets the home draw; None: it has no limit."""
     response: Response | None = None
     buy: float | None = None
 

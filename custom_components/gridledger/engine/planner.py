@@ -30,6 +30,8 @@ _MISSED_FACTOR: Final = 2.0
 """Failing to deliver what is sold costs at least imbalance: this times the buying price."""
 _TARGET_PENALTY: Final = 10.0
 """For each kWh that a car lacks at its deadline: more than any price."""
+_OVER_PENALTY: Final = 10.0
+"""For each kWh that is drawn beyond the permit's limit: more than any price."""
 _STAY_PER_KWH: Final = 0.01
 """How much cheaper another time must be before a planned run moves."""
 KEEP_FOR: Final = 0.05
@@ -45,6 +47,7 @@ class Allowance:
     sell_hurdle: float = 0.0
     sell_rule: str = ""
     buy: bool = False
+    buy_wh: float = inf
     buy_hurdle: float = 0.0
     buy_rule: str = ""
 
@@ -111,6 +114,8 @@ class Plan:
     objective: float = 0.0
     revision: int = 0
     """How often it has been changed for a better one."""
+    cars: Mapping[str, Plan] = field(default_factory=dict)
+    """By appliance: the plan of a car that can give back, until it leaves."""
 
     def slot_at(self, now: float) -> PlannedSlot | None:
         """Return the slot that holds an instant, None if the plan doesn't reach it."""
@@ -158,6 +163,9 @@ def flow_in(
         return Flow(stored + taken * b.charge_efficiency, net + taken, 0.0, 0.0, 0.0, 0.0)
     if mode is Mode.CHARGE:
         taken = min(b.max_charge_w * hours, room)
+        if slot.limit_w is not None:
+            taken = min(taken, max(0.0, slot.limit_w * hours - net))
+        taken = min(taken, max(0.0, -net) + allow.buy_wh)
         bought = max(0.0, taken - max(0.0, -net))
         return Flow(stored + taken * b.charge_efficiency, net + taken, 0.0, 0.0, bought, 0.0)
     house = min(max(0.0, net), most_out)
@@ -177,9 +185,11 @@ def money(flow: Flow, slot: Slot) -> float:
     return (cost + flow.missed * _MISSED_FACTOR * max(slot.buy, 0.0)) / 1000
 
 
-def _extras(mode: Mode, flow: Flow, b: Battery, allow: Allowance) -> float:
-    """Return what an objective adds to the money: wear, hurdles, doubt, the nudge."""
-    extra = flow.given * b.wear_per_kwh
+def _extras(mode: Mode, flow: Flow, slot: Slot, b: Battery, allow: Allowance) -> float:
+    """Return what an objective adds: wear, hurdles, doubt, rewards, the limit, the nudge."""
+    extra = flow.given * b.wear_per_kwh + flow.grid * slot.adder
+    if slot.limit_w is not None:
+        extra += max(0.0, flow.grid - slot.limit_w * slot.seconds / 3600) * _OVER_PENALTY
     if mode is Mode.HOLD:
         extra += abs(flow.grid) * _DOUBT_PER_KWH
     if flow.sold:
@@ -197,7 +207,8 @@ def _choices(slot: Slot, b: Battery, allow: Allowance, *, away: bool) -> tuple[M
     if Mode.HOLD in b.modes:
         found.append(Mode.HOLD)
     # A car has to leave charged: that is bought even without a rule.
-    if Mode.CHARGE in b.modes and (allow.buy or away):
+    # Whoever takes part in an event that asks to use more, wants to.
+    if Mode.CHARGE in b.modes and (allow.buy or away or slot.response == "absorb"):
         found.append(Mode.CHARGE)
     if Mode.DISCHARGE in b.modes and allow.sell_wh > 0:
         found.append(Mode.DISCHARGE)
@@ -250,7 +261,8 @@ def _cost_to_go(
                 stored, best = step * level, inf
                 for mode in choices[index]:
                     flow = flow_in(mode, stored, slot, net, b, allow)
-                    cost = money(flow, slot) + _extras(mode, flow, b, allow) + value(flow.stored)
+                    cost = money(flow, slot) + _extras(mode, flow, slot, b, allow)
+                    cost += value(flow.stored)
                     if cost < best:
                         best = cost
                 costs.append(best)
@@ -259,7 +271,12 @@ def _cost_to_go(
         values.reverse()
         # What was spent on the way is the same for all levels: only differences count.
         base = values[0](b.reserve_wh)
-        last = [values[0](step * i) - base for i in range(LEVELS + 1)]
+        # Never worth more than the dearest kWh: a limit that holds today need not hold tomorrow.
+        most = max((max(slot.buy, slot.sell, 0.0) for slot in slots), default=0.0) / 1000
+        last = [
+            max(values[0](step * i) - base, -most * max(0.0, step * i - b.reserve_wh))
+            for i in range(LEVELS + 1)
+        ]
     return values
 
 
@@ -279,7 +296,7 @@ class _Case:
         """Return the objective from a slot on, if it is spent in a mode."""
         slot, allow = self.slots[index], self.allowances[index]
         flow = flow_in(mode, stored, slot, self.nets[index], self.battery, allow)
-        cost = money(flow, slot) + _extras(mode, flow, self.battery, allow)
+        cost = money(flow, slot) + _extras(mode, flow, slot, self.battery, allow)
         return cost + self.values[index + 1](flow.stored), flow
 
     def best(self, index: int, stored: float) -> Mode:
@@ -322,6 +339,8 @@ class _Case:
                     "until": clock_text(local.hour * 60 + local.minute),
                 },
             )
+        if mode is Mode.CHARGE and slot.response == "absorb":
+            return Reason("absorb_planned", {"reward": price(slot.reward)})
         automatic_keeps = net < 0
         pairs = {
             Mode.AUTO: (Mode.AUTO, Mode.HOLD) if automatic_keeps else (Mode.HOLD, Mode.AUTO),
@@ -371,7 +390,7 @@ def _follow(
             mode = case.best(index, stored)
         flow = flow_in(mode, stored, slot, net, b, allow)
         cost = money(flow, slot)
-        objective += cost + _extras(mode, flow, b, allow)
+        objective += cost + _extras(mode, flow, slot, b, allow)
         hours = slot.seconds / 3600
         moved = flow.given or (flow.grid - net)
         planned.append(
@@ -410,7 +429,7 @@ def place_runs(
     *,
     stored_worth: float = 0.0,
 ) -> tuple[dict[str, dict[float, float]], dict[str, float]]:
-    """Find the cheapest slots for each need, in the order given.
+    """Find the cheapest slots for each need, in the order given, within the permit's limit.
 
     Surplus costs what it would be sold for, or what it is worth to a battery that would take it
     (``stored_worth`` per kWh); the rest costs what it is bought for. A run that was planned
@@ -425,15 +444,21 @@ def place_runs(
     for need in needs:
         stay = (before or {}).get(need.appliance_id, {})
         room: list[float] = []
-        for slot in slots:
+        for index, slot in enumerate(slots):
             begin, end = max(slot.start, need.earliest), slot.start + slot.seconds
             seconds = max(0.0, min(end, need.deadline) - begin)
-            room.append(need.power_w * seconds / 3600)
+            power = need.power_w
+            if slot.limit_w is not None:
+                power = min(power, slot.limit_w + free[index] * 3600 / slot.seconds)
+                if power < (need.power_w if need.least_w is None else need.least_w):
+                    power = 0.0
+            room.append(power * seconds / 3600)
 
         def cost(index: int, energy: float, stay: Mapping[float, float] = stay) -> float:
             slot = slots[index]
             own = min(energy, max(0.0, free[index]))
             spent = own * max(slot.sell, stored_worth) + (energy - own) * slot.buy
+            spent += energy * slot.adder
             return spent - (_STAY_PER_KWH * energy if stay.get(slot.start) else 0.0)
 
         left = need.energy_wh

@@ -23,6 +23,8 @@ REASONS: Final[Mapping[str, str]] = {
     "not_connected": "off: no car is connected",
     "satisfied": "off: has the energy that it needs",
     "response": "off: a response event asks for less until {until}",
+    "absorb": "on: a response event asks to use more until {until}",
+    "limited": "off: at most {limit_w} W may be drawn, and {drawn_w} W are beside its {power_w} W",
     "committed": "off: {committed_w} W are sold for now and must be delivered",
     "daily_max": "off: has run {run_min} min today, at most {maximum_min}",
     "outside_window": "off: only between {start} and {end}",
@@ -62,6 +64,16 @@ REASONS: Final[Mapping[str, str]] = {
     "mode_waits": "stays in {mode} {left_min} min: changed {ago_min} min ago, "
     "minimum {minimum_min}",
     "permit_battery": "automatic: supply is suspended, so nothing is traded",
+    "limited_battery": "automatic: at most {limit_w} W may be drawn, and the house takes "
+    "{house_w} W",
+    "response_battery": "automatic: a response event asks for less until {until}",
+    "absorb_charges": "charges: a response event asks to use more until {until}",
+    "absorb_holds": "microgrid feeds the house: a response event asks to use more until {until}",
+    "absorb_planned": "charges: a response event pays {reward} for each kWh that is used more",
+    # A car that gives back
+    "car_feeds": "gives back {power_w} W: buying costs {buy}, keeping is worth {worth}",
+    "car_delivers": "gives back {power_w} W of what is sold",
+    "car_responds": "gives back {power_w} W: a response event asks for less until {until}",
 }
 """Every reason there is, with its English text."""
 

@@ -12,8 +12,8 @@ from enum import StrEnum
 from math import floor
 from typing import Final
 
-from .model import Battery, Need, Slot, Span, local_time
-from .planner import KEEP_FOR, NOTHING, Allowance, Plan, make_plan
+from .model import Battery, Mode, Need, Slot, Span, local_time
+from .planner import KEEP_FOR, NOTHING, Allowance, Plan, PlannedSlot, make_plan
 
 _LEAST_ORDER_WH: Final = 50
 _LONGEST_S: Final = 86_400.0
@@ -175,8 +175,7 @@ def plan_with_rules(
         )
 
     made = plan()
-    # Buying has no amount of its own in a slot, so each round takes whole slots away; with every
-    # round there are fewer, so this ends.
+    # Each round leaves less to trade, so this ends.
     for _ in range(8):
         changed = False
         used: dict[tuple[str, date], float] = {}
@@ -194,11 +193,13 @@ def plan_with_rules(
                 room = limits[rule_id] - before
                 if energy > room + 1e-6:
                     changed = True
+                    energy = max(0.0, room)
                     if kind == "sell":
-                        a = replace(a, sell_wh=max(0.0, room))
-                        energy = max(0.0, room)
+                        a = replace(a, sell_wh=energy)
+                    elif energy > 0:
+                        a = replace(a, buy_wh=energy)
                     else:
-                        a, energy = replace(a, buy=False, buy_rule=""), 0.0
+                        a = replace(a, buy=False, buy_rule="")
                     allowances[index] = a
                 used[rule_id, day] = before + energy
         if not changed:
@@ -217,6 +218,99 @@ def plan_with_rules(
     # Still beyond a limit after eight rounds: no trade at all is always within it.
     allowances[:] = [NOTHING] * len(slots)
     return plan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Car:
+    """A car that can give back, as it stands now. Its battery has a deadline."""
+
+    appliance_id: str
+    battery: Battery
+    stored_wh: float
+
+
+def plan_home(
+    now: float,
+    slots: Sequence[Slot],
+    rules: Sequence[TradingRule],
+    battery: Battery | None,
+    stored_wh: float | None,
+    *,
+    zone: tzinfo,
+    cars: Sequence[Car] = (),
+    traded_wh: Traded | None = None,
+    max_export_w: float | None = None,
+    dry: bool = False,
+    needs: Sequence[Need] = (),
+    old: Plan | None = None,
+) -> Plan:
+    """Plan a home: its battery under the rules, appliances, and cars that can give back.
+
+    A car is a battery with a deadline that is asked after the home's own: it feeds what that
+    leaves to be bought, and is charged where that is cheapest. Then the home's battery is planned
+    once more around it. Where a home has no battery of its own, rules sell from its first car.
+    """
+    has_battery = battery is not None and stored_wh is not None
+
+    def home(around: Sequence[Slot]) -> Plan:
+        if battery is None or stored_wh is None:
+            return make_plan(now, around, needs=needs, zone=zone, old=old)
+        return plan_with_rules(
+            now,
+            around,
+            rules,
+            battery,
+            stored_wh,
+            zone=zone,
+            traded_wh=traded_wh,
+            max_export_w=max_export_w,
+            dry=dry,
+            needs=needs,
+            old=old,
+        )
+
+    made = home(slots)
+    if not cars:
+        return made
+    planned: dict[str, Plan] = {}
+    moved = [0.0] * len(slots)
+    runs: dict[str, dict[float, float]] = {}
+    for index, car in enumerate(cars):
+        rest = [
+            replace(slot, pv_wh=0.0, load_wh=at.grid_wh + more, committed_wh=0.0)
+            for slot, at, more in zip(slots, made.slots, moved, strict=True)
+        ]
+        plan = plan_with_rules(
+            now,
+            rest,
+            rules if not has_battery and index == 0 else (),
+            car.battery,
+            car.stored_wh,
+            zone=zone,
+            traded_wh=traded_wh,
+            max_export_w=max_export_w,
+            dry=dry,
+            old=None if old is None else old.cars.get(car.appliance_id),
+        )
+        planned[car.appliance_id] = plan
+        charged = {}
+        for at, slot in enumerate(plan.slots):
+            moved[at] += slot.grid_wh - rest[at].load_wh
+            if slot.mode is Mode.CHARGE and slot.grid_wh > rest[at].load_wh:
+                charged[slot.start] = slot.grid_wh - rest[at].load_wh
+        runs[car.appliance_id] = charged
+    around = [replace(s, load_wh=s.load_wh + more) for s, more in zip(slots, moved, strict=True)]
+    made = home(around)
+
+    def shown(planned: PlannedSlot, slot: Slot, more: float) -> PlannedSlot:
+        return replace(planned, load_wh=slot.load_wh, runs_wh=planned.runs_wh + more)
+
+    return replace(
+        made,
+        slots=tuple(shown(*parts) for parts in zip(made.slots, slots, moved, strict=True)),
+        runs={**made.runs, **runs},
+        cars=planned,
+    )
 
 
 def due_orders(

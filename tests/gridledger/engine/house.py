@@ -63,6 +63,10 @@ class House:
     needed_wh: float | None = None
     plan: Plan | None = None
     response: Response | None = None
+    limit_w: float | None = None
+    car_wh: float | None = None
+    """What is in a car that can give back."""
+    given_w: float = 0.0
     battery_w: float = 0.0
     grid_w: float = 0.0
 
@@ -72,6 +76,8 @@ class House:
             self.on.setdefault(a.id, False)
 
     def power(self, a: Appliance) -> float:
+        if a.car is not None and self.given_w > 0:
+            return -self.given_w
         if not self.on[a.id]:
             return 0.0
         if a.variable:
@@ -102,6 +108,11 @@ class House:
             else:
                 self.stored_wh -= self.battery_w * hours * b.charge_efficiency
         self.grid_w = net - self.battery_w
+        for a in self.settings.appliances:
+            if a.car is not None and self.car_wh is not None:
+                self.car_wh += self.power(a) * hours
+                self.needed_wh = max(0.0, a.car.target_wh - self.car_wh)
+                return
         if self.needed_wh is not None and self.on.get("car"):
             self.needed_wh = max(0.0, self.needed_wh - self.power(CAR) * hours)
 
@@ -112,6 +123,7 @@ class House:
                 power_w=self.power(a),
                 current_a=self.current.get(a.id) if self.on[a.id] else None,
                 needed_wh=self.needed_wh if a.variable else None,
+                stored_wh=self.car_wh if a.car is not None else None,
             )
             for a in self.settings.appliances
         }
@@ -124,6 +136,7 @@ class House:
             committed_w=self.committed(now),
             committed_until=now + 900,
             response=self.response,
+            limit_w=self.limit_w,
         )
 
     def live(
@@ -138,6 +151,8 @@ class House:
             decision = self.dispatcher.step(snapshot, self.plan)
             yield now, snapshot, decision
             for key, made in decision.appliances.items():
+                if made.send_given:
+                    self.given_w = made.given_w
                 if made.send:
                     self.on[key] = made.on
                     if made.current_a is not None:

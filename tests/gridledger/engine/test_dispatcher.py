@@ -433,6 +433,28 @@ def test_a_forced_discharge_ends_before_the_reserve_whoever_dies() -> None:
         assert (made.mode, made.reason.key) == (Mode.HOLD, "at_reserve")
 
 
+def test_a_level_that_was_wrong_ends_the_command_earlier() -> None:
+    """Whoever dies now leaves an inverter that stops above the reserve as it is known now."""
+    battery = Battery(capacity_wh=10_000, reserve_wh=2000, drives=True)
+    dispatcher = Dispatcher(Settings(battery=battery))
+    sold = {"committed_w": 4000.0, "committed_until": DAY + 3600}
+
+    def decide(at: float, stored: float) -> BatteryDecision:
+        made = dispatcher.step(
+            Snapshot(now=DAY + at, grid_w=-4000.0, battery_w=4000.0, stored_wh=stored, **sold)
+        )
+        assert made.battery is not None
+        return made.battery
+
+    assert decide(0, 9000).until == DAY + 3600
+    assert not decide(60, 8930).send  # as expected, so not told again
+    lower = decide(120, 3000)
+    assert lower.send
+    taken = lower.power_w * (lower.until - DAY - 120) / 3600 / battery.discharge_efficiency
+    assert 3000 - taken >= battery.reserve_wh - 1
+    assert not decide(180, 2960).send  # a coarse sensor's step
+
+
 def test_a_command_that_outlived_its_process_is_told_again() -> None:
     settings = Settings(battery=Battery(capacity_wh=10_000, reserve_wh=2000, drives=True))
     sold = {"committed_w": 4000.0, "committed_until": DAY + 3600}

@@ -1,0 +1,354 @@
+"""What the integration costs a Home Assistant: start-up, memory, event loop, recorder.
+
+A real `hass` reads an inverter every second whose values all change each time, which is more than
+any home does. It is measured without the integration and then with it: joined through its config
+flow to a real network of three utilities, metering quarter hours. The event loop's time is the CPU
+time of the main thread, where Home Assistant's loop runs, over the same number of sensor updates.
+Rows are counted in the recorder's own database.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from consortium.node.contracts import client
+from consortium.node.network import Network, create_network
+from demo.home_assistant import (
+    PID_FILE,
+    Api,
+    HomeAssistant,
+    configure_energy,
+    connect_home,
+)
+from gridledger_client import Invitation, fingerprint
+
+CONNECTION: Final = "H-COST"
+INTERVAL_S: Final = 900
+DAY_S: Final = 86_400
+SENSORS: Final = 11
+"""That change with each look at the inverter."""
+START_TIMEOUT_S: Final = 120
+
+
+@dataclass
+class Cost:
+    """One Home Assistant, without the integration or with it."""
+
+    start_s: float
+    """From the process's start until it says that it runs: the median."""
+    setup_s: float
+    """Of the integration, as Home Assistant itself counts it."""
+    memory_mb: float
+    """Resident, some time after the start."""
+    loop_us: float
+    """CPU time of the event loop's thread for each change of a sensor."""
+    process_us: float
+    """The same of all threads."""
+
+
+@dataclass
+class Rows:
+    """What the integration's entities write."""
+
+    entities: int
+    most_each: int
+    """Of the busiest entity, in a day."""
+    a_day: int
+    """Of all entities."""
+
+
+class Inverter:
+    """Everything that it shows changes with each look."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._random = random.Random(7)  # noqa: S311 - no secret
+        self._energy = dict.fromkeys(
+            ("pv", "load", "import", "export", "battery_charge", "battery_discharge"), 10_000
+        )
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> str:
+        """Listen on loopback; return the address."""
+        application = web.Application()
+        application.router.add_get("/api/status", self._status)
+        application.router.add_post("/api/battery", self._battery)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _battery(self, _request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        self.looks += 1
+        draw = self._random.randint
+        for name in self._energy:
+            self._energy[name] += draw(1, 2)
+        return web.json_response(
+            {f"{name}_energy_wh": energy for name, energy in self._energy.items()}
+            | {
+                "pv_power_w": draw(100, 5000),
+                "load_power_w": draw(200, 4000),
+                "grid_power_w": draw(-4000, 4000),
+                "battery_power_w": draw(-3000, 3000),
+                "battery_soc_percent": 50 + draw(-300, 300) / 10,
+                "battery_mode": "auto",
+            }
+        )
+
+
+@asynccontextmanager
+async def _network(folder: Path, base_port: int) -> AsyncIterator[Network]:
+    """A network as `gridledger network up` runs it, in a process of its own."""
+    network = create_network(folder / "data", interval_s=INTERVAL_S, base_port=base_port)
+    log = folder / "network.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+            [
+                *(sys.executable, "-m", "consortium.cli.main", "network", "up"),
+                *("--data-dir", str(network.directory)),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while " is up. " not in log.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the network did not come up:\n{log.read_text()}")
+            await asyncio.sleep(0.1)
+        yield network
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def _invitation(network: Network) -> str:
+    """Enter the connection point and the day's rates; return what the owner pastes."""
+    aurora = network.utility("Aurora")
+    async with client(network, aurora, "operator") as operator:
+        await operator.submit(
+            "energy",
+            "registry:RegisterConnection",
+            {
+                "connection_id": CONNECTION,
+                "utility": aurora.msp_id,
+                "zone": "NORTH",
+                "max_export_w": 10_000,
+                "max_import_w": 20_000,
+            },
+        )
+        for kind, price in (("buy", 110_000), ("sell", 290_000)):
+            await operator.submit(
+                "energy",
+                "market:PublishRate",
+                {
+                    "supplier": aurora.msp_id,
+                    "day": time.strftime("%Y-%m-%d", time.gmtime()),
+                    "kind": kind,
+                    "price_micro_per_kwh": price,
+                },
+            )
+    secret = network.register_identity(
+        aurora.msp_id,
+        CONNECTION.lower(),
+        None,
+        {"gridledger.role": "home", "gridledger.connection": CONNECTION},
+    )
+    return Invitation(
+        tuple(utility.gateway_address for utility in network.utilities),
+        aurora.ca_url,
+        network.channel,
+        fingerprint(network.tls_bundle_pem),
+        CONNECTION.lower(),
+        secret,
+        msp_id=aurora.msp_id,
+        connection_id=CONNECTION,
+    ).encode()
+
+
+def _cpu_s(pid: int) -> tuple[float, float]:
+    """CPU seconds of a process's main thread, and of all of its threads."""
+    main, every = 0.0, 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        used = int((task / "schedstat").read_text().split()[0]) / 1e9
+        every += used
+        if task.name == str(pid):
+            main = used
+    return main, every
+
+
+def _memory_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {pid} has no resident memory")
+
+
+async def _setup_s(api: Api) -> float:
+    found = await api.command("integration/setup_info")
+    return next((one["seconds"] for one in found if one["domain"] == "gridledger"), 0.0)
+
+
+async def _cost(house: HomeAssistant, inverter: Inverter, starts: int, seconds: float) -> Cost:
+    """Start so often, and measure the last one for so long."""
+    took, setup = [], []
+    for _ in range(starts):
+        await house.stop()
+        began = time.monotonic()
+        await house.start(lambda _: None)
+        took.append(time.monotonic() - began)
+        async with await house.connect() as api:
+            setup.append(await _setup_s(api))
+    pid = int((house.folder / PID_FILE).read_text())
+    await asyncio.sleep(min(60.0, seconds))
+    looks, (main_s, every_s) = inverter.looks, _cpu_s(pid)
+    await asyncio.sleep(seconds)
+    changes = (inverter.looks - looks) * SENSORS
+    main_after_s, every_after_s = _cpu_s(pid)
+    return Cost(
+        round(statistics.median(took), 2),
+        round(statistics.median(setup), 3),
+        round(_memory_mb(pid), 1),
+        round((main_after_s - main_s) / changes * 1e6, 1),
+        round((every_after_s - every_s) / changes * 1e6, 1),
+    )
+
+
+async def _rows(house: HomeAssistant, seconds: float, *, everything: bool) -> Rows:
+    """Count what is written while all values change, as if they did for a whole day."""
+    async with await house.connect() as api:
+        ours = [
+            entity
+            for entity in await api.command("config/entity_registry/list")
+            if entity["platform"] == "gridledger"
+        ]
+        if everything:
+            for entity in ours:
+                if entity["disabled_by"]:
+                    await api.command(
+                        "config/entity_registry/update",
+                        entity_id=entity["entity_id"],
+                        disabled_by=None,
+                    )
+            [entry] = await api.get("/api/config/config_entries/entry?domain=gridledger")
+            await api.post(f"/api/config/config_entries/entry/{entry['entry_id']}/reload", {})
+    counted = [e["entity_id"] for e in ours if everything or not e["disabled_by"]]
+    await asyncio.sleep(60)  # what a start writes once is no measure of a day
+    since = time.time()
+    await asyncio.sleep(seconds)
+    until = time.time()
+    await asyncio.sleep(10)  # the recorder commits every five seconds
+    database = sqlite3.connect(f"file:{house.folder}/home-assistant_v2.db?mode=ro", uri=True)
+    rows = dict(
+        database.execute(
+            "SELECT meta.entity_id, COUNT(*) FROM states JOIN states_meta AS meta "
+            "USING (metadata_id) WHERE last_updated_ts >= ? AND last_updated_ts < ? "
+            "GROUP BY meta.entity_id",
+            (since, until),
+        ).fetchall()
+    )
+    database.close()
+    each = {name: rows.get(name, 0) * DAY_S / seconds for name in counted}
+    return Rows(len(counted), round(max(each.values())), round(sum(each.values())))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def run(starts: int, seconds: float, base_port: int) -> dict[str, Any]:
+    """Measure without the integration, then with it."""
+    with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as folder:
+        inverter, house = Inverter(), HomeAssistant(Path(folder) / "house", _free_port())
+        try:
+            await house.prepare(await inverter.start())
+            path = house.folder / "inverter.yaml"
+            path.write_text(path.read_text().replace("scan_interval: 5", "scan_interval: 1"))
+            await house.start(lambda _: None)  # a first start compiles
+            async with await house.connect() as api:
+                await configure_energy(api)
+            without = await _cost(house, inverter, starts, seconds)
+            print(f"without: {without}", file=sys.stderr)
+            async with _network(Path(folder), base_port) as network:
+                battery = {
+                    "battery_capacity": 10.0,
+                    "battery_max_power": 5000,
+                    "battery_reserve": 20,
+                }
+                async with await house.connect() as api:
+                    invitation = await _invitation(network)
+                    await connect_home(api, invitation, "AuroraMSP", battery)
+                with_it = await _cost(house, inverter, starts, seconds)
+                print(f"with: {with_it}", file=sys.stderr)
+                usual = await _rows(house, seconds, everything=False)
+                everything = await _rows(house, seconds, everything=True)
+                await house.stop()
+        finally:
+            await house.stop()
+            await inverter.stop()
+    return {
+        "without": asdict(without),
+        "with": asdict(with_it),
+        "rows": asdict(usual),
+        "rows of every entity": asdict(everything),
+    }
+
+
+def main() -> None:
+    """Run the command; see `script/bench home --help`."""
+    parser = argparse.ArgumentParser(prog="script/bench home", description=__doc__)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600, help="of each measurement")
+    parser.add_argument("--base-port", type=int, default=26_700)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = asyncio.run(run(given.starts, given.seconds, given.base_port))
+    if given.json:
+        print(json.dumps(found))
+        return
+    without, with_it = found["without"], found["with"]
+    print("                                     without      with     added")
+    for name, title in (
+        ("start_s", "start until it runs, s"),
+        ("setup_s", "  of it the integration's set-up, s"),
+        ("memory_mb", "resident memory, MB"),
+        ("loop_us", "event loop for each change, µs"),
+        ("process_us", "all threads for each change, µs"),
+    ):
+        added = with_it[name] - without[name]
+        print(f"{title:36} {without[name]:8.2f}  {with_it[name]:8.2f}  {added:8.2f}")
+    for name in ("rows", "rows of every entity"):
+        rows = found[name]
+        print(
+            f"{name}: {rows['a_day']} in a day by {rows['entities']} entities, "
+            f"{rows['most_each']} by the busiest"
+        )
+
+
+if __name__ == "__main__":
+    main()
