@@ -119,7 +119,7 @@ def test_what_is_signed_is_what_the_contract_checks() -> None:
         name: int(value) if name.endswith(("_wh", "_s", "_start", "version")) else value
         for name, value in signed.fields.items()
     }
-    message = signed_bytes("neighbourhood", ContractReading(**typed))
+    message = signed_bytes('"neighbourhood"', ContractReading(**typed))
     load_private_key(key_pem).public_key().verify(
         b64decode(signed.fields["signature"]), message, ec.ECDSA(hashes.SHA256())
     )

@@ -54,7 +54,7 @@ class Signatures:
 
     def __init__(self, channel_id: str) -> None:
         self._channel_id = channel_id
-        self._roots: dict[tuple[str, str, int, bytes], bool] = {}
+        self._roots: dict[tuple[str, str, str, int, bytes], bool] = {}
         self._turns: dict[tuple[int, int], Sequence[bool]] = {}
 
     def holds(self, public_key: str, meter_id: str, signature: str, signed: bytes) -> bool:
@@ -66,7 +66,7 @@ class Signatures:
             count, root = self._root(place, signed)
         except InvalidArgument:
             return False
-        asked = (meter_id, own, count, root)
+        asked = (public_key, meter_id, own, count, root)
         known = self._roots.get(asked)
         if known is None:
             message = root_bytes(self._channel_id, meter_id, count, root)
