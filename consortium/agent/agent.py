@@ -236,12 +236,21 @@ class Agent:
             self._failed(asked)
             _LOGGER.debug("%s can't be asked what is due: %s", asked, error)
             return []
+        try:
+            calls = [_call(chaincode, one) for one in found[:MAX_DUE]]
+        except (TypeError, KeyError, AttributeError) as error:
+            # Asking is not endorsed by anybody else: a peer may answer whatever it likes.
+            self._failed(asked)
+            _LOGGER.warning(
+                "%s was answered by something that is no list of calls: %r", asked, error
+            )
+            return []
         self._not_before.pop(asked, None)
         if not found and function not in BY_THE_SECOND:
             seldom = function == CORRECTIONS
             pause = self._settings.corrections_poll_s if seldom else self._settings.days_poll_s
             self._ask_again[asked] = self._clock() + pause
-        return [_call(chaincode, one) for one in found[:MAX_DUE]]
+        return calls
 
     def _is_ours(self, call: Call, members: Sequence[str], now: float) -> bool:
         if call.utility is not None:

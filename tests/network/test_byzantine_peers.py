@@ -121,6 +121,9 @@ def deposit(utility: Utility) -> dict[str, str]:
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     folder = tmp_path_factory.mktemp("byzantine")
     network = create_network(folder / "data", interval_s=60, base_port=25_000)
+    for utility in network.utilities:
+        # The liar lies to whom it belongs to as well, and its agent asks it all the time.
+        (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
     processes = ProcessNetwork(network, log_dir=folder)
     clients = {
         utility.msp_id: utility_client(network, utility, "operator")

@@ -71,6 +71,17 @@ def exchange() -> Exchange:
     return exchange
 
 
+@pytest.mark.parametrize("answer", [{"a": 1}, None, 7, ["book:Clear"], [{"function": "x"}], [None]])
+async def test_a_peer_that_answers_anything(exchange: Exchange, answer: Any) -> None:
+    class Liar(Ledger):
+        async def evaluate(self, chaincode: str, function: str, argument: Any = None) -> Any:
+            return answer
+
+    liar = Liar(exchange, "AuroraMSP")
+    agent = Agent(liar, "AuroraMSP", lambda: MEMBERS, ASKED, AgentSettings(), Clock())
+    assert await agent.turn() == 0
+
+
 async def test_a_book_is_cleared_once_and_by_one(exchange: Exchange) -> None:
     clock = Clock()
     three = agents(exchange, clock)
