@@ -135,7 +135,7 @@ async def test_options_that_do_not_fit_the_folder(tmp_path: Path) -> None:
 
 async def test_each_node_in_its_own_process(tmp_path: Path) -> None:
     async with new_run(tmp_path, "--ledger-only", "--processes") as first:
-        await first.until(says("the interval at 08:30:00"))
+        await first.until(says("the interval at "))
         assert await first.interrupt() == 0
 
 
