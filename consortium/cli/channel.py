@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from consortium.node.channel import (
 )
 from consortium.node.contracts import client
 from consortium.node.lifecycle import PeerAdmin
-from consortium.node.network import Network, Utility
+from consortium.node.network import Network, Utility, first_block_of
 from consortium.wire import common_pb2
 from consortium.wire.envelopes import parse
 
@@ -51,6 +52,7 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
     ).add_subparsers(required=True, metavar="VERB")
     asked = argparse.ArgumentParser(add_help=False)
     asked.add_argument("--utility", help="whose peer to ask, as its admin (default: the first)")
+    asked.add_argument("--channel", help="which channel (default: the network's own)")
     signing = argparse.ArgumentParser(add_help=False)
     signing.add_argument(
         "--sign-as",
@@ -59,6 +61,25 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
         metavar="UTILITY",
         help="whose admin signs; may be repeated",
     )
+
+    create = channel.add_parser(
+        "create",
+        parents=[common],
+        help="write the first block of a new channel",
+        description="Orderers begin it with `gridledger orderer join UTILITY FILE`, or with "
+        "osnadmin, and peers with `gridledger channel join FILE`. What else its configuration is "
+        "to say is changed then: `gridledger channel update --channel NAME --set`.",
+    )
+    create.add_argument("name", help="lower case letters, digits, dots and hyphens")
+    create.add_argument(
+        "--member",
+        action="append",
+        default=[],
+        metavar="UTILITY",
+        help="who endorses, commits and orders; may be repeated (default: all in the data folder)",
+    )
+    create.add_argument("--out", type=Path, required=True, help="the file")
+    create.set_defaults(run=_create)
 
     show = channel.add_parser(
         "show",
@@ -142,6 +163,29 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
         "list", parents=[common, asked], help="the channels that a peer has joined"
     )
     listed.set_defaults(run=_list)
+
+
+# ------------------------------------------------------------------ create
+
+
+async def _create(options: argparse.Namespace) -> None:
+    network = Network.load(options.data_dir)
+    names = dict.fromkeys(options.member)
+    members = [network.utility(name) for name in names] or network.utilities
+    block = first_block_of(options.name, members)
+    await asyncio.to_thread(options.out.write_bytes, block.SerializeToString())
+    answer(
+        options,
+        {
+            "channel": options.name,
+            "members": [utility.msp_id for utility in members],
+            "file": str(options.out),
+        },
+        f"The first block of {options.name} is in {options.out}; its members are "
+        f"{', '.join(utility.name for utility in members)}. For each of them: gridledger orderer "
+        f"join UTILITY {options.out}, then gridledger channel join {options.out} "
+        "--utility UTILITY",
+    )
 
 
 # ------------------------------------------------------------------ show
@@ -380,6 +424,8 @@ def _require(lacking: Sequence[Lacking]) -> None:
 
 def _asked(options: argparse.Namespace) -> tuple[Network, Utility]:
     network = Network.load(options.data_dir)
+    if options.channel:
+        network = replace(network, channel=options.channel)
     return network, network.utility(options.utility) if options.utility else network.utilities[0]
 
 

@@ -289,18 +289,35 @@ def create_network(
     (directory / "tls-bundle.pem").write_bytes(b"".join(roots))
     if first_block:
         progress(f"channel {channel}: first block")
-        block = make_genesis_block(
-            ChannelSpec(
-                channel_id=channel,
-                organizations=tuple(organization(utility) for utility in members),
-                consenters=tuple(_consenter(utility) for utility in members),
-                max_message_count=max_message_count,
-                batch_timeout=batch_timeout,
-                raft=RaftOptions(tick_interval_s=RAFT_TICK_S),
-            )
+        block = first_block_of(
+            channel, members, max_message_count=max_message_count, batch_timeout=batch_timeout
         )
         (directory / "genesis.block").write_bytes(block.SerializeToString())
     return _saved(Network(directory, channel, interval_s, replay, members))
+
+
+def first_block_of(
+    channel: str,
+    members: Sequence[Utility],
+    *,
+    max_message_count: int = 500,
+    batch_timeout: str = "100ms",
+) -> common_pb2.Block:
+    """The first block of a channel whose members endorse, commit and order.
+
+    `batch_timeout` as Fabric writes it, e.g. "2s". Raises ConfigError for a name that can't be a
+    channel's.
+    """
+    return make_genesis_block(
+        ChannelSpec(
+            channel_id=channel,
+            organizations=tuple(organization(utility) for utility in members),
+            consenters=tuple(_consenter(utility) for utility in members),
+            max_message_count=max_message_count,
+            batch_timeout=batch_timeout,
+            raft=RaftOptions(tick_interval_s=RAFT_TICK_S),
+        )
+    )
 
 
 def _check_name(name: str) -> None:

@@ -25,7 +25,6 @@ from consortium.chaincode.remote import Connection
 from consortium.chaincode.serve import ChaincodeServer
 from consortium.cli.main import REFUSALS, _parser
 from consortium.contracts import package as own
-from consortium.ledger.channel_config import ChannelSpec, RaftOptions, genesis_block
 from consortium.ledger.config_changes import change_setting, copied
 from consortium.ledger.config_update import compute_update, sign_update, update_envelope
 from consortium.ledger.lifecycle import ChaincodeDefinition
@@ -33,7 +32,7 @@ from consortium.node.channel import current
 from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
 from consortium.node.lifecycle import PeerAdmin, PeerRefused
-from consortium.node.network import Network, _consenter, create_network, organization
+from consortium.node.network import Network, create_network
 from consortium.node.processes import ProcessNetwork
 from consortium.wire import common_pb2, msp_pb2
 from gridledger_client import (
@@ -435,16 +434,11 @@ def admin_tls(network: Network, utility: str, who: str = "admin") -> ssl.SSLCont
 async def test_a_second_channel_while_nodes_run(consortium: Consortium, tmp_path: Path) -> None:
     """Orderers join it over osnadmin's REST, peers by cscc; both still have it after a restart."""
     network = consortium.network
-    block = genesis_block(
-        ChannelSpec(
-            channel_id="valley",
-            organizations=tuple(organization(one) for one in network.utilities),
-            consenters=tuple(_consenter(one) for one in network.utilities),
-            raft=RaftOptions(tick_interval_s=0.05),
-        )
-    )
     file = tmp_path / "valley.block"
-    file.write_bytes(block.SerializeToString())
+    refused = await consortium.run("channel", "create", "Valley", "--out", str(file), status=1)
+    assert "'Valley' is no channel id" in refused["error"]
+    made = await consortium.run("channel", "create", "valley", "--out", str(file))
+    assert made["members"] == [one.msp_id for one in network.utilities]
     async with aiohttp.ClientSession() as session:
         for utility in network.utilities:
             base = f"https://127.0.0.1:{utility.ports.admin}/participation/v1/channels"
@@ -481,6 +475,8 @@ async def test_a_second_channel_while_nodes_run(consortium: Consortium, tmp_path
     assert "ledger [valley] already exists" in twice["error"]
     listed = await consortium.run("channel", "list", "--utility", "Boreal")
     assert listed["channels"] == ["neighbourhood", "valley"]
+    shown = await consortium.run("channel", "show", "--channel", "valley")
+    assert shown["sequence"] == "0"
     valley = replace(network, channel="valley")
     async with PeerAdmin(valley, valley.utility("Aurora")) as admin:
 
