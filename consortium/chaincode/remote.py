@@ -256,7 +256,7 @@ class RemoteChaincode:
     async def _keep_connected(self) -> None:
         delay = RETRY_FIRST_S
         while True:
-            self._problem = "it does not answer"
+            # Until it is known how this dialling went, what the last one met is the best answer.
             try:
                 async with self.connection.dial() as channel:
                     await self._converse(channel)

@@ -449,7 +449,7 @@ async def test_a_hostile_chaincode_costs_its_own_transactions() -> None:
     for said in (
         "its first message is not REGISTER",
         "is not a valid protos.ChaincodeMessage",
-        "cannot be reached: it does not answer",
+        "cannot be reached: ",
         "did not finish within",
         "asked again before it had been answered",
         "the chaincode's response is not a valid",
