@@ -167,12 +167,7 @@ class Certificates(Contract):
         battery took from the grid before is not. `export_wh` is that lesser of the two, summed.
         """
         plant = self._plant(context, plant_id)
-        access.require(
-            access.is_operator(context.creator, plant.utility),
-            context.creator,
-            f"issue certificates of {plant_id}",
-            f"operators of {plant.utility}",
-        )
+        access.require_operator(context.creator, plant.utility, f"issue certificates of {plant_id}")
         if export_wh > generation_wh:
             raise InvalidArgument(
                 f"export_wh is {export_wh}, but no more than was generated is renewable, "
@@ -310,11 +305,8 @@ class Certificates(Contract):
         """Take certificates back that should not have been issued."""
         batch = self._batch(context, owner, batch_id)
         utility = self._plant(context, batch.plant_id).utility
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"withdraw certificates of {batch.plant_id}",
-            f"operators of {utility}",
+        access.require_operator(
+            context.creator, utility, f"withdraw certificates of {batch.plant_id}"
         )
         batch = self._usable(context, owner, batch_id, count)
         withdrawn = replace(

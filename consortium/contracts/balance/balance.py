@@ -298,12 +298,7 @@ class Balances(Contract):
     @transaction
     def report(self, context: Context, *, share: Share) -> Share:
         """Publish the sum of a utility's homes behind a node, as committed to."""
-        access.require(
-            access.is_operator(context.creator, share.utility),
-            context.creator,
-            f"report sums of {share.utility}",
-            f"operators of {share.utility}",
-        )
+        access.require_operator(context.creator, share.utility, f"report sums of {share.utility}")
         if not share.public or share.homes < MIN_HOMES:
             raise Conflict(
                 f"the sum of {share.homes} homes of {share.utility} would show a home, so it is "
@@ -718,11 +713,8 @@ class Balances(Contract):
     @transaction
     def report_billed(self, context: Context, *, billed: Billed) -> Billed:
         """Publish what a utility has billed all its homes in a period, once."""
-        access.require(
-            access.is_operator(context.creator, billed.utility),
-            context.creator,
-            f"report what {billed.utility} billed",
-            f"operators of {billed.utility}",
+        access.require_operator(
+            context.creator, billed.utility, f"report what {billed.utility} billed"
         )
         if not billed.from_ < billed.to:
             raise InvalidArgument(

@@ -163,15 +163,6 @@ def _checked_period(context: Context, from_: int, to: int) -> int:
     return channel.interval_s
 
 
-def _require_operator(context: Context, utility: str, act: str) -> None:
-    access.require(
-        access.is_operator(context.creator, utility),
-        context.creator,
-        act,
-        f"operators of {utility}",
-    )
-
-
 def _hung(context: Context, place: str, utility: str, from_: int, to: int) -> list[Meter]:
     """The utility's accredited meters that hung at a place in some part of a period."""
     return [
@@ -200,7 +191,7 @@ class Feeders(Contract):
         to: Instant,
     ) -> dict[str, Any]:
         """Sum a utility's homes behind a node over a period, in private."""
-        _require_operator(context, utility, f"sum the homes of {utility}")
+        access.require_operator(context.creator, utility, f"sum the homes of {utility}")
         interval_s = _checked_period(context, from_, to)
         key = share_key(node_id, to)
         known = opened(context, utility, key, Share)
@@ -354,7 +345,7 @@ class Feeders(Contract):
         to: Instant,
     ) -> dict[str, Any]:
         """Note what a node's own meters delivered over a period, in private."""
-        _require_operator(context, utility, f"measure nodes of {utility}")
+        access.require_operator(context.creator, utility, f"measure nodes of {utility}")
         interval_s = _checked_period(context, from_, to)
         key = delivered_key(node_id, to)
         record = opened(context, utility, key, Delivered)
@@ -413,13 +404,13 @@ class Feeders(Contract):
     @query
     def share(self, context: Context, *, node_id: Identifier, utility: MspId, to: Instant) -> Share:
         """A utility's sum, to be shown to balance:Report if it is public."""
-        _require_operator(context, utility, f"read sums of {utility}")
+        access.require_operator(context.creator, utility, f"read sums of {utility}")
         return self._opened(context, utility, share_key(node_id, to), Share)
 
     @query
     def lines(self, context: Context, *, node_id: Identifier, utility: MspId, to: Instant) -> Lines:
         """The registers that a utility's sum was made of."""
-        _require_operator(context, utility, f"read sums of {utility}")
+        access.require_operator(context.creator, utility, f"read sums of {utility}")
         return self._opened(context, utility, lines_key(node_id, to), Lines)
 
     @query
@@ -427,7 +418,7 @@ class Feeders(Contract):
         self, context: Context, *, node_id: Identifier, utility: MspId, to: Instant
     ) -> Delivered:
         """What a node's own meters delivered, to be shown to balance:Close."""
-        _require_operator(context, utility, f"read sums of {utility}")
+        access.require_operator(context.creator, utility, f"read sums of {utility}")
         return self._opened(context, utility, delivered_key(node_id, to), Delivered)
 
     @staticmethod
@@ -447,7 +438,9 @@ class Feeders(Contract):
         alert: Annotated[int, Integer(1, 1_000_000)],
     ) -> list[Suspect]:
         """A utility's own meters whose behaviour changed when an alert's loss began."""
-        _require_operator(context, utility, f"look for suspects among meters of {utility}")
+        access.require_operator(
+            context.creator, utility, f"look for suspects among meters of {utility}"
+        )
         basis = called(context, "energy", "balance:Basis", Basis, node_id=node_id, number=alert)
         daily: dict[str, list[int]] = {}
         for index, to in enumerate(basis.ends):

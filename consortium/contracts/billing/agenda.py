@@ -234,9 +234,4 @@ class Agenda(Contract):
 
     @staticmethod
     def _require_operator(context: Context, utility: str) -> None:
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"see what is due at {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"see what is due at {utility}")

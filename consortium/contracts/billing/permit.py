@@ -353,11 +353,8 @@ class Permits(Contract):
         key, stored = self._alerts(context, zone)
         found = [each for each in stored.alerts if each.alert_id == alert_id]
         for each in found:
-            access.require(
-                access.is_operator(context.creator, each.declared_by),
-                context.creator,
-                f"end alerts of {each.declared_by}",
-                f"operators of {each.declared_by}",
+            access.require_operator(
+                context.creator, each.declared_by, f"end alerts of {each.declared_by}"
             )
         if found:
             kept = tuple(each for each in stored.alerts if each.alert_id != alert_id)

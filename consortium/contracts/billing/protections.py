@@ -130,12 +130,7 @@ class Protections(Contract):
     @transaction
     def declare(self, context: Context, *, utility: MspId) -> dict[str, Any]:
         """Say of up to 500 homes whether they are protected; it travels as transient data."""
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"declare who is protected at {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"declare who is protected at {utility}")
         if "protections" not in context.transient:
             raise InvalidArgument("the transient data has no entry named protections")
         items = read_list(context.transient["protections"], "protections", "protections", MAX_MARKS)
@@ -156,12 +151,7 @@ class Protections(Contract):
         """Let a home that isn't protected be limited or suspended, for one case and three days."""
         found = called(context, "energy", "permit:Case", PermitCase, connection_id=connection_id)
         utility, case = found.utility, found.case
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"clear {connection_id} for suspension",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"clear {connection_id} for suspension")
         if not found.noticed:
             raise Conflict(f"connection {connection_id} has been given no notice; nothing to clear")
         now = _now(context)

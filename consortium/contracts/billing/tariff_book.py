@@ -91,11 +91,8 @@ class TariffBook(Contract):
     @transaction
     def propose(self, context: Context, *, terms: Tariff, effective_from: Instant) -> Agreement:
         """Propose a version of a tariff."""
-        access.require(
-            access.is_supplier(context.creator, terms.supplier),
-            context.creator,
-            f"propose tariffs of {terms.supplier}",
-            f"suppliers and operators of {terms.supplier}",
+        access.require_supplier(
+            context.creator, terms.supplier, f"propose tariffs of {terms.supplier}"
         )
         tariffs.check_terms(terms)
         if context.get_state(f"terms/{TARIFF}/{terms.tariff}/{1:06d}") is not None:

@@ -50,3 +50,13 @@ def require(allowed: bool, creator: Creator, act: str, who: str) -> None:
     """Raise Forbidden unless allowed: '<caller> may not <act>; <who> may'."""
     if not allowed:
         raise Forbidden(f"{described(creator)} may not {act}; {who} may")
+
+
+def require_operator(creator: Creator, utility: str, act: str) -> None:
+    """Raise Forbidden unless the caller operates this utility."""
+    require(is_operator(creator, utility), creator, act, f"operators of {utility}")
+
+
+def require_supplier(creator: Creator, supplier: str, act: str) -> None:
+    """Raise Forbidden unless the caller trades for this utility or operates it."""
+    require(is_supplier(creator, supplier), creator, act, f"suppliers and operators of {supplier}")

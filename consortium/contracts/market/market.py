@@ -285,12 +285,7 @@ class Market(Contract):
         price_micro_per_kwh: Price,
     ) -> Rate:
         """Set a supplier's price for a day; the same price again changes nothing."""
-        access.require(
-            access.is_supplier(context.creator, supplier),
-            context.creator,
-            f"publish rates of {supplier}",
-            f"suppliers and operators of {supplier}",
-        )
+        access.require_supplier(context.creator, supplier, f"publish rates of {supplier}")
         today = day_start(day_of(settings.now(context, energy_settings(context))))
         start = day_start(day)
         if not today <= start <= today + MAX_DAYS_AHEAD * DAY_S:
@@ -545,12 +540,7 @@ class Market(Contract):
             trades = [trade for trade in trades if seen.at(trade.window_start)]
         else:
             assert supplier is not None
-            access.require(
-                access.is_supplier(context.creator, supplier),
-                context.creator,
-                f"read trades of {supplier}",
-                f"suppliers and operators of {supplier}",
-            )
+            access.require_supplier(context.creator, supplier, f"read trades of {supplier}")
             items, following = page(context, f"sale/{supplier}/", first, limit, bookmark)
             trades = []
             for key, _ in items:

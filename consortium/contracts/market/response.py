@@ -102,11 +102,8 @@ class Responses(Contract):
     @transaction
     def announce(self, context: Context, *, event: Event) -> Event:
         """Announce an event; the same again changes nothing."""
-        access.require(
-            access.is_operator(context.creator, event.operator),
-            context.creator,
-            f"announce events of {event.operator}",
-            f"operators of {event.operator}",
+        access.require_operator(
+            context.creator, event.operator, f"announce events of {event.operator}"
         )
         channel = energy_settings(context)
         for name, instant in (
@@ -146,11 +143,8 @@ class Responses(Contract):
     def cancel(self, context: Context, *, event_id: Identifier) -> Event:
         """Call an event off before it begins; nobody is rewarded."""
         event = self._event(context, event_id)
-        access.require(
-            access.is_operator(context.creator, event.operator),
-            context.creator,
-            f"cancel events of {event.operator}",
-            f"operators of {event.operator}",
+        access.require_operator(
+            context.creator, event.operator, f"cancel events of {event.operator}"
         )
         if event.cancelled:
             return event
@@ -351,12 +345,7 @@ class Responses(Contract):
     @staticmethod
     def _operated(context: Context, connection_id: str, act: str) -> Connection:
         connection = connection_of(context, connection_id)
-        access.require(
-            access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"{act} of {connection_id}",
-            f"operators of {connection.utility}",
-        )
+        access.require_operator(context.creator, connection.utility, f"{act} of {connection_id}")
         return connection
 
     @staticmethod

@@ -160,12 +160,7 @@ class Duties(Contract):
 
     @staticmethod
     def _require_operator(context: Context, utility: str) -> None:
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"see what is due at {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"see what is due at {utility}")
 
     @staticmethod
     def _settle(context: Context, utility: str, days: Sequence[OpenDay]) -> list[dict[str, Any]]:

@@ -139,19 +139,12 @@ def _now(context: Context) -> int:
     return settings.now(context, _settings(context))
 
 
-def _require_operator(context: Context, utility: str, act: str) -> None:
-    access.require(
-        access.is_operator(context.creator, utility),
-        context.creator,
-        act,
-        f"operators of {utility}",
-    )
-
-
 def _require_owner(context: Context, meter: Meter, act: str) -> None:
     """Accredited meters are their utility's, declared ones their home's."""
     if meter.source_class == "accredited":
-        _require_operator(context, meter.utility, f"{act} accredited meter {meter.meter_id}")
+        access.require_operator(
+            context.creator, meter.utility, f"{act} accredited meter {meter.meter_id}"
+        )
         return
     own = residence(context, meter.utility, meter.connection_id)
     access.require(
@@ -332,7 +325,7 @@ class Metering(Contract):
         self, context: Context, meter: Meter, name: str, at: int
     ) -> tuple[Verification, ...]:
         """A meter's verifications with the last one ended at an instant that is to come."""
-        _require_operator(context, meter.utility, f"certify meter {meter.meter_id}")
+        access.require_operator(context.creator, meter.utility, f"certify meter {meter.meter_id}")
         if meter.source_class == "declared":
             raise InvalidArgument(f"meter {meter.meter_id} is declared, and so never certified")
         channel = _settings(context)
@@ -603,7 +596,7 @@ class Metering(Contract):
     @query
     def arrivals(self, context: Context, *, utility: MspId, day: Day) -> list[Arrival]:
         """What was accepted on a UTC day late, as a correction, or after it was final."""
-        _require_operator(context, utility, f"list late readings of {utility}")
+        access.require_operator(context.creator, utility, f"list late readings of {utility}")
         day_start(day)
         return list(late_arrivals(Store(context, utility), day))
 
@@ -612,7 +605,7 @@ class Metering(Contract):
     @query
     def silent(self, context: Context, *, utility: MspId) -> dict[str, Any]:
         """Which accredited meters of a utility are silent, and what they have in common."""
-        _require_operator(context, utility, f"look after meters of {utility}")
+        access.require_operator(context.creator, utility, f"look after meters of {utility}")
         channel = _settings(context)
         now = settings.now(context, channel)
         watched = _watched(context, utility, channel, now)
@@ -647,7 +640,7 @@ class Metering(Contract):
         meters: Annotated[tuple[Identifier, ...], AtMost(MAX_OUTAGE_METERS)],
     ) -> Outage:
         """Put a common outage on the ledger; every peer checks that these meters are silent."""
-        _require_operator(context, utility, f"report outages of {utility}")
+        access.require_operator(context.creator, utility, f"report outages of {utility}")
         channel = _settings(context)
         now = settings.now(context, channel)
         key = _outage_key(utility, kind, name, since)
@@ -690,7 +683,7 @@ class Metering(Contract):
         at: Instant,
     ) -> Outage:
         """Note when an outage was over."""
-        _require_operator(context, utility, f"end outages of {utility}")
+        access.require_operator(context.creator, utility, f"end outages of {utility}")
         stored = context.get_state(_outage_key(utility, kind, name, since))
         if stored is None:
             raise NotFound(f"no outage of {kind} {name} since {utc_text(since)} was reported")
@@ -777,7 +770,7 @@ class Metering(Contract):
         self, context: Context, *, plant_id: Identifier, utility: MspId
     ) -> dict[str, Any]:
         """Keep a plant's exact place in private; the answer is what may be public of it."""
-        _require_operator(context, utility, f"place plants of {utility}")
+        access.require_operator(context.creator, utility, f"place plants of {utility}")
         if "place" not in context.transient:
             raise InvalidArgument("the transient data has no entry named place")
         place = read_record(Place, context.transient["place"], "place")
@@ -791,7 +784,7 @@ class Metering(Contract):
     @query
     def plant_place(self, context: Context, *, plant_id: Identifier, utility: MspId) -> Place:
         """A plant's exact place."""
-        _require_operator(context, utility, f"see places of {utility}'s plants")
+        access.require_operator(context.creator, utility, f"see places of {utility}'s plants")
         stored = context.get_private(collection(utility), f"place/{plant_id}")
         if stored is None:
             raise NotFound(f"plant {plant_id} has no place; see metering:PlacePlant")

@@ -375,12 +375,7 @@ class Privacy(Contract):
 
         A pseudonym is one home's for ever; the day on which that ends can be set later.
         """
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"link pseudonyms of {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"link pseudonyms of {utility}")
         if "links" not in context.transient:
             raise InvalidArgument("the transient data has no entry named links")
         links = read_record(Links, context.transient["links"], "links").links
@@ -428,11 +423,8 @@ class Privacy(Contract):
 
     @staticmethod
     def _require_operator(context: Context, home: _Home) -> None:
-        access.require(
-            access.is_operator(context.creator, home.utility),
-            context.creator,
-            f"erase what is kept of {home.connection_id}",
-            f"operators of {home.utility}",
+        access.require_operator(
+            context.creator, home.utility, f"erase what is kept of {home.connection_id}"
         )
 
 

@@ -406,11 +406,8 @@ class Challenges(Contract):
         Once it is resolved, again changes nothing.
         """
         found = self._found(context, connection_id, challenge_id)
-        access.require(
-            access.is_operator(context.creator, found.utility),
-            context.creator,
-            f"answer challenges of {found.utility}",
-            f"operators of {found.utility}",
+        access.require_operator(
+            context.creator, found.utility, f"answer challenges of {found.utility}"
         )
         if found.outcome in RESOLVED:
             return found

@@ -403,12 +403,7 @@ class Grid(Contract):
         return zone_at(context, zone, now if at is None else at)
 
     def _require(self, context: Context, utility: str, act: str) -> None:
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            act,
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, act)
 
     def _require_plants(self, context: Context, connection: Connection, at: int) -> None:
         operator = role_at(context, connection, "grid_operator", at)

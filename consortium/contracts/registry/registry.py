@@ -97,12 +97,7 @@ class Registry(Contract):
         max_import_w: Power,
     ) -> Connection:
         """Enter a connection point; the same again changes nothing."""
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"register connections of {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"register connections of {utility}")
         if connection_id.startswith(RESERVED_PREFIXES):
             raise InvalidArgument(
                 f"connection_id is {connection_id}, but {' and '.join(RESERVED_PREFIXES)} begin "

@@ -249,12 +249,7 @@ class Roles(Contract):
         kinds: Annotated[tuple[Kind, ...], AtMost(len(KINDS))],
     ) -> Participant:
         """Enter a company and what it may be; again with other kinds changes them."""
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"register participants of {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"register participants of {utility}")
         if participant_id != utility and not participant_id.replace("-", "").isupper():
             raise InvalidArgument(
                 f"participant_id is {participant_id}, but must be the utility's own MSP id, "
@@ -276,11 +271,8 @@ class Roles(Contract):
     ) -> Participant:
         """Let a company be none of its kinds from an instant on, which doesn't lie in the past."""
         known = self._participant(context, participant_id)
-        access.require(
-            access.is_operator(context.creator, known.utility),
-            context.creator,
-            f"end participants of {known.utility}",
-            f"operators of {known.utility}",
+        access.require_operator(
+            context.creator, known.utility, f"end participants of {known.utility}"
         )
         now = self._now(context)
         if at < now and known.until != at:
@@ -531,11 +523,8 @@ class Roles(Contract):
         return list(spans)
 
     def _require_utility(self, context: Context, connection: Connection, act: str) -> None:
-        access.require(
-            access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"{act} at {connection.connection_id}",
-            f"operators of {connection.utility}",
+        access.require_operator(
+            context.creator, connection.utility, f"{act} at {connection.connection_id}"
         )
 
     def _require_authority(

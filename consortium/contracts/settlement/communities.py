@@ -156,11 +156,8 @@ class Communities(Contract):
         self, context: Context, *, terms: CommunityTerms, effective_from: Instant
     ) -> Agreement:
         """Propose a community, or a new version of its terms."""
-        access.require(
-            access.is_operator(context.creator, terms.utility),
-            context.creator,
-            f"propose communities of {terms.utility}",
-            f"operators of {terms.utility}",
+        access.require_operator(
+            context.creator, terms.utility, f"propose communities of {terms.utility}"
         )
         names = [key.connection_id for key in terms.keys]
         if names != sorted(dict.fromkeys(names)):

@@ -323,12 +323,7 @@ class Daybook(Contract):
         connections: Annotated[tuple[Identifier, ...], AtMost(MAX_CONNECTIONS)],
     ) -> dict[str, Any]:
         """Settle a day of some connections together and commit to it; tells no amounts."""
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"settle days of {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"settle days of {utility}")
         inputs = _inputs(context, utility, day, connections)
         own = settings.read(context, MeteringSettings, "metering:Configure")
         check_run(inputs, run, settings.now(context, own))

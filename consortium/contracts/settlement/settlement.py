@@ -440,11 +440,8 @@ class Settlement(Contract):
         self, context: Context, *, terms: DayTerms, effective_from: Instant
     ) -> Agreement:
         """Propose what a supplier's homes settle at; it holds once enough utilities approve."""
-        access.require(
-            access.is_supplier(context.creator, terms.supplier),
-            context.creator,
-            f"propose terms of {terms.supplier}",
-            f"suppliers and operators of {terms.supplier}",
+        access.require_supplier(
+            context.creator, terms.supplier, f"propose terms of {terms.supplier}"
         )
         if terms.shortfall_price < terms.tariff:
             raise InvalidArgument(
@@ -567,12 +564,7 @@ class Settlement(Contract):
         summaries: Annotated[tuple[Summary, ...], AtMost(MAX_CONNECTIONS)],
     ) -> dict[str, Any]:
         """Pay what the committed days of some connections come to, once for each run."""
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            f"post settlements of {utility}",
-            f"operators of {utility}",
-        )
+        access.require_operator(context.creator, utility, f"post settlements of {utility}")
         names = [one.connection_id for one in summaries]
         for one in summaries:
             if (one.utility, one.day, one.run) != (utility, day, run):
