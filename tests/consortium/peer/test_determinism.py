@@ -321,6 +321,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         assert await asyncio.wait_for(peer.process.wait(), 30) == 0
 
 
+def an_hour(interval: int) -> dict[str, int]:
+    """A sale's hour, soon after `interval`: on one UTC day, as rates are daily."""
+    start, end = interval + 1800, interval + 5400
+    if start // 86_400 != (end - 1) // 86_400:
+        start, end = end // 86_400 * 86_400, end // 86_400 * 86_400 + 3600
+    return {"window_start": start, "window_end": end}
+
+
 async def a_day(world: World) -> tuple[int, TestMeter]:
     """What works: settings, connections, meters, readings, money, a rate, a sale."""
     now = int(time.time())
@@ -366,8 +374,7 @@ async def a_day(world: World) -> tuple[int, TestMeter]:
             }
             assert await world.call("supplier", "market:PublishRate", rate)
     for index in range(3):
-        window = {"window_start": interval + 1800, "window_end": interval + 5400}
-        asked = {"connection_id": "CP-0001", "energy_wh": 1001 + index, **window}
+        asked = {"connection_id": "CP-0001", "energy_wh": 1001 + index, **an_hour(interval)}
         quoted = await world.call("home", "market:Quote", asked)
         agreed = {"request_id": f"r-{index}", "quote": quoted["quote"]}
         assert (await world.call("home", "market:Authorise", agreed))["status"] == "committed"
@@ -397,8 +404,7 @@ class Arguments:
             "day": (day,),
             "zone": ("NORTH", "SOUTH"),
             "currency": ("EUR", "USD"),
-            "window_start": (interval + 1800,),
-            "window_end": (interval + 5400,),
+            **{name: (instant,) for name, instant in an_hour(interval).items()},
             "interval_start": (interval + 7200, interval - 900),
             "from": (interval - 9000,),
             "to": (interval,),
