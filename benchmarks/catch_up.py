@@ -21,6 +21,7 @@ from consortium.node.network import Network, Utility, create_network
 from consortium.node.processes import ProcessNetwork
 from consortium.wire import common_pb2
 from gridledger_client import GatewayClient, GridLedgerError
+from tests.ports import first_port
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ async def _load(network: Network, count: int, in_flight: int) -> None:
 
 
 async def _measure(folder: Path, count: int, in_flight: int) -> Result:
-    network = create_network(folder / "data", interval_s=60, base_port=24_500)
+    network = create_network(folder / "data", interval_s=60, base_port=first_port())
     nodes = ProcessNetwork(network)
     first, last = network.utilities[0], network.utilities[-1]
     await nodes.start()

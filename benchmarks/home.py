@@ -11,23 +11,18 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
-from consortium.node.contracts import client
-from consortium.node.network import Network, create_network
+from consortium.node.network import create_network
 from demo.home_assistant import (
     PID_FILE,
     Api,
@@ -35,14 +30,14 @@ from demo.home_assistant import (
     configure_energy,
     connect_home,
 )
-from gridledger_client import Invitation, fingerprint
+from tests.network.conftest import start_network, stop_network
+from tests.network.home import PLANT, Inverter, invitation, prepare, sample_each_second
+from tests.ports import first_port
 
-CONNECTION: Final = "H-COST"
 INTERVAL_S: Final = 900
 DAY_S: Final = 86_400
 SENSORS: Final = 11
 """That change with each look at the inverter."""
-START_TIMEOUT_S: Final = 120
 
 
 @dataclass
@@ -72,34 +67,16 @@ class Rows:
     """Of all entities."""
 
 
-class Inverter:
+class ChangingInverter(Inverter):
     """Everything that it shows changes with each look."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.looks = 0
         self._random = random.Random(7)  # noqa: S311 - no secret
         self._energy = dict.fromkeys(
             ("pv", "load", "import", "export", "battery_charge", "battery_discharge"), 10_000
         )
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> str:
-        """Listen on loopback; return the address."""
-        application = web.Application()
-        application.router.add_get("/api/status", self._status)
-        application.router.add_post("/api/battery", self._battery)
-        self._runner = web.AppRunner(application, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        """Listen no more."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _battery(self, _request: web.Request) -> web.Response:
-        return web.json_response({})
 
     async def _status(self, _request: web.Request) -> web.Response:
         self.looks += 1
@@ -117,76 +94,6 @@ class Inverter:
                 "battery_mode": "auto",
             }
         )
-
-
-@asynccontextmanager
-async def _network(folder: Path, base_port: int) -> AsyncIterator[Network]:
-    """A network as `gridledger network up` runs it, in a process of its own."""
-    network = create_network(folder / "data", interval_s=INTERVAL_S, base_port=base_port)
-    log = folder / "network.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [
-                *(sys.executable, "-m", "consortium.cli.main", "network", "up"),
-                *("--data-dir", str(network.directory)),
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while " is up. " not in log.read_text():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the network did not come up:\n{log.read_text()}")
-            await asyncio.sleep(0.1)
-        yield network
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-async def _invitation(network: Network) -> str:
-    """Enter the connection point and the day's rates; return what the owner pastes."""
-    aurora = network.utility("Aurora")
-    async with client(network, aurora, "operator") as operator:
-        await operator.submit(
-            "energy",
-            "registry:RegisterConnection",
-            {
-                "connection_id": CONNECTION,
-                "utility": aurora.msp_id,
-                "zone": "NORTH",
-                "max_export_w": 10_000,
-                "max_import_w": 20_000,
-            },
-        )
-        for kind, price in (("buy", 110_000), ("sell", 290_000)):
-            await operator.submit(
-                "energy",
-                "market:PublishRate",
-                {
-                    "supplier": aurora.msp_id,
-                    "day": time.strftime("%Y-%m-%d", time.gmtime()),
-                    "kind": kind,
-                    "price_micro_per_kwh": price,
-                },
-            )
-    secret = network.register_identity(
-        aurora.msp_id,
-        CONNECTION.lower(),
-        None,
-        {"gridledger.role": "home", "gridledger.connection": CONNECTION},
-    )
-    return Invitation(
-        tuple(utility.gateway_address for utility in network.utilities),
-        aurora.ca_url,
-        network.channel,
-        fingerprint(network.tls_bundle_pem),
-        CONNECTION.lower(),
-        secret,
-        msp_id=aurora.msp_id,
-        connection_id=CONNECTION,
-    ).encode()
 
 
 def _cpu_s(pid: int) -> tuple[float, float]:
@@ -212,7 +119,9 @@ async def _setup_s(api: Api) -> float:
     return next((one["seconds"] for one in found if one["domain"] == "gridledger"), 0.0)
 
 
-async def _cost(house: HomeAssistant, inverter: Inverter, starts: int, seconds: float) -> Cost:
+async def _cost(
+    house: HomeAssistant, inverter: ChangingInverter, starts: int, seconds: float
+) -> Cost:
     """Start so often, and measure the last one for so long."""
     took, setup = [], []
     for _ in range(starts):
@@ -275,39 +184,35 @@ async def _rows(house: HomeAssistant, seconds: float, *, everything: bool) -> Ro
     return Rows(len(counted), round(max(each.values())), round(sum(each.values())))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def run(starts: int, seconds: float, base_port: int) -> dict[str, Any]:
+async def run(starts: int, seconds: float) -> dict[str, Any]:
     """Measure without the integration, then with it."""
     with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as folder:
-        inverter, house = Inverter(), HomeAssistant(Path(folder) / "house", _free_port())
+        inverter = ChangingInverter()
+        house = HomeAssistant(Path(folder) / "house", first_port(1))
         try:
             await house.prepare(await inverter.start())
-            path = house.folder / "inverter.yaml"
-            path.write_text(path.read_text().replace("scan_interval: 5", "scan_interval: 1"))
+            await sample_each_second(house)
             await house.start(lambda _: None)  # a first start compiles
             async with await house.connect() as api:
                 await configure_energy(api)
             without = await _cost(house, inverter, starts, seconds)
             print(f"without: {without}", file=sys.stderr)
-            async with _network(Path(folder), base_port) as network:
-                battery = {
-                    "battery_capacity": 10.0,
-                    "battery_max_power": 5000,
-                    "battery_reserve": 20,
-                }
+            network = create_network(
+                Path(folder) / "data", interval_s=INTERVAL_S, base_port=first_port()
+            )
+            running = await asyncio.to_thread(start_network, network, Path(folder) / "network.log")
+            try:
+                await prepare(running, int(time.time()))
                 async with await house.connect() as api:
-                    invitation = await _invitation(network)
-                    await connect_home(api, invitation, "AuroraMSP", battery)
+                    text = await asyncio.to_thread(invitation, running)
+                    await connect_home(api, text, "AuroraMSP", PLANT)
                 with_it = await _cost(house, inverter, starts, seconds)
                 print(f"with: {with_it}", file=sys.stderr)
                 usual = await _rows(house, seconds, everything=False)
                 everything = await _rows(house, seconds, everything=True)
                 await house.stop()
+            finally:
+                await asyncio.to_thread(stop_network, running)
         finally:
             await house.stop()
             await inverter.stop()
@@ -324,10 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="script/bench home", description=__doc__)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="of each measurement")
-    parser.add_argument("--base-port", type=int, default=26_700)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = asyncio.run(run(given.starts, given.seconds, given.base_port))
+    found = asyncio.run(run(given.starts, given.seconds))
     if given.json:
         print(json.dumps(found))
         return

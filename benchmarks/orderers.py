@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from consortium.ledger.channel_config import (
 )
 from consortium.wire import common_pb2, orderer_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope, transaction_id
+from tests.ports import free_ports
 
 CHANNEL = "neighbourhood"
 START_TIMEOUT_S = 300.0
@@ -58,15 +58,6 @@ class Utility:
         (folder / f"{file}.cert.pem").write_bytes(certificate)
         (folder / f"{file}.key.pem").write_bytes(key_pem(key))
         return Signer(self.msp_id, certificate, key)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @dataclass

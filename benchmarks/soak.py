@@ -21,6 +21,7 @@ from pathlib import Path
 from consortium.node.contracts import client
 from consortium.node.network import Network, create_network
 from gridledger_client import GridLedgerError
+from tests.ports import first_port
 
 LEADS = re.compile(r"^(\S+ \S+) .*: (orderer \d+ leads in term \d+) from block", re.MULTILINE)
 START_TIMEOUT_S = 120.0
@@ -60,7 +61,7 @@ async def run(minutes: float, in_flight: int, options: Sequence[str]) -> dict[st
     """Start the network, load it, and read its log."""
     with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as temporary:
         folder = Path(temporary)
-        network = create_network(folder / "data", interval_s=60, base_port=27_000)
+        network = create_network(folder / "data", interval_s=60, base_port=first_port())
         log = folder / "log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(

@@ -23,6 +23,7 @@ from pathlib import Path
 from consortium.node.contracts import client, ensure_contracts
 from consortium.node.network import Network, create_network
 from consortium.node.processes import ProcessNetwork
+from tests.ports import first_port
 
 FABRIC_CLIENT = Path(__file__).parent.parent / "tests" / "network" / "fabric_client"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -172,7 +173,7 @@ async def _cold_start(folder: Path) -> float:
 
 async def _start_embedded(folder: Path) -> asyncio.subprocess.Process:
     if not (folder / "network.json").exists():
-        create_network(folder, interval_s=60, base_port=25_000)
+        create_network(folder, interval_s=60, base_port=first_port())
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -210,7 +211,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
         process.terminate()
         await process.wait()
         _say("each node in its own process")
-        network = create_network(folder / "processes", interval_s=60, base_port=26_000)
+        network = create_network(folder / "processes", interval_s=60, base_port=first_port())
         nodes = ProcessNetwork(network)
         await nodes.start()
         try:

@@ -45,7 +45,7 @@ from demo.homes import (
 from demo.inverter import Inverter
 from demo.meters import Batch, HeadEnd
 from demo.neighbours import Neighbours
-from gridledger_client import Event, GatewayClient, GridLedgerError, Invitation, fingerprint
+from gridledger_client import Event, GatewayClient, GridLedgerError
 
 DEFAULT_DATA_DIR: Final = Path(".gridledger")
 DEFAULT_HOMES: Final = 12
@@ -410,19 +410,10 @@ class Demo:
         utility = self.network.utilities[0]
         connection_id = self._connection(0)
         enrollment_id = f"{connection_id.lower()}-{int(time.time()):x}"
-        secret = await asyncio.to_thread(
-            self._register_home, enrollment_id, connection_id, utility.msp_id
+        invitation = await asyncio.to_thread(
+            self.network.invite, utility, enrollment_id, connection_id
         )
-        return Invitation(
-            tuple(each.gateway_address for each in self.network.utilities),
-            utility.ca_url,
-            self.network.channel,
-            fingerprint(self.network.tls_bundle_pem),
-            enrollment_id,
-            secret,
-            utility.msp_id,
-            connection_id,
-        ).encode()
+        return invitation.encode()
 
     async def _invite(self) -> None:
         invitation = await self._invitation()

@@ -2,12 +2,13 @@
 
 import argparse
 import html
+from dataclasses import replace
 from pathlib import Path
 
-from consortium.ca.registry import AlreadyRegisteredError, Registry, RegistryError
+from consortium.ca.registry import AlreadyRegisteredError, RegistryError
 from consortium.identity.certificates import write_private
 from consortium.node.network import Network, NetworkError
-from gridledger_client import Invitation, fingerprint
+from gridledger_client import fingerprint
 
 from . import qr
 from .output import answer
@@ -69,36 +70,16 @@ def add_command(
 async def _invite(options: argparse.Namespace) -> None:
     network = Network.load(options.data_dir)
     utility = network.utility(options.utility) if options.utility else network.utilities[0]
-    registry = Registry.open(utility.directory / "ca")
-    attributes = {"gridledger.role": "home", "gridledger.connection": options.connection}
-    if options.again:
-        registered = registry.get(options.id)
-        if registered is None or registered.attributes != attributes:
-            raise NetworkError(
-                f"{options.id} is not registered for {options.connection} at {utility.name}; "
-                "invite it without --again"
-            )
-        secret = registry.reset_secret(options.id)
-    else:
-        try:
-            secret = registry.register(options.id, attributes=attributes)
-        except AlreadyRegisteredError as error:
-            raise NetworkError(f"{error}; --again gives it a new secret") from error
-        except RegistryError as error:
-            raise NetworkError(str(error)) from error
-    invitation = Invitation(
-        tuple(options.gateway)
-        or tuple(
-            one.gateway_address
-            for one in (utility, *(u for u in network.utilities if u != utility))
-        ),
-        options.ca or utility.ca_url,
-        network.channel,
-        fingerprint(network.tls_bundle_pem),
-        options.id,
-        secret,
-        utility.msp_id,
-        options.connection,
+    try:
+        invitation = network.invite(utility, options.id, options.connection, again=options.again)
+    except AlreadyRegisteredError as error:
+        raise NetworkError(f"{error}; --again gives it a new secret") from error
+    except RegistryError as error:
+        raise NetworkError(str(error)) from error
+    invitation = replace(
+        invitation,
+        gateways=tuple(options.gateway) or invitation.gateways,
+        ca_url=options.ca or invitation.ca_url,
     )
     text = invitation.encode()
     link = f"{options.page_url}#{text}" if options.page_url else ""

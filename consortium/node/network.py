@@ -38,6 +38,7 @@ from consortium.ledger.channel_config import (
 from consortium.ledger.channel_config import genesis_block as make_genesis_block
 from consortium.wire import common_pb2
 from consortium.wire.envelopes import parse
+from gridledger_client import Invitation, fingerprint
 
 FORMAT = 1
 DEFAULT_CHANNEL = "neighbourhood"
@@ -232,6 +233,39 @@ class Network:
         """Let someone enrol once at a utility; returns the secret (made here unless given)."""
         registry = Registry.open(self.utility(msp_id).directory / "ca")
         return registry.register(enrollment_id, secret=secret, attributes=attributes)
+
+    def invite(
+        self, utility: Utility, enrollment_id: str, connection_id: str, *, again: bool = False
+    ) -> Invitation:
+        """Let a home enrol once at a utility; returns what its owner gets, own gateway first.
+
+        `again` gives an id that is registered for this connection point a new secret. Raises
+        RegistryError where the id is taken or can't be one, NetworkError where there is nothing to
+        invite again.
+        """
+        registry = Registry.open(utility.directory / "ca")
+        attributes = {"gridledger.role": "home", "gridledger.connection": connection_id}
+        if again:
+            registered = registry.get(enrollment_id)
+            if registered is None or registered.attributes != attributes:
+                raise NetworkError(
+                    f"{enrollment_id} is not registered for {connection_id} at {utility.name}; "
+                    "invite it without --again"
+                )
+            secret = registry.reset_secret(enrollment_id)
+        else:
+            secret = registry.register(enrollment_id, attributes=attributes)
+        others = (one for one in self.utilities if one != utility)
+        return Invitation(
+            tuple(one.gateway_address for one in (utility, *others)),
+            utility.ca_url,
+            self.channel,
+            fingerprint(self.tls_bundle_pem),
+            enrollment_id,
+            secret,
+            utility.msp_id,
+            connection_id,
+        )
 
 
 def create_network(

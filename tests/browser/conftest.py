@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -27,14 +26,13 @@ from consortium.node.network import Replay, create_network
 from demo.home_assistant import REPOSITORY, USER, Api, HomeAssistant, configure_energy
 from demo.homes import ORIGIN
 from demo.screenshot import BROWSERS, FLAGS, browser_tokens
+from tests.ports import first_port
 
 START_S = 200
 """What a busy machine may take for a ledger, or a Home Assistant, to come up."""
 WAIT_MS = 60_000
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
-BASE_PORT = 27_000 + os.getpid() % 50 * 50
-"""Another run of these tests on the same machine takes other ports."""
 CONFIGURATION = """
 input_boolean:
   washing_machine:
@@ -110,13 +108,6 @@ class House:
         await page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @dataclass
 class Ledger:
     """What a run of the demonstration has said that one needs."""
@@ -186,11 +177,11 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         folder / "ledger",
         interval_s=60,
         replay=Replay(origin=ORIGIN, anchor=int(time.time())),
-        base_port=BASE_PORT,
+        base_port=first_port(),
     )
     process, ledger = await _start_ledger(folder / "ledger")
     drain = asyncio.create_task(_write_down(process, folder / "ledger.log"))
-    assistant = HomeAssistant(folder / "house", free_port())
+    assistant = HomeAssistant(folder / "house", first_port(1))
     try:
         await assistant.prepare(ledger.inverter)
         _equip(assistant.folder)

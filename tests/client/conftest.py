@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from consortium.node.network import Network, create_network
+from tests.ports import first_port
 
 START_TIMEOUT_S = 90
 CONNECTION = "H-CLIENT"
@@ -21,7 +22,7 @@ CONNECTION = "H-CLIENT"
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """One network for all tests of this folder."""
     directory: Path = tmp_path_factory.mktemp("client-network")
-    made = create_network(directory / "data", interval_s=60, base_port=25_000)
+    made = create_network(directory / "data", interval_s=60, base_port=first_port())
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from consortium.node.network import Network
 from demo.home_assistant import REPOSITORY, USER, Api, HomeAssistant
 from demo.homes import ORIGIN
 from demo.run import parse
+from tests.ports import first_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(400)]
 INTERVAL_S = 60
@@ -149,9 +149,7 @@ async def test_ctrl_c_while_starting(tmp_path: Path) -> None:
 
 
 async def test_home_assistant_sells_and_delivers(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = first_port(1)
     async with new_run(tmp_path, "--ha-port", str(port), rate=DELIVERED_RATE) as first:
         await first.until(says("Ctrl-C stops everything"))
         running = json.loads((tmp_path / "demo" / "home-assistant.json").read_text())

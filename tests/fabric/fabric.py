@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import time
@@ -36,6 +35,7 @@ from consortium.node.network import Network, NetworkError, Utility
 from consortium.wire import common_pb2
 from consortium.wire.blocks import COMMIT_HASH, TRANSACTIONS_FILTER
 from gridledger_client import GatewayClient, GridLedgerError, Identity
+from tests.ports import free_ports
 
 PROGRAMS = ("peer", "orderer", "configtxgen", "osnadmin")
 START_TIMEOUT_S = 60
@@ -56,18 +56,6 @@ def fabric_bin() -> Path:
     if missing:
         pytest.fail(f"FABRIC_BIN={folder} lacks {', '.join(missing)}")
     return folder
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody has now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 # ------------------------------------------------------------------ keys

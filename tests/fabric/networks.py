@@ -13,6 +13,7 @@ from typing import Any
 from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network, create_network
 from gridledger_client import GatewayClient, TransactionRefused
+from tests.ports import free_ports
 
 from .fabric import (
     HOST,
@@ -21,7 +22,6 @@ from .fabric import (
     Program,
     chaincode_package,
     configtxgen,
-    free_ports,
     issue,
     running,
 )

@@ -24,6 +24,7 @@ from consortium.node.network import Network, create_network
 from consortium.node.nodes import make_node
 from consortium.wire import common_pb2
 from consortium.wire.envelopes import channel_header, signed_envelope
+from tests.ports import first_port
 
 from .fabric import HOST, FabricOrderer, configtxgen, fabric_bin, osnadmin, running
 
@@ -113,9 +114,9 @@ async def both(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Both]:
     async with aiohttp.ClientSession() as one, aiohttp.ClientSession() as other:
         networks = [
             create_network(
-                folder / name, utilities=("Aurora", "Boreal"), base_port=port, interval_s=60
+                folder / name, utilities=("Aurora", "Boreal"), base_port=first_port(), interval_s=60
             )
-            for name, port in (("ours", 30_400), ("theirs", 30_440))
+            for name in ("ours", "theirs")
         ]
         for network, session in zip(networks, (one, other), strict=True):
             block = await configtxgen(

@@ -21,6 +21,7 @@ from consortium.node.network import Network, Utility, create_network
 from consortium.node.nodes import OrdererNode, make_node
 from consortium.wire import common_pb2, orderer_pb2, services
 from gridledger_client import GatewayClient, SignedTransaction
+from tests.ports import first_port
 
 from .fabric import (
     HOST,
@@ -145,7 +146,7 @@ async def cluster(
     folder = tmp_path_factory.mktemp("cluster")
     our_count = 2 if "two" in request.param else 1
     one_listener = "listener" in request.param
-    network = create_network(folder / "data", base_port=26_000, interval_s=60)
+    network = create_network(folder / "data", base_port=first_port(), interval_s=60)
     # Ours first: one of ours that stops hands over to the last.
     theirs = network.utilities[our_count:]
     block = await configtxgen(

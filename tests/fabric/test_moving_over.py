@@ -23,6 +23,7 @@ from consortium.node.network import Network, NetworkError, Utility, create_netwo
 from consortium.node.nodes import OrdererNode, make_node
 from consortium.wire import common_pb2
 from gridledger_client import GatewayClient
+from tests.ports import first_port
 
 from .fabric import (
     HOST,
@@ -73,7 +74,7 @@ async def change(
 async def test_there_and_back(tmp_path: Path) -> None:
     """Three of ours, then none, then one again; a Fabric peer follows all the time."""
     programs = fabric_bin()
-    network = create_network(tmp_path / "data", base_port=30_000, interval_s=60)
+    network = create_network(tmp_path / "data", base_port=first_port(), interval_s=60)
     # Learners stand in the log for ever, and Fabric's orderers panic at the first one.
     network = dataclasses.replace(network, beside_fabric=True)
     aurora = network.utility("Aurora")

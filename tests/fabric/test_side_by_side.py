@@ -15,6 +15,7 @@ from benchmarks.transactions import Result, _measure
 from consortium.ledger.channel_config import RaftOptions
 from consortium.node.network import RAFT_TICK_S, create_network
 from consortium.node.processes import ProcessNetwork
+from tests.ports import first_port
 
 from .fabric import HOST, FabricOrderer, configtxgen, fabric_bin, issue, put_contracts, running
 from .networks import fabric_network
@@ -28,10 +29,10 @@ IN_FLIGHT = 64
 
 async def test_side_by_side(tmp_path: Path) -> None:
     """Three utilities each, all nodes processes of their own, batches of 100 ms."""
-    ours = create_network(tmp_path / "ours", interval_s=60, base_port=29_000)
+    ours = create_network(tmp_path / "ours", interval_s=60, base_port=first_port())
     nodes = ProcessNetwork(ours)
     results: dict[tuple[str, str], list[Result]] = {}
-    async with fabric_network(fabric_bin(), tmp_path / "theirs", base_port=29_500) as theirs:
+    async with fabric_network(fabric_bin(), tmp_path / "theirs", base_port=first_port()) as theirs:
         await nodes.start()
         try:
             await put_contracts(ours)
@@ -88,7 +89,7 @@ async def test_ordering_side_by_side(tmp_path: Path, count: int) -> None:
     Fabric's answer says that the envelope waits in its leader's memory, ours that it is committed.
     """
     programs = fabric_bin()
-    network = create_network(tmp_path / "theirs", base_port=31_000)
+    network = create_network(tmp_path / "theirs", base_port=first_port())
     block = await configtxgen(programs, tmp_path / "configtx", network, orderers=count)
     orderers = [
         FabricOrderer.create(programs, tmp_path / utility.name, network, utility)

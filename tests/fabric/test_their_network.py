@@ -30,6 +30,7 @@ from gridledger_client import (
     generate_key_pem,
 )
 from gridledger_client.readings import batch_transient
+from tests.ports import first_port
 
 from .fabric import FabricPeer, fabric_bin, height, node_client, same_ledgers
 from .networks import fabric_network
@@ -55,7 +56,7 @@ class Theirs:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def theirs(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Theirs]:
     folder = tmp_path_factory.mktemp("theirs")
-    async with fabric_network(fabric_bin(), folder, base_port=27_000) as started:
+    async with fabric_network(fabric_bin(), folder, base_port=first_port()) as started:
         network = started.network
         aurora = network.utility("Aurora")
         authority = make_node(network, aurora, "ca")

@@ -17,6 +17,7 @@ from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network, create_network
 from consortium.node.nodes import make_node
 from gridledger_client import GatewayClient
+from tests.ports import first_port
 
 from .fabric import (
     FabricOrderer,
@@ -67,7 +68,7 @@ async def followed(
     programs = fabric_bin()
     folder = tmp_path_factory.mktemp("followed")
     one = request.param == "one"
-    network = create_network(folder / "data", base_port=25_000, interval_s=60)
+    network = create_network(folder / "data", base_port=first_port(), interval_s=60)
     block = await configtxgen(
         programs,
         folder / "configtx",

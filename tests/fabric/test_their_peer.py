@@ -38,6 +38,7 @@ from consortium.peer.channel import ChannelPeer
 from consortium.wire import common_pb2, kvrwset_pb2, lifecycle_pb2, peer_pb2, rwset_pb2, services
 from consortium.wire.blocks import COMMIT_HASH
 from gridledger_client import CommitFailed, GatewayClient, SignedTransaction, TransactionRefused
+from tests.ports import first_port, free_ports
 
 from .fabric import (
     HOST,
@@ -46,7 +47,6 @@ from .fabric import (
     block,
     chaincode_package,
     fabric_bin,
-    free_ports,
     height,
     node_chaincode,
     put_contracts,
@@ -216,7 +216,7 @@ async def mixed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mixed
     programs = fabric_bin()
     folder = tmp_path_factory.mktemp("mixed")
     network = create_network(
-        folder / "data", base_port=24_000, batch_timeout="150ms", interval_s=60
+        folder / "data", base_port=first_port(), batch_timeout="150ms", interval_s=60
     )
     aurora = network.utility("Aurora")
     served = {}
@@ -385,7 +385,7 @@ async def test_configuration_updates(mixed: Mixed, tmp_path: Path) -> None:
     operator = load_certificate(
         (mixed.network.utility("Cielo").directory / "operator" / "sign.cert.pem").read_bytes()
     )
-    delta = create_network(tmp_path / "delta", utilities=("Delta",), base_port=24_500)
+    delta = create_network(tmp_path / "delta", utilities=("Delta",), base_port=first_port())
 
     def settings(config: ChannelConfig, wanted: common_pb2.Config) -> common_pb2.Config:
         change_setting(wanted, "batch-size", "50")

@@ -20,6 +20,7 @@ from consortium.node.network import Network, Utility, create_network
 from consortium.node.nodes import EmbeddedNetwork
 from consortium.wire import common_pb2
 from gridledger_client import GatewayClient
+from tests.ports import first_port, free_ports
 
 from .fabric import (
     HOST,
@@ -27,7 +28,6 @@ from .fabric import (
     chaincode_package,
     configtxgen,
     fabric_bin,
-    free_ports,
     node_chaincode,
     osnadmin,
     put_contracts,
@@ -81,7 +81,7 @@ class Ours:
 async def ours(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ours]:
     programs = fabric_bin()
     folder = tmp_path_factory.mktemp("tools")
-    network = create_network(folder / "data", base_port=28_000, interval_s=60)
+    network = create_network(folder / "data", base_port=first_port(), interval_s=60)
     aurora = network.utility("Aurora")
     (port,) = free_ports(1)
     package = folder / "everything.tar.gz"

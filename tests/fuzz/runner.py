@@ -32,6 +32,7 @@ from consortium.node.contracts import ensure_contracts
 from consortium.node.network import Network, Utility, create_network
 from consortium.node.processes import ProcessNetwork
 from gridledger_client import GatewayClient
+from tests.ports import first_port
 
 from .messages import messages
 from .mutation import mutated
@@ -435,7 +436,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the same inputs again (default: from the clock)")
     parser.add_argument("--replay", type=Path, action="append", help="a saved input")
     parser.add_argument("--list", action="store_true", help="name all services and parsers")
-    parser.add_argument("--base-port", type=int, default=27_000, help="default: 27000")
     return parser.parse_args()
 
 
@@ -469,7 +469,7 @@ async def _main(options: argparse.Namespace) -> None:
         await asyncio.to_thread(_parse_until, deadline, known, wanted, chance)
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-network-") as name:
-        network = create_network(Path(name) / "data", interval_s=60, base_port=options.base_port)
+        network = create_network(Path(name) / "data", interval_s=60, base_port=first_port())
         processes = ProcessNetwork(network, log_dir=Path(name))
         await processes.start()
         try:

@@ -21,15 +21,14 @@ from homeassistant.setup import async_setup_component
 
 from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network, Replay, create_network
-from gridledger_client import GatewayClient, Invitation, fingerprint
+from gridledger_client import GatewayClient
+from tests.ports import first_port
 
 RATE = 60
 """The test network's clock: a minute, its interval, passes in a second."""
 ORIGIN = 1_750_420_800  # 2025-06-20 12:00 UTC: far from the end of a channel day
 INTERVAL_S = 60
 START_TIMEOUT_S = 90
-BASE_PORT = 11_000 + os.getpid() % 50 * 50
-"""Another run of these tests on the same machine takes other ports."""
 
 IMPORT = "sensor.meter_import"
 EXPORT = "sensor.meter_export"
@@ -97,30 +96,20 @@ class RunningNetwork:
     def invite(self, enrollment_id: str, connection_id: str) -> dict[str, Any]:
         """Let a home enrol at Aurora; return what its owner types into the first form."""
         aurora = self.network.utility("Aurora")
-        secret = self.network.register_identity(
-            aurora.msp_id,
-            enrollment_id,
-            None,
-            {"gridledger.role": "home", "gridledger.connection": connection_id},
-        )
+        invitation = self.network.invite(aurora, enrollment_id, connection_id)
         return {
-            "gateways": ", ".join(u.gateway_address for u in self.network.utilities),
-            "ca_url": aurora.ca_url,
-            "channel": self.network.channel,
+            "gateways": ", ".join(invitation.gateways),
+            "ca_url": invitation.ca_url,
+            "channel": invitation.channel,
             "enrollment_id": enrollment_id,
-            "secret": secret,
-            "fingerprint": fingerprint(self.network.tls_bundle_pem),
+            "secret": invitation.secret,
+            "fingerprint": invitation.fingerprint,
         }
 
     def invitation(self, enrollment_id: str, connection_id: str) -> str:
         """Let a home enrol at Aurora; return the text that its owner pastes."""
-        given = self.invite(enrollment_id, connection_id)
-        return Invitation(
-            tuple(given.pop("gateways").split(", ")),
-            **given,
-            msp_id="AuroraMSP",
-            connection_id=connection_id,
-        ).encode()
+        aurora = self.network.utility("Aurora")
+        return self.network.invite(aurora, enrollment_id, connection_id).encode()
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +120,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     made = create_network(
         directory / "data",
         interval_s=INTERVAL_S,
-        base_port=BASE_PORT,
+        base_port=first_port(),
         replay=Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE),
     )
     running = RunningNetwork(made, directory / "log")

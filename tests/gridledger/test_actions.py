@@ -13,11 +13,23 @@ from homeassistant.helpers import entity_registry as er
 from homeassistant.util import dt as dt_util
 
 from custom_components.gridledger import vault
-from custom_components.gridledger.client import ConnectionFailed
+from custom_components.gridledger.client import Committed, ConnectionFailed, TransactionRefused
 from custom_components.gridledger.const import DOMAIN
 
 from .conftest import PLANT, RunningNetwork, eventually, join, prepare_connection, report_plant
 from .test_path import House
+
+PROOF = {"transaction_id": "0" * 64}
+CLAIM = {"count": 1, "claimed_for": "Us"}
+ORDER = {"side": "buy", "energy": 1e-3, "price": 0, "start": "2099-01-01T00:00:00+00:00"}
+LISTED = {
+    "order_id": "A",
+    "side": "offer",
+    "product": "ANY",
+    "interval_start": "1750420800",
+    "energy_wh": "100",
+    "price_micro_per_kwh": "100000",
+}
 
 
 async def call(hass: HomeAssistant, name: str, **data: Any) -> Any:
@@ -91,6 +103,91 @@ async def test_orders_are_refused_in_words(hass: HomeAssistant, home: Any) -> No
         with pytest.raises(ServiceValidationError) as error:
             await call(hass, name, **data)
         assert error.value.translation_key == "refused"
+
+
+NONSENSE: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
+    ("get_prices", {}, {"market:Rates": [{}]}, "a rate can't be read"),
+    ("list_orders", {}, {"book:Orders": {"orders": [{}]}}, "an order can't be read"),
+    ("export_data", {}, {"market:Trades": {"trades": [{}]}}, "a trade can't be read"),
+    ("export_data", {}, {"book:Orders": []}, "an order can't be read"),
+    ("export_data", {}, {"wallet:Statement": {}}, "a statement can't be read"),
+    ("get_proof", PROOF, {"GetBlockByTxID": b"nonsense"}, "the block can't be read"),
+    ("get_proof", PROOF, {"GetBlockByTxID": b""}, "block 0 doesn't hold the transaction"),
+    ("get_bills", {}, {"billing:Bills": {"bills": [{}]}}, "a bill can't be read"),
+    ("pay_bill", {}, {"billing:Account": None}, "an open bill can't be read"),
+    ("pay_bill", {"amount": 1}, {"wallet:Balance": {}}, "the balance can't be read"),
+    ("pay_bill", {"amount": 1}, {"wallet:Incoming": []}, "what came in can't be read"),
+    ("pay_bill", {"amount": 1}, {"billing:Pay": {}}, "the payment can't be read"),
+    ("top_up", {"amount": 1}, {"prepayment:TopUp": "paid"}, "the payment can't be read"),
+    ("place_order", ORDER, {"book:Place": {}}, "the order can't be read"),
+    (
+        "cancel_order",
+        {"order_id": "A"},
+        {"book:Orders": {"orders": [LISTED]}, "book:Cancel": None},
+        "the order can't be read",
+    ),
+    ("claim_certificate", CLAIM, {"certificate:Holdings": {}}, "a guarantee of origin can't be"),
+    (
+        "claim_certificate",
+        {**CLAIM, "batch_id": "B"},
+        {"certificate:Claim": {}},
+        "the claim can't be read",
+    ),
+    (
+        "end_delegation",
+        {"delegation_id": "D"},
+        {"delegation:Given": {"delegations": [{}]}},
+        "a delegation can't be read",
+    ),
+    ("quote_sale", {"energy": 0.1}, {"market:Quote": []}, "the quote can't be read"),
+)
+"""Actions, and answers that their contracts never promised."""
+
+
+async def test_answers_of_nonsense_are_said_to_be(
+    hass: HomeAssistant, home: Any, hass_ws_client: Any
+) -> None:
+    """A gateway that lies, or contracts of another age."""
+    client = home.runtime_data.session.client
+    answers: dict[str, Any] = {}
+
+    def saying(ask: Any, wrap: Any) -> Any:
+        async def answer(chaincode: str, function: str, *rest: Any, **options: Any) -> Any:
+            if function not in answers:
+                return await ask(chaincode, function, *rest, **options)
+            if isinstance(answers[function], Exception):
+                raise answers[function]
+            return wrap(answers[function])
+
+        return answer
+
+    with (
+        patch.object(client, "evaluate", saying(client.evaluate, lambda said: said)),
+        patch.object(client, "submit", saying(client.submit, lambda said: Committed("T", 1, said))),
+    ):
+        for name, data, said, reason in NONSENSE:
+            answers.clear()
+            answers.update(said)
+            with pytest.raises(HomeAssistantError) as error:
+                await call(hass, name, **data)
+            assert error.value.translation_key == "unexpected", (name, said)
+            assert reason in error.value.translation_placeholders["reason"]
+
+        cards = await hass_ws_client(hass)
+        product = {"book:Product": {"gate_closure_s": "60"}}
+        for name, said, reason in (
+            ("market", {"book:Product": {}}, "a product of the order book can't be read"),
+            ("market", {**product, "book:Depth": {}}, "the order book can't be read"),
+            ("market", {"book:Product": TransactionRefused("it is jammed")}, "it is jammed"),
+            ("supply", {"certificate:Holdings": {"batches": [{}]}}, "a guarantee of origin can't"),
+        ):
+            answers.clear()
+            answers.update(said)
+            asked = {"type": f"gridledger/{name}", "entry_id": home.entry_id}
+            await cards.send_json_auto_id(asked)
+            assert reason in (await cards.receive_json())["error"]["message"]
+    # It may have met nonsense itself meanwhile.
+    await eventually(lambda: home.runtime_data.session.data.connected)
 
 
 async def test_what_its_owner_allows(
@@ -173,7 +270,6 @@ async def test_the_views_read_what_they_show(
     market = (await ask("market"))["result"]
     assert market["battery"]["stored_kwh"] == 8
     assert market["battery"]["sellable_kwh"] == pytest.approx(5.7)
-    assert market["book"] is None
     assert market["orders"] == []
     plant = (await ask("plant"))["result"]
     assert plant["connected"] is True
@@ -194,9 +290,14 @@ async def test_the_views_read_what_they_show(
         home.runtime_data.session.client, "evaluate", side_effect=ConnectionFailed("gone")
     ):
         assert (await ask("market"))["error"]["message"] == "gone"
-    for name, data in (("market", {}), ("plant", {}), ("archive", span)):
+    for name, data in (
+        *((name, {}) for name in ("market", "plant", "bills", "supply", "neighbours", "rules")),
+        ("archive", span),
+        ("proof", {"transaction_id": sale["transaction_id"]}),
+        ("bill", {"from_day": "2025-06-20", "run": 1}),
+    ):
         answer = await ask(name, **data, entry_id="nobody")
-        assert answer["error"]["code"] == "not_found"
+        assert answer["error"]["code"] == "not_found", name
 
 
 async def test_the_calendar_shows_deliveries(hass: HomeAssistant, home: Any) -> None:

@@ -7,7 +7,6 @@ tests wait for has mostly passed while the first one ran.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from consortium.node.network import Replay, create_network
 from custom_components.gridledger.const import DOMAIN
 from gridledger_client import CommitFailed, GatewayClient, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.ports import first_port
 
 from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
 from .test_actions import call
@@ -273,7 +273,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     made = create_network(
         directory / "data",
         interval_s=HOUR_S,
-        base_port=14_000 + os.getpid() % 50 * 50,
+        base_port=first_port(),
         # Before noon, so that there is time to agree on the next day.
         replay=Replay(origin=FIRST + 10 * HOUR_S, anchor=int(time.time()) + 20, rate=RATE),
     )

@@ -224,6 +224,9 @@ async def test_automatic_off_leaves_the_appliance_alone(
     await live(hass, freezer, 10, 3000)
     assert hass.states.is_state(BOILER, "off")
     assert hass.states.is_state(entity(hass, "sensor", sub, "status"), "manual")
+    await hass.services.async_call("switch", "turn_on", {"entity_id": switch}, blocking=True)
+    await live(hass, freezer, 5, 3000)
+    assert hass.states.is_state(BOILER, "on")
 
 
 async def test_unload_turns_off_what_was_switched_on_and_remembers(
@@ -288,6 +291,10 @@ async def test_rule_is_off_until_turned_on_and_dry_until_told(
     await keeper.async_replan()
     assert not any(slot.sold_wh for slot in keeper.data.plan.slots), "dry"
     assert keeper.data.dry_plan is not None
+    await hass.services.async_call("switch", "turn_off", {"entity_id": switch}, blocking=True)
+    await keeper.async_replan()
+    assert keeper.data.dry_plan is None
+    assert hass.states.is_state(status, "off")
 
 
 BATTERY_ACTIONS = {
@@ -763,7 +770,64 @@ async def test_solar_forecast_for_the_energy_dashboard(hass: HomeAssistant, entr
     assert answer is not None
     assert len(answer["wh_hours"]) == 48
     assert set(answer["wh_hours"].values()) == {0}, "nothing has been seen yet"
+    plant = {name: given for name, given in PLANT.items() if not name.startswith("pv_")}
+    hass.config_entries.async_update_entry(entry, data={**entry.data, "plant": plant})
+    await hass.async_block_till_done()
+    assert entry.state is ConfigEntryState.LOADED
+    assert await async_get_solar_forecast(hass, entry.entry_id) is None, "it has no panels"
     assert await async_get_solar_forecast(hass, "no such entry") is None
+
+
+async def test_a_ledger_never_reached_is_said_so(
+    hass: HomeAssistant, entry: Any, hass_ws_client: Any
+) -> None:
+    ahead = (dt_util.utcnow() + timedelta(hours=1)).isoformat()
+    order = {"side": "buy", "energy": 1, "price": 0.1, "start": ahead}
+    given = {"trader": "T", "acts": ["sell"], "until": ahead, "max_energy": 1}
+    for name, data in (
+        ("quote_sale", {"energy": 0.5}),
+        ("sell_energy", {"energy": 0.5}),
+        ("sell_energy", {"energy": 0.5, "request_id": "R-1"}),
+        ("place_order", order),
+        ("cancel_order", {"order_id": "A"}),
+        ("list_orders", {}),
+        ("get_prices", {}),
+        ("get_archive", {"start": ahead}),
+        ("get_proof", {"transaction_id": "0" * 64}),
+        ("export_data", {}),
+        ("get_bills", {}),
+        ("pay_bill", {}),
+        ("claim_certificate", {"count": 1, "claimed_for": "Us"}),
+        ("delegate", {**given, "lowest_price": 0.1, "highest_price": 0.2}),
+        ("leave_network", {"confirm": True}),
+    ):
+        with pytest.raises(HomeAssistantError) as raised:
+            await hass.services.async_call(DOMAIN, name, data, blocking=True, return_response=True)
+        assert raised.value.translation_key == "not_connected", name
+    client = await hass_ws_client(hass)
+
+    async def ask(name: str, **data: Any) -> Any:
+        asked = {"type": f"gridledger/{name}", "entry_id": entry.entry_id, **data}
+        await client.send_json_auto_id(asked)
+        return await client.receive_json()
+
+    span = {"start": dt_util.utcnow().isoformat(), "end": ahead}
+    for name, data in (
+        *((name, {}) for name in ("market", "neighbours", "bills", "supply")),
+        ("archive", span),
+        ("proof", {"transaction_id": "0" * 64}),
+        ("bill", {"from_day": "2026-06-20", "run": 1}),
+    ):
+        assert (await ask(name, **data))["error"]["code"] == "home_assistant_error", name
+    # What needs no ledger is shown all the same.
+    overview = (await ask("overview"))["result"]
+    assert (overview["connected"], overview["interval_s"], overview["trades"]) == (False, None, [])
+    plant = (await ask("plant"))["result"]
+    assert (plant["permit"], plant["metering"]) == (None, False)
+    assert (plant["battery"]["stored_kwh"], plant["battery"]["sellable_kwh"]) == (5, None)
+    await add(hass, entry, "trading_rule", "Evening", RULE)
+    [rule] = (await ask("rules"))["result"]["rules"]
+    assert (rule["name"], rule["sales"]) == ("Evening", [])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -5,7 +5,6 @@ Channel time passes a day in twelve seconds, with quarter hours as intervals.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -19,6 +18,7 @@ from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 
 from consortium.node.network import Replay, create_network
+from tests.ports import first_port
 
 from .conftest import ORIGIN, PLANT, RunningNetwork, eventually, join, report_plant
 from .test_path import House
@@ -38,7 +38,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     made = create_network(
         directory / "data",
         interval_s=INTERVAL_S,
-        base_port=5_200 + os.getpid() % 50 * 50,
+        base_port=first_port(),
         replay=Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE),
     )
     running = RunningNetwork(made, directory / "log")

@@ -57,12 +57,17 @@ async def agree(network: RunningNetwork) -> None:
 async def test_an_order_is_placed_seen_and_taken_back(
     hass: HomeAssistant, home: Any, network: RunningNetwork, hass_ws_client: Any
 ) -> None:
-    await agree(network)
     session = home.runtime_data.session
     client = await hass_ws_client(hass)
-    await client.send_json_auto_id({"type": "gridledger/market", "entry_id": home.entry_id})
-    market = (await client.receive_json())["result"]
-    assert (market["book"]["product"], market["book"]["offers"]) == ("ANY", [])
+
+    async def market() -> Any:
+        await client.send_json_auto_id({"type": "gridledger/market", "entry_id": home.entry_id})
+        return await client.receive_json()
+
+    assert (await market())["result"]["book"] is None, "nobody has agreed on a product yet"
+    await agree(network)
+    book = (await market())["result"]["book"]
+    assert (book["product"], book["offers"]) == ("ANY", [])
 
     start = dt_util.utcnow() + timedelta(seconds=40)
     order = {

@@ -5,7 +5,6 @@ earnest, where those days have really passed, and Home Assistant's days are the 
 """
 
 import asyncio
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.statistics import async_write_settled, settled_ids
 from gridledger_client import GatewayClient
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.ports import first_port
 
 from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
 from .test_bills import submit
@@ -59,7 +59,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     made = create_network(
         directory / "data",
         interval_s=HOUR_S,
-        base_port=8_000 + os.getpid() % 50 * 50,
+        base_port=first_port(),
         replay=Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE),
     )
     for utility in made.utilities:  # days are settled here by hand

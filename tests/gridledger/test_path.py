@@ -673,6 +673,19 @@ async def test_the_dashboards_module_comes_and_goes(
     assert not [i for i in resources.async_items() if "gridledger" in i["url"]]
 
 
+async def test_resources_in_yaml_are_left_to_their_owner(
+    hass: HomeAssistant, network: RunningNetwork, sockets: None
+) -> None:
+    assert await async_setup_component(hass, "lovelace", {"lovelace": {"resource_mode": "yaml"}})
+    assert await async_setup_component(hass, "frontend", {})
+    entry = await join(hass, network.invite("yaml", "H-YAML"), PLANT)
+    every_page = hass.data["frontend_extra_module_url"]
+    assert "/gridledger/gridledger.js?v=0.1.0" in every_page.urls
+    await hass.config_entries.async_remove(entry.entry_id)
+    await hass.async_block_till_done()
+    assert not [url for url in every_page.urls if "gridledger" in url]
+
+
 async def test_a_newer_outbox_is_refused_in_words(hass: HomeAssistant, home: Any) -> None:
     await hass.config_entries.async_unload(home.entry_id)
     await hass.async_add_executor_job(_make_newer, vault.outbox_path(hass, home.unique_id))

@@ -19,8 +19,9 @@ from custom_components.gridledger import vault
 from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.engine.trading import request_prefix
 from custom_components.gridledger.sales import DELIVERED, DELIVERING, OVER
+from tests.ports import first_port
 
-from .conftest import BASE_PORT, PLANT, RunningNetwork, eventually, join, report_plant
+from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
 from .test_keeper import add
 
 INTERVAL_S = 300
@@ -34,7 +35,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork]:
     directory = tmp_path_factory.mktemp("live")
     pytest_socket.enable_socket()
     made = create_network(
-        directory / "data", interval_s=INTERVAL_S, base_port=BASE_PORT + 25, replay=None
+        directory / "data", interval_s=INTERVAL_S, base_port=first_port(), replay=None
     )
     running = RunningNetwork(made, directory / "log")
     running.start()

@@ -16,6 +16,7 @@ import pytest
 from consortium.node.contracts import client as utility_client
 from consortium.node.network import Network, create_network
 from gridledger_client import Credentials, GatewayClient, Identity, enroll
+from tests.ports import first_port
 
 from .tools import Ledgers, Wire
 
@@ -114,7 +115,7 @@ def stop_network(running: RunningNetwork) -> None:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork]:
     """One network in one process, shared by the tests that leave it running."""
     directory = tmp_path_factory.mktemp("network")
-    network = create_network(directory / "data", interval_s=60, base_port=21_000)
+    network = create_network(directory / "data", interval_s=60, base_port=first_port())
     # Some tests show that nothing was ordered, so the utilities' agents do nothing here.
     for utility in network.utilities:
         (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')

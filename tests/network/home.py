@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +31,8 @@ from demo.home_assistant import (
     connect_home,
 )
 from demo.homes import ORIGIN
-from gridledger_client import GatewayClient, GridLedgerError, Invitation, fingerprint
+from gridledger_client import GatewayClient, GridLedgerError
+from tests.ports import first_port
 
 from .conftest import RunningNetwork, start_network, stop_network
 
@@ -47,6 +47,12 @@ CAPACITY_KWH = 10.0
 RESERVE_PERCENT = 20
 BATTERY_W = 5000
 EFFICIENCY = 0.95
+PLANT = {
+    "battery_capacity": CAPACITY_KWH,
+    "battery_max_power": BATTERY_W,
+    "battery_reserve": RESERVE_PERCENT,
+}
+"""What the owner states in the plant's form."""
 WITHIN_S = 90
 MISTAKES = (" ERROR ", "Detected ", "was never awaited", "was never retrieved")
 """Signs of a mistake in a line of the log: Home Assistant begins with "Detected" what an
@@ -182,13 +188,6 @@ class Inverter:
                 "battery_mode": "auto" if command is None else command.mode,
             }
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 async def eventually(
@@ -368,7 +367,7 @@ class Site:
         }
 
 
-async def prepare(running: RunningNetwork) -> None:
+async def prepare(running: RunningNetwork, now: int = ORIGIN) -> None:
     """What operators do: the connection point, money, and the day's rates."""
     suppliers = [
         trading.Supplier(number, utility.msp_id, running.client(utility.name))
@@ -387,22 +386,14 @@ async def prepare(running: RunningNetwork) -> None:
     )
     for supplier in suppliers:
         await supplier.open_accounts([CONNECTION] if supplier is suppliers[0] else [])
-        await supplier.publish(trading.days(ORIGIN)[0])
+        await supplier.publish(trading.days(now)[0])
         await supplier.client.close()
 
 
 def invitation(running: RunningNetwork) -> str:
     """What the home's owner gets from its utility."""
-    aurora = running.network.utility("Aurora")
-    enrollment_id = CONNECTION.lower()
-    return Invitation(
-        tuple(each.gateway_address for each in running.network.utilities),
-        aurora.ca_url,
-        running.network.channel,
-        fingerprint(running.network.tls_bundle_pem),
-        enrollment_id,
-        running.register("Aurora", enrollment_id, role="home", connection=CONNECTION),
-    ).encode()
+    network = running.network
+    return network.invite(network.utility("Aurora"), CONNECTION.lower(), CONNECTION).encode()
 
 
 async def sample_each_second(house: HomeAssistant) -> None:
@@ -422,7 +413,7 @@ async def joined_home(folder: Path, base_port: int, *options: str) -> AsyncItera
         # Of the channel it is noon, so that no sale meets the end of a day.
         replay=Replay(origin=ORIGIN, anchor=int(time.time())),
     )
-    inverter, house = Inverter(), HomeAssistant(folder / "house", free_port(), *options)
+    inverter, house = Inverter(), HomeAssistant(folder / "house", first_port(1), *options)
     running = await asyncio.to_thread(start_network, network, folder / "network.log")
     operator = running.client()
     there = Site(running, house, inverter, operator)
@@ -437,11 +428,7 @@ async def joined_home(folder: Path, base_port: int, *options: str) -> AsyncItera
                 api,
                 await asyncio.to_thread(invitation, running),
                 "AuroraMSP",
-                {
-                    "battery_capacity": CAPACITY_KWH,
-                    "battery_max_power": BATTERY_W,
-                    "battery_reserve": RESERVE_PERCENT,
-                },
+                PLANT,
             )
         # Nothing flows before the ledger has the first interval: all that flows is metered.
         await eventually(there.last_interval)

@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from demo.home_assistant import PID_FILE
+from tests.ports import first_port
 
 from .home import (
     DIRECTIONS,
@@ -37,7 +38,6 @@ from .home import (
     joined_home,
 )
 
-BASE_PORT = 24_200
 MAX_IMPORT_W = 20_000
 MAX_EXPORT_W = 10_000
 """A third of what the connection point bears: a sample that is seconds late on a busy machine puts
@@ -170,7 +170,7 @@ async def check(site: Site, figures: Figures) -> None:
 async def run(kills: int, seed: int) -> Figures:
     """Make a home and a network of its own, and kill as often as asked."""
     with tempfile.TemporaryDirectory(prefix="gridledger-home-") as folder:
-        async with joined_home(Path(folder), BASE_PORT) as site:
+        async with joined_home(Path(folder), first_port()) as site:
             return await kill_repeatedly(
                 site,
                 kills,

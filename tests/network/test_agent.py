@@ -9,6 +9,7 @@ from consortium.node.contracts import client, ensure_contracts
 from consortium.node.network import Network, create_network
 from consortium.node.nodes import EmbeddedNetwork, PeerNode
 from gridledger_client import GatewayClient, GridLedgerError, Identity, enroll
+from tests.ports import first_port
 
 TERMS = {
     "product": "ANY",
@@ -73,7 +74,7 @@ async def test_an_auction_runs_by_itself(tmp_path: Path) -> None:
         tmp_path / "data",
         utilities=("Aurora", "Boreal"),
         interval_s=INTERVAL_S,
-        base_port=29_500,
+        base_port=first_port(),
     )
     boreal = network.utility("Boreal").directory / "peer" / "agent.json"
     boreal.write_text('{"poll_s": 0.5, "patience_s": 1}')

@@ -23,6 +23,7 @@ from consortium.node.network import Network, Utility, create_network
 from consortium.node.processes import ProcessNetwork, _accepts
 from consortium.wire import common_pb2, discovery_pb2, gateway_pb2, gossip_pb2, peer_pb2, services
 from gridledger_client import GatewayClient
+from tests.ports import first_port
 
 from .forging import Parts
 from .tools import Ledgers, Refusal, Wire, endorse_request, evaluate_request
@@ -120,7 +121,7 @@ def deposit(utility: Utility) -> dict[str, str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     folder = tmp_path_factory.mktemp("byzantine")
-    network = create_network(folder / "data", interval_s=60, base_port=25_000)
+    network = create_network(folder / "data", interval_s=60, base_port=first_port())
     for utility in network.utilities:
         # The liar lies to whom it belongs to as well, and its agent asks it all the time.
         (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')

@@ -16,6 +16,7 @@ from consortium.ledger.config_json import config_from_json
 from consortium.ledger.config_update import open_update
 from consortium.node.network import create_network
 from gridledger_client import GridLedgerError
+from tests.ports import first_port
 
 from .conftest import RunningNetwork, run_cli, start_network, stop_network
 from .tools import Ledgers
@@ -29,7 +30,7 @@ UTILITIES = ("Aurora", "Boreal", "Cielo")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork]:
     """A network whose configuration only these tests change."""
     folder = tmp_path_factory.mktemp("channel")
-    network = create_network(folder / "data", interval_s=60, base_port=28_200)
+    network = create_network(folder / "data", interval_s=60, base_port=first_port())
     started = start_network(network, folder / "log")
     yield started
     stop_network(started)
@@ -214,7 +215,7 @@ async def test_a_revoked_home_is_refused(running: RunningNetwork, ledgers: Ledge
 async def test_a_utility_joins_and_leaves(
     running: RunningNetwork, ledgers: Ledgers, tmp_path: Path
 ) -> None:
-    create_network(tmp_path, utilities=("Delta",), base_port=28_400)
+    create_network(tmp_path, utilities=("Delta",), base_port=first_port())
     joined = await channel(running, "update", "--add-utility", str(tmp_path / "delta"))
     assert [one["where"] for one in joined["changes"]] == ["/Channel/Application/DeltaMSP"]
     await ledgers.settled()

@@ -21,6 +21,7 @@ import pytest
 from consortium.cli.main import main
 from consortium.node.network import Network
 from gridledger_client import fingerprint
+from tests.ports import first_port
 
 from .conftest import RunningNetwork, run_cli, start_network
 
@@ -84,7 +85,7 @@ def deposit(amount: int = 1000, reference: str | None = None) -> str:
 def test_init_makes_a_network_once(tmp_path: Path) -> None:
     """It ends with the fingerprint to give out and the next command; keys are their owner's."""
     folder = tmp_path / "net"
-    done = run_cli("network", "init", "--data-dir", str(folder), "--base-port", "26000")
+    done = run_cli("network", "init", "--data-dir", str(folder), "--base-port", str(first_port()))
     network = Network.load(folder)
     mark = fingerprint(network.tls_bundle_pem)
     assert done.stdout.splitlines() == [
@@ -104,7 +105,15 @@ def test_init_makes_a_network_once(tmp_path: Path) -> None:
 
 def test_init_of_other_members(tmp_path: Path) -> None:
     done = run_cli(
-        *("network", "init", "--data-dir", str(tmp_path), "--base-port", "26100", "--json"),
+        *(
+            "network",
+            "init",
+            "--data-dir",
+            str(tmp_path),
+            "--base-port",
+            str(first_port()),
+            "--json",
+        ),
         *("--utilities", "Delta,Echo", "--channel", "valley", "--interval", "300"),
     )
     answer = json.loads(done.stdout)
@@ -189,7 +198,7 @@ def test_no_network() -> None:
 @pytest.mark.parametrize("options", [(), ("--processes",)], ids=["one-process", "processes"])
 def test_up_until_ctrl_c_and_again(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Ctrl-C ends with status 0, no process left, ports free; a next start goes on from disk."""
-    port = "26200" if options else "26300"
+    port = str(first_port())
     run_cli("network", "init", "--data-dir", str(tmp_path), "--base-port", port, "--interval", "60")
     network = Network.load(tmp_path)
     shell = Shell(network)
@@ -276,7 +285,7 @@ def test_enroll_refused(running: RunningNetwork, tmp_path: Path) -> None:
     assert "can't be reached" in refused("https://127.0.0.1:1", secret, "--ca-file", str(bundle))
     assert "https://" in refused("nonsense", secret, "--ca-file", str(bundle))
     stranger = tmp_path / "stranger.pem"
-    call("network", "init", "--data-dir", str(tmp_path / "o"), "--base-port", "26400")
+    call("network", "init", "--data-dir", str(tmp_path / "o"), "--base-port", str(first_port()))
     stranger.write_bytes((tmp_path / "o" / "tls-bundle.pem").read_bytes())
     assert "doesn't vouch for" in refused(aurora.ca_url, secret, "--ca-file", str(stranger))
     # None of this has used the secret up.
@@ -408,7 +417,7 @@ def test_verify_while_the_network_runs(running: RunningNetwork, shell: Shell) ->
 
 def test_verify_finds_a_changed_byte(tmp_path: Path) -> None:
     """One bit in a block file: named, with status 1, and the other ledgers are still clean."""
-    run_cli("network", "init", "--data-dir", str(tmp_path), "--base-port", "26500")
+    run_cli("network", "init", "--data-dir", str(tmp_path), "--base-port", str(first_port()))
     network = Network.load(tmp_path)
     running = start_network(network, tmp_path / "log")
     running.process.send_signal(signal.SIGINT)

@@ -34,6 +34,7 @@ from gridledger_client import (
     TransactionRefused,
 )
 from gridledger_client.gateway import Deadlines
+from tests.ports import first_port
 
 from .conftest import run_cli
 from .tools import Ledgers
@@ -278,7 +279,7 @@ async def verified(network: Network) -> None:
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Three authorities, three orderers and three peers, each a process."""
     folder = tmp_path_factory.mktemp("faults")
-    network = create_network(folder / "data", interval_s=60, base_port=22_000)
+    network = create_network(folder / "data", interval_s=60, base_port=first_port())
     processes = ProcessNetwork(network, log_level="info", log_dir=folder)
     await processes.start()
     try:

@@ -18,6 +18,7 @@ from consortium.node.nodes import EmbeddedNetwork
 from gridledger_client import GatewayClient
 from tests.fuzz.runner import Fuzzing, fuzzing, inventions, mutations
 from tests.fuzz.targets import World, targets
+from tests.ports import first_port
 
 from .conftest import RunningNetwork
 
@@ -79,7 +80,7 @@ async def test_every_service_has_a_target(
 
     monkeypatch.setattr(grpc, "method_handlers_generic_handler", recorded)
     monkeypatch.setattr(web.AppRunner, "__init__", runner)
-    network = create_network(tmp_path / "data", base_port=26_000)
+    network = create_network(tmp_path / "data", base_port=first_port())
     async with EmbeddedNetwork(network):
         pass
     known = await targets(World(running.network, operator))

@@ -47,6 +47,7 @@ from gridledger_client import (
 from gridledger_client import Identity as ClientIdentity
 from gridledger_client.enrolment import fetch_bundle
 from tests.consortium.ledger.recorded import FOLDER
+from tests.ports import first_port, free_ports
 
 from .conftest import run_cli
 from .tools import Ledgers
@@ -60,8 +61,7 @@ pytestmark = [
 
 DEADLINE_S = 60
 UPDATE = "config-update-envelope"
-FIRST_PORT = 29_000
-SERVED = {1: "127.0.0.1:29081", 2: "127.0.0.1:29082"}
+SERVED = dict(zip((1, 2), (f"127.0.0.1:{port}" for port in free_ports(2)), strict=True))
 ALL = ["AuroraMSP", "BorealMSP", "CieloMSP"]
 
 
@@ -162,7 +162,7 @@ async def until(what: Callable[[], Any], *errors: type[Exception]) -> Any:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def consortium(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Consortium]:
     folder = tmp_path_factory.mktemp("lifecycle")
-    network = create_network(folder / "data", interval_s=60, base_port=FIRST_PORT)
+    network = create_network(folder / "data", interval_s=60, base_port=first_port())
     consortium = Consortium(network, ProcessNetwork(network, log_dir=folder))
     servers = []
     for number, contract in ((1, CountingOne()), (2, CountingTwo())):
@@ -615,7 +615,7 @@ async def test_a_utility_joins_works_and_leaves(consortium: Consortium) -> None:
     async with consortium.ledgers() as ledgers:
         before = await ledgers.settled()
     added = await consortium.run(
-        "network", "add-utility", "Delta", "--base-port", str(FIRST_PORT + 40)
+        "network", "add-utility", "Delta", "--base-port", str(first_port())
     )
     assert added["msp_id"] == "DeltaMSP"
     network = consortium.network = Network.load(consortium.network.directory)

@@ -16,6 +16,7 @@ from consortium.node.contracts import client
 from consortium.node.network import Network, create_network
 from consortium.node.orderers import ask_all, leader_of
 from consortium.node.processes import ProcessNetwork
+from tests.ports import first_port
 
 from .conftest import run_cli
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[ProcessNetwork]:
     """Three utilities, each node in a process of its own."""
-    network = create_network(tmp_path / "data", interval_s=60, base_port=23_000)
+    network = create_network(tmp_path / "data", interval_s=60, base_port=first_port())
     running = ProcessNetwork(network, log_dir=tmp_path)
     await running.start()
     yield running

@@ -26,6 +26,7 @@ from consortium.node.network import Network, Utility, create_network
 from consortium.node.processes import ProcessNetwork
 from gridledger_client import GatewayClient, Identity, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, SignedReading, batch_transient
+from tests.ports import first_port
 
 pytestmark = [
     pytest.mark.network,
@@ -184,7 +185,9 @@ async def eventually(condition: Callable[[], bool]) -> None:
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """Three utilities, one of them with two peers."""
     folder = tmp_path_factory.mktemp("private")
-    network = create_network(folder / "data", interval_s=60, base_port=25_000, peers={"Aurora": 2})
+    network = create_network(
+        folder / "data", interval_s=60, base_port=first_port(), peers={"Aurora": 2}
+    )
     settings = json.dumps({"pull_retry_s": 1, "reconcile_s": 1})
     for utility in network.utilities:
         for kind in utility.peers:

@@ -19,6 +19,7 @@ from consortium.node.agreements import beginning, channel_time, ensure_agreement
 from consortium.node.network import Replay, create_network
 from gridledger_client import GatewayClient, GridLedgerError, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.ports import first_port
 
 from .conftest import RunningNetwork, start_network, stop_network
 
@@ -110,7 +111,9 @@ async def test_a_day_is_settled_and_billed_by_itself(
     usual = agreements.settlement_terms
     monkeypatch.setattr(agreements, "settlement_terms", lambda name: {**usual(name), **terms})
     replay = Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE)
-    network = create_network(tmp_path / "data", interval_s=HOUR_S, replay=replay, base_port=27_300)
+    network = create_network(
+        tmp_path / "data", interval_s=HOUR_S, replay=replay, base_port=first_port()
+    )
     for utility in network.utilities:
         settings = utility.directory / "peer" / "agent.json"
         settings.write_text('{"poll_s": 0.5, "days_poll_s": 1}')

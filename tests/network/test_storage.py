@@ -21,6 +21,7 @@ from consortium.node.processes import ProcessNetwork
 from consortium.peer.snapshots import ask_snapshots
 from consortium.wire import common_pb2, peer_pb2, services
 from gridledger_client import GridLedgerError
+from tests.ports import first_port
 
 from .conftest import run_cli
 
@@ -29,7 +30,7 @@ DISK_BYTES = 24 * 1024 * 1024
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[ProcessNetwork]:
-    network = create_network(tmp_path / "data", interval_s=60, base_port=23_500)
+    network = create_network(tmp_path / "data", interval_s=60, base_port=first_port())
     processes = ProcessNetwork(network, log_dir=tmp_path)
     yield processes
     await processes.stop()

@@ -43,9 +43,9 @@ from consortium.node.network import Network, NetworkError, create_network
 from consortium.node.nodes import EmbeddedNetwork
 from consortium.wire import peer_pb2
 from gridledger_client import CommitFailed, Committed, GatewayClient, TransactionRefused
+from tests.ports import first_port
 
 SAMPLES = os.environ.get("FABRIC_SAMPLES", "")
-BASE_PORT = 23_100
 START_TIMEOUT_S = 60
 EITHER = "OR('Org1MSP.peer', 'Org2MSP.peer')"
 """The policy that the samples' own pages deploy them with, but for the basic one's."""
@@ -67,7 +67,7 @@ class Samples:
     folder: Path
     clients: dict[str, GatewayClient]
     stack: AsyncExitStack
-    next_port: int = BASE_PORT + 200
+    next_port: int = field(default_factory=lambda: first_port(100))
     logs: list[Path] = field(default_factory=list)
 
     async def deploy(self, sample: str, name: str, policy: str = "") -> None:
@@ -282,7 +282,7 @@ def collections_of(folder: Path) -> peer_pb2.CollectionConfigPackage:
 async def samples(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Samples]:
     folder = tmp_path_factory.mktemp("samples")
     network = create_network(
-        folder / "data", utilities=("Org1", "Org2"), base_port=BASE_PORT, batch_timeout="20ms"
+        folder / "data", utilities=("Org1", "Org2"), base_port=first_port(), batch_timeout="20ms"
     )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(EmbeddedNetwork(network))

@@ -42,9 +42,10 @@ from consortium.node.nodes import EmbeddedNetwork
 from consortium.wire import peer_pb2
 from gridledger_client import CommitFailed, Committed, GatewayClient, TransactionRefused
 from tests.consortium.chaincode.memory_state import MemoryState
+from tests.ports import first_port
 
 FOLDER = Path(__file__).parent / "node_chaincode"
-ADDRESS = "127.0.0.1:22890"
+ADDRESS = f"127.0.0.1:{first_port(1)}"
 START_TIMEOUT_S = 20
 
 pytestmark = [pytest.mark.network, pytest.mark.asyncio(loop_scope="module")]
@@ -217,7 +218,7 @@ async def running(
     installed: None, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     folder = tmp_path_factory.mktemp("service")
-    network = create_network(folder / "data", base_port=22_800, batch_timeout="20ms")
+    network = create_network(folder / "data", base_port=first_port(), batch_timeout="20ms")
     issue_tls(network.utility("Aurora").directory, folder)
     root = network.utility("Aurora").root_pem
     connection = Connection(
@@ -452,7 +453,7 @@ async def test_our_contract_served_to_one_of_two_endorsers(
 
     Both endorse, so both came to the same bytes.
     """
-    folder, address = running.node.folder, "127.0.0.1:22891"
+    folder, address = running.node.folder, f"127.0.0.1:{first_port(1)}"
     utility = running.network.utility("Aurora")
     package = served_package("energy_served", Connection(address, tls_root_pem=utility.root_pem))
     served = package_id_of("energy_served", package)

@@ -12,12 +12,13 @@ from consortium.cli import qr
 from consortium.cli.main import main
 from consortium.node.network import Network, create_network
 from gridledger_client import InvalidInput, Invitation
+from tests.ports import first_port
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("network") / "data"
-    create_network(directory, base_port=28_400)
+    create_network(directory, base_port=first_port())
     return directory
 
 

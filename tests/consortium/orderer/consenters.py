@@ -15,9 +15,9 @@ from tests.consortium.orderer.network import (
     Answers,
     Network,
     broadcast,
-    free_ports,
     until,
 )
+from tests.ports import free_ports
 
 PATIENCE_S = 120.0
 """Tests wait for what must come; only how long is a matter of how busy the machine is."""

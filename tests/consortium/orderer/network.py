@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,18 +29,10 @@ from consortium.orderer.node import Orderer, Settings
 from consortium.orderer.pending import Limits
 from consortium.wire import common_pb2, orderer_pb2, raftpb_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope, transaction_id
+from tests.ports import free_ports
 
 CHANNEL = "neighbourhood"
 UTILITIES = ("Aurora", "Boreal", "Cielo")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Utility:

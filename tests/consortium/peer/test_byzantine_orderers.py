@@ -29,7 +29,8 @@ from consortium.wire import common_pb2, orderer_pb2, services
 from consortium.wire.blocks import SIGNATURES, data_hash, header_bytes
 from consortium.wire.envelopes import channel_header, open_envelope, signed_envelope
 from tests.consortium.ledger.channel import Channel, public_set
-from tests.consortium.orderer.network import Utility, free_ports
+from tests.consortium.orderer.network import Utility
+from tests.ports import free_ports
 
 BLOCKS = 6
 CHANNEL_ID = "neighbourhood"

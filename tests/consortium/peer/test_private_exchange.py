@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from tests.consortium.ledger.channel import (
     collection,
     private_set,
 )
+from tests.ports import free_ports
 
 PEERS = ("aurora0", "aurora1", "boreal0", "cielo0")
 SETTINGS = PrivateDataSettings(pull_retry_s=30, push_timeout_s=30)
@@ -167,17 +167,9 @@ def private_sets(name: str, private: bytes) -> rwset_pb2.TxPvtReadWriteSet:
     )
 
 
-def _free_ports(count: int) -> Iterator[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return iter(ports)
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    ports = dict(zip(PEERS, _free_ports(len(PEERS)), strict=True))
+    ports = dict(zip(PEERS, free_ports(len(PEERS)), strict=True))
     anchors: dict[str, list[int]] = {}
     for name, port in ports.items():
         anchors.setdefault(_utility(name), []).append(port)
