@@ -34,6 +34,7 @@ from consortium.wire import (
 from gridledger_client import ConnectionFailed, GatewayClient, PreparedTransaction
 from gridledger_client.enrolment import trusting
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.windows import coming_window
 
 from .conftest import RunningNetwork
 from .forging import GARBAGE, HighS, impostor, member
@@ -1043,11 +1044,11 @@ async def test_anothers_readings(world: World, home: Home) -> None:
 
 async def test_a_sale_of_more_than_can_be_delivered(world: World, home: Home) -> None:
     """6 kW for five minutes are 500 Wh, less what is sold already."""
-    start = int(time.time()) // 60 * 60 + 240
+    start, end = coming_window(240, 300)
     asked = {
         "connection_id": home.connection,
         "window_start": str(start),
-        "window_end": str(start + 300),
+        "window_end": str(end),
     }
     async with world.no_trace():
         refusal = await world.evaluate(
@@ -1057,7 +1058,7 @@ async def test_a_sale_of_more_than_can_be_delivered(world: World, home: Home) ->
     assert "energy_wh is 501" in refusal.message
     assert "can deliver at most 500 Wh" in refusal.message
     # Two quotes of 300 Wh each: both hold as long as neither is sold.
-    first, second = [await home.quote(300, start, start + 300) for _ in range(2)]
+    first, second = [await home.quote(300, start, end) for _ in range(2)]
     authorise = {"request_id": "FIRST", "quote": first}
     sold = await home.client.submit("energy", "market:Authorise", authorise)
     assert sold.result["energy_wh"] == "300"
@@ -1076,8 +1077,7 @@ async def test_a_sale_of_more_than_can_be_delivered(world: World, home: Home) ->
 
 async def test_two_sales_of_the_same_energy_at_once(world: World, home: Home) -> None:
     """Both are endorsed before either is committed: the second to be ordered is invalid."""
-    start = int(time.time()) // 60 * 60 + 240
-    quote = await home.quote(400, start, start + 300)
+    quote = await home.quote(400, *coming_window(240, 300))
     first, second = [
         await home.client.endorse(
             home.client.prepare("energy", "market:Authorise", {"request_id": name, "quote": quote})

@@ -19,6 +19,7 @@ from gridledger_client import (
     generate_key_pem,
 )
 from gridledger_client.readings import batch_transient
+from tests.windows import coming_window
 
 from .conftest import RunningNetwork
 
@@ -123,8 +124,8 @@ async def test_a_home_sells_through_fabrics_own_client(
     fabric_client: Path, running: RunningNetwork, home: Path
 ) -> None:
     """Evaluate a quote, submit its authorisation, receive the event, read the balance."""
-    start = int(time.time()) // 60 * 60 + 120
-    window = {"window_start": str(start), "window_end": str(start + 300)}
+    start, end = coming_window(120, 300)
+    window = {"window_start": str(start), "window_end": str(end)}
     asked = {"connection_id": "CP-NODE", "energy_wh": "400", **window}
     (quoted,) = await run_steps(
         fabric_client,

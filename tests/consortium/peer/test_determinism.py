@@ -44,6 +44,7 @@ from consortium.wire import common_pb2, lifecycle_pb2, peer_pb2
 from consortium.wire.blocks import LAST_CONFIG, SIGNATURES, header_bytes, header_hash, new_block
 from consortium.wire.envelopes import channel_header, signed_envelope, transaction_id
 from tests.consortium.contracts.world import TestMeter, batch
+from tests.windows import coming_window
 
 CHANNEL = "neighbourhood"
 ROOT = Path(__file__).parents[3]
@@ -321,15 +322,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         assert await asyncio.wait_for(peer.process.wait(), 30) == 0
 
 
-def an_hour(interval: int) -> dict[str, int]:
-    """A sale's hour, soon after `interval`: on one UTC day, as rates are daily."""
-    start, end = interval + 1800, interval + 5400
-    if start // 86_400 != (end - 1) // 86_400:
-        start, end = end // 86_400 * 86_400, end // 86_400 * 86_400 + 3600
-    return {"window_start": start, "window_end": end}
-
-
-async def a_day(world: World) -> tuple[int, TestMeter]:
+async def a_day(world: World, window: dict[str, int]) -> tuple[int, TestMeter]:
     """What works: settings, connections, meters, readings, money, a rate, a sale."""
     now = int(time.time())
     interval = now - now % 900
@@ -374,7 +367,7 @@ async def a_day(world: World) -> tuple[int, TestMeter]:
             }
             assert await world.call("supplier", "market:PublishRate", rate)
     for index in range(3):
-        asked = {"connection_id": "CP-0001", "energy_wh": 1001 + index, **an_hour(interval)}
+        asked = {"connection_id": "CP-0001", "energy_wh": 1001 + index, **window}
         quoted = await world.call("home", "market:Quote", asked)
         agreed = {"request_id": f"r-{index}", "quote": quoted["quote"]}
         assert (await world.call("home", "market:Authorise", agreed))["status"] == "committed"
@@ -389,7 +382,7 @@ async def a_day(world: World) -> tuple[int, TestMeter]:
 class Arguments:
     """Arguments of every function by its own schema: mostly plausible, some on a limit."""
 
-    def __init__(self, seed: int, interval: int, meter: TestMeter) -> None:
+    def __init__(self, seed: int, interval: int, meter: TestMeter, window: dict[str, int]) -> None:
         self._chance = random.Random(seed)
         day = time.strftime("%Y-%m-%d", time.gmtime(interval))
         connections = ("CP-0001", "CP-0002")
@@ -404,7 +397,7 @@ class Arguments:
             "day": (day,),
             "zone": ("NORTH", "SOUTH"),
             "currency": ("EUR", "USD"),
-            **{name: (instant,) for name, instant in an_hour(interval).items()},
+            **{name: (instant,) for name, instant in window.items()},
             "interval_start": (interval + 7200, interval - 900),
             "from": (interval - 9000,),
             "to": (interval,),
@@ -450,8 +443,11 @@ class Arguments:
 async def test_every_function_on_peers_that_differ(world: World) -> None:
     for name in chaincodes():
         await world.define(name)
-    interval, meter = await a_day(world)
-    arguments = Arguments(1, interval, meter)
+    window = dict(
+        zip(("window_start", "window_end"), coming_window(1800, 3600, interval_s=900), strict=True)
+    )
+    interval, meter = await a_day(world, window)
+    arguments = Arguments(1, interval, meter, window)
     functions = {
         name: function
         for chaincode in chaincodes().values()
