@@ -67,6 +67,8 @@ _ENDORSER_OPTIONS: services.ChannelOptions = tuple(
         | {"grpc.max_receive_message_length": 2 * services.CLIENT_MESSAGE_LIMIT_BYTES}
     ).items()
 )
+CATCH_UP_PAUSES_S = (0.2, 1.0)
+"""Peers that disagree may only be a block apart, so they are asked again after each of these."""
 DETAIL_TYPE = "type.googleapis.com/gateway.ErrorDetail"
 
 
@@ -82,6 +84,10 @@ class GatewayError(Exception):
         super().__init__(message)
         self.code = code
         self.details = tuple(details)
+
+
+class PeersDisagree(GatewayError):
+    """One peer endorsed what another refuses or has another result for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +340,19 @@ class Gateway:
         )
 
     async def endorse(self, request: gateway_pb2.EndorseRequest) -> gateway_pb2.EndorseResponse:
-        """Collect endorsements that satisfy every policy the transaction falls under."""
+        """Collect endorsements that satisfy every policy the transaction falls under.
+
+        Peers whose answers don't go together are asked again: one that hasn't yet committed what a
+        client has just been told is committed simulates on older state, and has it soon after.
+        """
+        for pause_s in CATCH_UP_PAUSES_S:
+            try:
+                return await self._endorse(request)
+            except PeersDisagree:
+                await asyncio.sleep(pause_s)
+        return await self._endorse(request)
+
+    async def _endorse(self, request: gateway_pb2.EndorseRequest) -> gateway_pb2.EndorseResponse:
         opened = _open(request.proposed_transaction)
         channel_id, name = opened.channel_header.channel_id, opened.planned_chaincode
         channel = self._channels.get(channel_id)
@@ -762,14 +780,17 @@ async def _collect(
     details: list[gateway_pb2.ErrorDetail] = []
     failed: set[str] = set()
     differs: list[EndorsingPeer] = []
+    refused = False
 
     async def ask(msp_id: str) -> None:
+        nonlocal refused
         for peer in peers[msp_id]:
             try:
                 response = await _process(peer, proposal)
                 check(peer, response)
             except EndorserFailed as error:
                 details.append(peer.detail(error.message))
+                refused |= error.code not in _UNREACHABLE
                 continue
             if any(response.payload != other.payload for other in collected.values()):
                 details.append(peer.detail(MISMATCH))
@@ -792,7 +813,8 @@ async def _collect(
             peers[msp_id][0].detail(f"{MISMATCH}: this is the result that the others' differ from")
             for msp_id in collected
         ]
-    raise GatewayError(
+    disagree = differs or (refused and collected)
+    raise (PeersDisagree if disagree else GatewayError)(
         grpc.StatusCode.ABORTED,
         "failed to collect enough transaction endorsements, see attached details for more info",
         details,

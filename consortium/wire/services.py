@@ -62,7 +62,9 @@ NODE_CHANNEL_OPTIONS: ChannelOptions = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name this is how long one attempt may take, TLS included: enough for a slow line
+    # or a busy machine, and calls don't wait long for a node whose machine is gone.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
 )

@@ -1,5 +1,8 @@
 """Discovery, health and reflection of a running network, over its own listeners."""
 
+from typing import Any
+
+import grpc
 import pytest
 
 from consortium.identity.signing import Signer
@@ -9,6 +12,8 @@ from consortium.wire.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from consortium.wire.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from .conftest import RunningNetwork
+from .home import eventually
+from .proxy import Link
 from .tools import Refusal, Wire, orderer_address
 
 pytestmark = [pytest.mark.network]
@@ -38,26 +43,53 @@ def _nodes(running: RunningNetwork) -> list[tuple[str, Utility, set[str]]]:
     return nodes
 
 
-async def test_discovery_knows_every_peer(running: RunningNetwork, wire: Wire) -> None:
+async def _known(running: RunningNetwork, wire: Wire, asked: Utility) -> dict[str, list[Any]]:
+    """What one utility's peer says of each organization's peers."""
+    query = discovery_pb2.Query(
+        channel=running.network.channel, peer_query=discovery_pb2.PeerMembershipQuery()
+    )
+    (answer,) = await _discover(wire, asked.gateway_address, asked.signer("operator"), query)
+    return {msp_id: list(of.peers) for msp_id, of in answer.members.peers_by_org.items()}
+
+
+def _properties(peer: discovery_pb2.Peer) -> gossip_pb2.Properties:
+    return gossip_pb2.GossipMessage.FromString(peer.state_info.payload).state_info.properties
+
+
+@pytest.fixture
+async def acquainted(running: RunningNetwork, wire: Wire) -> None:
+    """Return once every peer knows how far the others are, which it asks every two seconds."""
+
+    async def all_know() -> bool:
+        for utility in running.network.utilities:
+            peers = [one for of in (await _known(running, wire, utility)).values() for one in of]
+            if any(len(_properties(peer).chaincodes) < 2 for peer in peers):
+                return False
+        return True
+
+    await eventually(all_know)
+
+
+async def test_discovery_knows_every_peer(
+    running: RunningNetwork, wire: Wire, acquainted: None
+) -> None:
     """Each peer says for itself where it is and how high its ledger is."""
-    channel = running.network.channel
-    query = discovery_pb2.Query(channel=channel, peer_query=discovery_pb2.PeerMembershipQuery())
     for utility in running.network.utilities:
-        (answer,) = await _discover(
-            wire, utility.gateway_address, utility.signer("operator"), query
-        )
-        assert set(answer.members.peers_by_org) == MEMBERS
+        known = await _known(running, wire, utility)
+        assert set(known) == MEMBERS
         for other in running.network.utilities:
-            (peer,) = answer.members.peers_by_org[other.msp_id].peers
+            (peer,) = known[other.msp_id]
             assert msp_pb2.SerializedIdentity.FromString(peer.identity).mspid == other.msp_id
             alive = gossip_pb2.GossipMessage.FromString(peer.membership_info.payload)
             assert alive.alive_msg.membership.endpoint == other.gateway_address
-            state = gossip_pb2.GossipMessage.FromString(peer.state_info.payload).state_info
-            assert state.properties.ledger_height > 5
-            assert {one.name for one in state.properties.chaincodes} >= {"energy", "metering"}
+            properties = _properties(peer)
+            assert properties.ledger_height > 5
+            assert {one.name for one in properties.chaincodes} >= {"energy", "metering"}
 
 
-async def test_discovery_knows_who_can_endorse(running: RunningNetwork, wire: Wire) -> None:
+async def test_discovery_knows_who_can_endorse(
+    running: RunningNetwork, wire: Wire, acquainted: None
+) -> None:
     """Two of three for what all share; one utility alone for readings of its own."""
     utility = running.network.utilities[1]
     readings = peer_pb2.ChaincodeCall(
@@ -135,3 +167,24 @@ async def _answers(
     raws = await wire.stream(address, path, [one.SerializeToString() for one in requests])
     assert not isinstance(raws, Refusal), raws
     return [ServerReflectionResponse.FromString(raw) for raw in raws]
+
+
+async def test_a_first_call_over_a_slow_line(running: RunningNetwork) -> None:
+    """TCP's and TLS's rounds take time; a node does not give up on an attempt before they end."""
+    aurora = running.network.utilities[0]
+    host, _, port = aurora.gateway_address.partition(":")
+    link = Link((host, int(port)))
+    link.delay_s = 0.25
+    credentials = grpc.ssl_channel_credentials(running.network.tls_bundle_pem)
+    address = await link.start()
+    try:
+        async with grpc.aio.secure_channel(
+            address, credentials, options=services.NODE_CHANNEL_OPTIONS
+        ) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            answer = HealthCheckResponse.FromString(
+                await check(HealthCheckRequest().SerializeToString(), timeout=20)
+            )
+        assert answer.status == HealthCheckResponse.SERVING
+    finally:
+        await link.close()

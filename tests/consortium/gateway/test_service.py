@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -163,6 +164,42 @@ async def test_another_peer_endorses_for_one_that_is_away(
     async with utility_client(network, boreal, "operator") as gateway:
         committed = await operator.submit(*_deposit())
         assert (await gateway.commit_status(committed.transaction_id)).valid
+
+
+@pytest.mark.parametrize("slow", [("Boreal", "Cielo"), ("Aurora",)])
+async def test_peers_a_block_apart_are_asked_again(
+    embedded: EmbeddedNetwork, slow: tuple[str, ...]
+) -> None:
+    """What is committed at a client's own peer can be built upon, though others have it later."""
+    network = embedded.network
+    asked = "Boreal" if "Aurora" in slow else "Aurora"
+    connection_id = f"CP-SLOW-{len(slow)}"
+    caught_up = threading.Event()
+    for utility in slow:
+        node = embedded.nodes[f"peer0.{utility.lower()}.example"]
+        assert isinstance(node, PeerNode)
+        # As a disk that takes its time: the next block is committed when this is over.
+        node.channels["neighbourhood"]._commits.submit(caught_up.wait, 30)
+    connection = {
+        "connection_id": connection_id,
+        "utility": f"{asked}MSP",
+        "zone": "NORTH",
+        "max_export_w": 6000,
+        "max_import_w": 17_000,
+    }
+    async with utility_client(network, network.utility(asked), "operator") as gateway:
+        call = ("energy", "registry:RegisterConnection", connection)
+        prepared = gateway.prepare(*call, endorsing_organizations=[f"{asked}MSP", "CieloMSP"])
+        signed = await gateway.endorse(prepared)
+        await gateway.submit_signed(signed)
+        assert (await gateway.commit_status(signed.transaction_id)).valid
+        asyncio.get_running_loop().call_later(0.5, caught_up.set)
+        wanted = [f"{utility}MSP" for utility in {asked, *slow}]
+        agreed = gateway.prepare(
+            *("energy", "registry:Connection", {"connection_id": connection_id}),
+            endorsing_organizations=wanted,
+        )
+        await gateway.endorse(agreed)
 
 
 def _endorsers(envelope: bytes) -> list[str]:
