@@ -30,6 +30,22 @@ REMEMBERED_REQUESTS = 10_000
 """Signatures of acts that were carried out, so that none is carried out twice."""
 
 
+class JoinError(Exception):
+    """The orderer cannot join or leave a channel; the message says why and what to do."""
+
+
+class ChannelExistsError(JoinError):
+    """The channel was joined already."""
+
+
+class ChannelMissingError(JoinError):
+    """There is no such channel here."""
+
+
+class NotReadyError(JoinError):
+    """This orderer only follows the channel."""
+
+
 class AdministrationService:
     """Handler of Act. `administrators` of the node's settings decide who may ask."""
 
@@ -41,9 +57,6 @@ class AdministrationService:
 
     async def handle(self, raw: bytes, context: ServerContext) -> bytes:
         """Carry out one act."""
-        # Imported here: the node imports this module.
-        from .node import ChannelExistsError, ChannelMissingError, JoinError
-
         try:
             envelope = opened(raw)
             await asyncio.get_running_loop().run_in_executor(self._threads, self._check, envelope)

@@ -40,7 +40,13 @@ from consortium.wire import blocks, common_pb2, services
 from consortium.wire.introspection import introspection_handlers
 from consortium.wire.tls import Shown, server_credentials
 
-from .administration import AdministrationService
+from .administration import (
+    AdministrationService,
+    ChannelExistsError,
+    ChannelMissingError,
+    JoinError,
+    NotReadyError,
+)
 from .admission import Refused, opened
 from .blockstore import BlockStore
 from .blockwriter import BlockWriter
@@ -72,22 +78,6 @@ LOST_LOG = (
     " this orderer could break its word: remove this consenter from the channel and add it again"
     " (gridledger orderer remove, then add)"
 )
-
-
-class JoinError(Exception):
-    """The orderer cannot join or leave a channel; the message says why and what to do."""
-
-
-class ChannelExistsError(JoinError):
-    """The channel was joined already."""
-
-
-class ChannelMissingError(JoinError):
-    """There is no such channel here."""
-
-
-class NotReadyError(JoinError):
-    """This orderer only follows the channel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,14 +32,8 @@ from consortium.ledger.config_update import ConfigError
 from consortium.wire import blocks, common_pb2
 from consortium.wire.envelopes import WireError, parse
 
-from .node import (
-    ChannelExistsError,
-    ChannelInfo,
-    ChannelMissingError,
-    JoinError,
-    NotReadyError,
-    Orderer,
-)
+from .administration import ChannelExistsError, ChannelMissingError, JoinError, NotReadyError
+from .node import ChannelInfo, Orderer
 
 CHANNELS = "/participation/v1/channels"
 CONFIG_BLOCK = "config-block"

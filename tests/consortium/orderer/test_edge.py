@@ -8,8 +8,9 @@ import pytest
 
 from consortium.identity.signing import Signer
 from consortium.ledger.config_update import compute_update, sign_update, update_envelope
+from consortium.orderer.administration import JoinError
 from consortium.orderer.follower import Follower
-from consortium.orderer.node import JoinError, Orderer
+from consortium.orderer.node import Orderer
 from consortium.wire import blocks, common_pb2, gridledger_pb2, orderer_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope
 from tests.consortium.orderer.conftest import NetworkFactory
