@@ -31,6 +31,7 @@ EVENTS: Mapping[str, str] = {
     ),
     "vote_cast": "granted {kind} to {sender:x} in term {term}",
     "vote_rejected": "refused {kind} to {sender:x} in term {term}",
+    "commit_learned": "learned from {sender:x}'s refusal that entry {index} is committed",
     "higher_term": "saw {kind} of term {message_term} from {sender:x}, its own being {term}",
     "lower_term": "ignored {kind} of past term {message_term} from {sender:x}",
     "stale_append_done": "ignored a finished write of past term {message_term}",

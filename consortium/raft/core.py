@@ -22,6 +22,8 @@ from consortium.wire import raftpb_pb2 as raftpb
 
 __all__ = ["ProposalDropped", "Raft", "ReadState", "StateRole"]
 
+_VOTE_RESPONSES = (raftpb.MsgVoteResp, raftpb.MsgPreVoteResp)
+
 
 class Raft(Following):
     """One node's state, changed by `step` and `tick` alone."""
@@ -98,13 +100,15 @@ class Raft(Following):
             ProposalDropped: it was a proposal, and it was not taken.
         """
         term = message.term
+        kind = message.type
+        if message.reject and message.commit and kind in _VOTE_RESPONSES:
+            self._learn_commit(message)
         if term > self.term:
             if not self._meet_higher_term(message):
                 return
         elif term and term < self.term:
             self._meet_lower_term(message)
             return
-        kind = message.type
         if kind == raftpb.MsgVote or kind == raftpb.MsgPreVote:
             self._on_vote_request(message)
             return
@@ -169,7 +173,7 @@ class Raft(Following):
                     term=self.term,
                     **self._vote_fields(message),
                 )
-            self._send(raftpb.MsgPreVoteResp, sender, self.term, reject=True)
+            self._refuse_vote(message)
         elif kind == raftpb.MsgStorageAppendResp:
             if message.index:
                 # A later term may have begun to overwrite these entries.

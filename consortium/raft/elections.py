@@ -97,7 +97,39 @@ class Elections(Leading):
                 self.election_elapsed = 0
                 self.vote = sender
         else:
+            self._refuse_vote(message)
+
+    def _refuse_vote(self, request: raftpb.Message) -> None:
+        """Refuse, and tell how much is committed if this node is no voter (any more).
+
+        Its log may be the longest, so that nobody can be elected against it; and it doesn't stand
+        itself. What it lets others commit is the change that left it out: after that they don't ask
+        it any more (TiKV's raft-rs tells it with every vote).
+        """
+        pre = request.type == raftpb.MsgPreVote
+        response, sender = raftpb.MsgPreVoteResp if pre else raftpb.MsgVoteResp, sender_of(request)
+        # No further than the candidate's log, which is where it can see that the two agree.
+        committed = min(self.log.committed, request.index)
+        if committed and self.id not in self.configuration.all_voters:
+            term = self.log.term_or_zero(committed)
+            self._send(response, sender, self.term, reject=True, commit=committed, logTerm=term)
+        else:
             self._send(response, sender, self.term, reject=True)
+
+    def _learn_commit(self, message: raftpb.Message) -> None:
+        """Commit what a refusal says is committed, if the entry there is the same one.
+
+        Whatever the terms of sender and receiver: equal entries follow equal logs (the paper's log
+        matching), and what is committed stays so.
+        """
+        if self.role is StateRole.LEADER:
+            return
+        if not self.log.maybe_commit(message.commit, message.logTerm):
+            return
+        self._note("commit_learned", sender=sender_of(message), index=message.commit)
+        if self.role is not StateRole.FOLLOWER and self._has_unapplied_change():
+            # The election was by a configuration that is out of date.
+            self._become_follower(self.term, NONE)
 
     def _vote_fields(self, message: raftpb.Message) -> dict[str, object]:
         last_index, last_term = self.log.last_id()

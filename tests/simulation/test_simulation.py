@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from consortium.raft.core import Raft
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.simulator import Features, Options, Outcome, plan, shrink, simulate
 
@@ -84,6 +85,16 @@ def test_an_acknowledgement_of_what_the_leader_had_compacted() -> None:
     features = Features(drops_compacted=False)
     violation = simulate(149193, Options(nodes=3), features=features).violation
     assert "state machine safety" in violation
+
+
+def test_who_was_left_out_tells_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members left out by a committed change had the longest logs, and refused those that stay.
+
+    These still needed their votes: they had the change, and did not know that it is committed.
+    """
+    assert not simulate(228295, Options(nodes=5)).violation
+    monkeypatch.setattr(Raft, "_learn_commit", lambda _self, _message: None)
+    assert "no progress" in simulate(228295, Options(nodes=5)).violation
 
 
 def test_enough_mistakes_are_found() -> None:
