@@ -6,6 +6,7 @@ checked. Readings carry their meters' signatures, which the contract checks.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -18,10 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
+from consortium import contracts
 from consortium.chaincode.api import canonical_json, verify_p256
+from consortium.chaincode.executor import Executor, InProcessExecutor, Invocation
+from consortium.chaincode.worker import ContractCode, WorkerExecutor, WorkerSettings
 from consortium.contracts.common.clock import DAY_S
 from consortium.contracts.market.auction import ZoneBook, clear_zones, histogram
 from consortium.contracts.market.continuous import ContinuousBook, Order
@@ -39,8 +44,10 @@ from consortium.contracts.settlement.days import (
 )
 from consortium.contracts.settlement.firm import FirmTrade
 from consortium.contracts.settlement.settle import MARKET
+from consortium.ledger.state import StateView
 from gridledger_client import MeterKey, Reading, SignedReading, generate_key_pem
-from gridledger_client.readings import batch_transient
+from gridledger_client.readings import BATCH_LIMIT, batch_transient
+from tests.consortium.chaincode.proposals import Member, invocation
 from tests.consortium.contracts.ledger_world import Endorsed, LedgerWorld
 from tests.consortium.contracts.world import (
     ADMIN,
@@ -55,6 +62,11 @@ from tests.consortium.ledger.channel import CHANNEL_ID
 
 INTERVAL = NOON + 4 * 3600
 READINGS_OF_METER = 10
+ENDORSED_AT_ONCE = 4
+ENDORSED_WAITING = 32
+"""Transactions that wait for the next block."""
+BLOCK_BYTES = 2 * 1024 * 1024
+"""What orderers put into one block by default."""
 PRODUCT: dict[str, Any] = {
     "product": "ANY",
     "zones": [{"zone": "NORTH", "local_fee": 10_000, "entry_fee": 15_000, "exit_fee": 5_000}],
@@ -92,9 +104,9 @@ class Spent:
 
 
 @contextmanager
-def _world() -> Iterator[LedgerWorld]:
+def _world(*, durable: bool = False) -> Iterator[LedgerWorld]:
     with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as folder:
-        world = LedgerWorld(Path(folder), NOON)
+        world = LedgerWorld(Path(folder), NOON, durable=durable)
         try:
             for contract in ("registry", "metering"):
                 world.submit(ADMIN, f"{contract}:Configure")
@@ -123,13 +135,17 @@ class Readings:
     committing: Spent
     """By one peer, every signature of the transactions checked."""
     block_bytes_per_reading: float
+    signature_us: float
+    """Of checking one signature, meanwhile: what figures of a busy machine compare with."""
 
 
-def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readings:
-    """Endorse and commit `count` readings in batches of `size`, ten of each meter, in time."""
+def _batches(
+    world: LedgerWorld, name: str, size: int, together: int, count: int
+) -> list[dict[str, bytes]]:
+    """Batches of `size` readings that are in time, ten of each meter, which was read before."""
     per_meter = min(size, READINGS_OF_METER)
     world.now = NOON
-    meters = [f"M-{size}-{together}-{number:05d}" for number in range(-(-count // per_meter))]
+    meters = [f"M-{name}-{number:05d}" for number in range(-(-count // per_meter))]
     key = MeterKey(generate_key_pem(), secrets.token_bytes(32))
     records = {
         f"meter/{name}": canonical_json(
@@ -139,6 +155,12 @@ def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readin
     }
     world.write(records, "metering")
     first = NOON - per_meter * 900
+    before = [
+        key.sign(Reading(name, first - 900, 900, 100, 0, 900, 0), CHANNEL_ID) for name in meters
+    ]
+    for some in batched(before, BATCH_LIMIT, strict=False):
+        with world.view() as view:
+            world.commit([_endorse(world, view, batch_transient(some))])
     signed: list[SignedReading] = []
     for name in meters:
         day = [
@@ -150,23 +172,32 @@ def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readin
             if together == 1
             else key.sign_together(day, CHANNEL_ID, together)
         )
-    signed = signed[:count]
-    batches = [batch_transient(signed[at : at + size]) for at in range(0, count, size)]
+    return [batch_transient(some) for some in batched(signed[:count], size, strict=False)]
 
+
+def _endorse(world: LedgerWorld, view: StateView, transient: dict[str, bytes]) -> Endorsed:
+    return world.simulate(
+        view, OPERATOR, "metering:SubmitReadings", {"utility": "AuroraMSP"}, transient
+    )
+
+
+def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readings:
+    """Endorse and commit `count` readings in batches of `size`, one after the other."""
+    batches = _batches(world, f"{size}-{together}", size, together, count)
     endorsed: list[Endorsed] = []
 
     def endorse(transient: dict[str, bytes]) -> Endorsed:
         with world.view() as view:
-            return world.simulate(
-                view, OPERATOR, "metering:SubmitReadings", {"utility": "AuroraMSP"}, transient
-            )
+            return _endorse(world, view, transient)
 
     def endorse_all() -> None:
         # Two threads, as a peer's executor has: checking signatures releases the interpreter.
         with ThreadPoolExecutor(2) as pool:
             endorsed.extend(pool.map(endorse, batches))
 
+    before = signature_us()
     endorsing = Spent.by(endorse_all)
+    between = signature_us()
     assert all(int(one.value["accepted"]) for one in endorsed), endorsed[0].value
     envelopes: list[bytes] = []
 
@@ -183,7 +214,128 @@ def readings(world: LedgerWorld, size: int, together: int, count: int) -> Readin
 
     committing = Spent.by(commit)
     written = sum(map(len, envelopes)) / count
-    return Readings(size, together, count, endorsing, waiting, committing, written)
+    checking = (before + between + signature_us()) / 3
+    return Readings(size, together, count, endorsing, waiting, committing, written, checking)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Batches endorsed and committed at the same time, as a peer does: what counts is wall time."""
+
+    workers: int
+    """Processes that the contract ran in beside the peer's; 0: in the peer's own."""
+    batch: int
+    together: int
+    readings: int
+    wall_s: float
+    """From the first proposal to the last commit."""
+    peer_cpu_s: float
+    workers_cpu_s: float
+    blocks: int
+
+
+async def beside(world: LedgerWorld, workers: int, size: int, together: int, count: int) -> Beside:
+    """Endorse `count` readings in batches and commit them in blocks meanwhile.
+
+    A block holds what was endorsed while the one before was committed, and at most what orderers
+    put into one.
+    """
+    name = f"{workers}-{size}-{together}"
+    operator = Member("operator", role="operator")
+    calls = [
+        invocation(
+            operator,
+            "metering",
+            "metering:SubmitReadings",
+            {"utility": "AuroraMSP"},
+            transient,
+            world.now,
+        )
+        for transient in _batches(world, name, size, together, count)
+    ]
+    executor: Executor
+    if workers:
+        code = ContractCode(Path(contracts.__file__).parent, "metering")
+        executor = WorkerExecutor("metering", code, WorkerSettings(workers=workers))
+    else:
+        executor = InProcessExecutor(contracts.chaincodes())
+    waiting = iter(calls)
+    endorsed: list[bytes] = []
+    news = asyncio.Condition()
+    under_way = ENDORSED_AT_ONCE
+    blocks = 0
+
+    async def endorse() -> None:
+        nonlocal under_way
+        for call in waiting:
+            one = await _through(world, executor, call)
+            envelope = await asyncio.to_thread(world.envelope, one)
+            async with news:
+                await news.wait_for(lambda: len(endorsed) < ENDORSED_WAITING)
+                endorsed.append(envelope)
+                news.notify_all()
+        async with news:
+            under_way -= 1
+            news.notify_all()
+
+    async def commit() -> None:
+        nonlocal blocks
+        while True:
+            async with news:
+                await news.wait_for(lambda: endorsed or not under_way)
+                if not endorsed:
+                    return
+                block, taken = [endorsed.pop(0)], 0
+                while endorsed and (taken := taken + len(block[-1])) < BLOCK_BYTES:
+                    block.append(endorsed.pop(0))
+                news.notify_all()
+            done = await asyncio.to_thread(world.channel.commit, world.ledger, *block)
+            assert done.codes == bytes(len(block))
+            blocks += 1
+
+    try:
+        # Of no effect, but that the workers have started and loaded the contract.
+        await asyncio.gather(*(_through(world, executor, one) for one in calls[: workers or 1]))
+        wall, own, others = time.perf_counter(), time.process_time(), _children_cpu_s()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(commit())
+            for _ in range(ENDORSED_AT_ONCE):
+                tasks.create_task(endorse())
+        return Beside(
+            workers,
+            size,
+            together,
+            count,
+            time.perf_counter() - wall,
+            time.process_time() - own,
+            _children_cpu_s() - others,
+            blocks,
+        )
+    finally:
+        if isinstance(executor, WorkerExecutor):
+            await executor.close()
+        else:
+            executor.close()
+
+
+async def _through(world: LedgerWorld, executor: Executor, call: Invocation) -> Endorsed:
+    """One transaction through an executor, as a peer's endorser has it run."""
+    with world.view() as view:
+        simulator = world.simulator(view)
+        response, _ = await executor.invoke(call, simulator)
+        assert response.status == 200, response.message
+        results = simulator.results()
+    return Endorsed(call.chaincode, results.rwset, json.loads(response.payload), results.private)
+
+
+def _children_cpu_s() -> float:
+    """CPU time of the processes that this one started, as far as they run."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, see proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def signature_us() -> float:
@@ -480,6 +632,14 @@ def run(count: int, orders: int, participants: int, sizes: Sequence[int]) -> dic
                 some = min(count, 2_000 * size)
                 found["readings"].append(asdict(readings(world, size, together, some)))
         found["bytes"] = bytes_of_a_day(world)
+    found["beside"] = []
+    with _world(durable=True) as world:
+        for workers in (0, 1, 2):
+            told(f"readings endorsed and committed at once, {workers} workers")
+            size, before = max(sizes), signature_us()
+            one = asyncio.run(beside(world, workers, size, min(size, READINGS_OF_METER), count))
+            us = (before + signature_us()) / 2
+            found["beside"].append({**asdict(one), "signature_us": us})
     with _world() as world:
         told(f"clearing {orders} orders on the ledger")
         found["cleared"] = asdict(cleared(world, orders))
@@ -508,15 +668,29 @@ def main(arguments: list[str] | None = None) -> None:
     alone = found["signature_us"]
     print(f"checking one signature: {alone:.0f} µs")
     print("readings, CPU for each (laying aside includes two signatures of its transaction)")
-    print("batch  signed  count  endorse µs  lay aside µs  commit µs   /s core  bytes of block")
+    print(
+        "batch  signed  count  endorse µs  lay aside µs  commit µs  a signature µs   /s core  "
+        "bytes of block"
+    )
     for one in found["readings"]:
         endorsing, committing = Spent(**one["endorsing"]), Spent(**one["committing"])
         waiting, count = Spent(**one["waiting"]), one["readings"]
         each = endorsing.each(count) + committing.each(count)
         print(
             f"{one['batch']:5d} {one['together']:7d} {count:6d} {endorsing.each(count):11.0f} "
-            f"{waiting.each(count):13.0f} {committing.each(count):10.0f} {1e6 / each:9.0f} "
+            f"{waiting.each(count):13.0f} {committing.each(count):10.0f} "
+            f"{one['signature_us']:15.0f} {1e6 / each:9.0f} "
             f"{one['block_bytes_per_reading']:15.0f}"
+        )
+    print("readings endorsed and committed at the same time, flushed to disk; CPU for each")
+    print("workers  batch  signed  count  blocks  /s (wall)  peer µs  workers µs  a signature µs")
+    for one in found["beside"]:
+        count = one["readings"]
+        print(
+            f"{one['workers']:7d} {one['batch']:6d} {one['together']:7d} {count:6d} "
+            f"{one['blocks']:7d} {count / one['wall_s']:10.0f} "
+            f"{1e6 * one['peer_cpu_s'] / count:8.0f} {1e6 * one['workers_cpu_s'] / count:11.0f} "
+            f"{one['signature_us']:15.0f}"
         )
     alone = found["matching"]
     print(

@@ -187,6 +187,12 @@ class Context(Protocol):
     def get_private(self, collection: str, key: str) -> bytes | None:
         """A private value; only peers of the collection's members have it."""
 
+    def get_privates(self, collection: str, keys: Sequence[str]) -> list[bytes | None]:
+        """Private values in the order of their keys, as if each were read by itself.
+
+        One question to the peer where a contract runs in another process.
+        """
+
     def get_private_hash(self, collection: str, key: str) -> bytes | None:
         """SHA-256 of a private value; every peer has it."""
 
@@ -400,24 +406,23 @@ class _Quick:
         names = [field.json_name for field, _ in fields]
         self.names = tuple(field.name for field, _ in fields)
         self._values_of = operator.itemgetter(*names)
-        self._integers = tuple(field.name for field, texts in fields if texts.integer)
+        self._integers = tuple(at for at, (_, texts) in enumerate(fields) if texts.integer)
         self._separators = len(names) - 1
         self._pattern = "\0".join(f"(?:{texts.pattern})" for _, texts in fields)
 
     def read(self, value: dict[str, Json]) -> dict[str, Any] | None:
         """The fields by their Python names; None if a rule may refuse one."""
         try:
-            texts = self._values_of(value)
+            texts: list[Any] = list(self._values_of(value))
             text = "\0".join(texts)
         except KeyError, TypeError:
             return None
         # No text may hold a separator, so what matches between two of them is one text.
         if text.count("\0") != self._separators or not _compiled(self._pattern).fullmatch(text):
             return None
-        values = dict(zip(self.names, texts, strict=True))
-        for name in self._integers:
-            values[name] = int(values[name])
-        return values
+        for at in self._integers:
+            texts[at] = int(texts[at])
+        return dict(zip(self.names, texts, strict=True))
 
 
 def _quick(fields: Sequence[_Field]) -> _Quick | None:
@@ -440,6 +445,7 @@ class _Record:
     quick: _Quick | None = None
     others: tuple[_Field, ...] = ()
     """Fields that are not read at once."""
+    others_optional: bool = False
 
     @classmethod
     def of(cls, what: str, make: Callable[..., Any], fields: tuple[_Field, ...]) -> _Record:
@@ -447,7 +453,8 @@ class _Record:
         quick = _quick(fields)
         names = quick.names if quick else ()
         others = tuple(field for field in fields if field.name not in names)
-        return cls(what, make, fields, quick, others)
+        optional = not any(field.required for field in others)
+        return cls(what, make, fields, quick, others, optional)
 
     def read(self, value: Json, where: str) -> Any:
         return self.make(**self.values(value, where))
@@ -456,8 +463,10 @@ class _Record:
         """The fields by their Python names."""
         if not isinstance(value, dict):
             raise InvalidArgument(f"{where or self.what} must be a JSON object")
-        prefix = f"{where}." if where else ""
         values = self.quick.read(value) if self.quick else None
+        if values is not None and len(values) == len(value) and self.others_optional:
+            return values
+        prefix = f"{where}." if where else ""
         known, fields = 0, self.fields
         if values is None:
             values = {}

@@ -266,6 +266,9 @@ class SimulatorContext(EventHolder):
     def get_private(self, collection: str, key: str) -> bytes | None:
         return self._simulator.get_private(self._namespace, collection, _checked(key))
 
+    def get_privates(self, collection: str, keys: Sequence[str]) -> list[bytes | None]:
+        return self._simulator.get_privates(self._namespace, collection, list(map(_checked, keys)))
+
     def get_private_hash(self, collection: str, key: str) -> bytes | None:
         return self._simulator.get_private_hash(self._namespace, collection, _checked(key))
 

@@ -5,7 +5,8 @@ core/chaincode/handler.go.)
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import batched
 
 from google.protobuf.message import Message
 
@@ -25,6 +26,8 @@ MAX_NAME_CHARACTERS = 1024
 MAX_OPEN_QUERIES = 100
 MAX_KEYS_AT_ONCE = 1000
 """Keys of one GET_STATE_MULTIPLE and writes of one WRITE_BATCH_STATE, Fabric's offer too."""
+
+_KEYS_BETWEEN_CHECKS = 10  # of how much has been found: a value may have megabytes
 
 ChaincodeMessage = peer_pb2.ChaincodeMessage
 
@@ -107,16 +110,22 @@ class Requests:
         _check_count(len(asked.keys), "keys")
         found = peer_pb2.GetStateMultipleResult()
         found_bytes = 0
-        for key in asked.keys:
-            value = self._value(asked.collection, key)
-            # A thousand times the largest value would fill the memory before it is too long.
-            found_bytes += len(value)
+        # A thousand times the largest value would fill the memory before it is too long.
+        for keys in batched(asked.keys, _KEYS_BETWEEN_CHECKS, strict=False):
+            values = self._values(asked.collection, keys)
+            found_bytes += sum(map(len, values))
             if found_bytes > MAX_MESSAGE_BYTES:
                 raise RequestError(
                     f"the values have more than {MAX_MESSAGE_BYTES} bytes; ask for fewer at once"
                 )
-            found.values.append(value)
+            found.values.extend(values)
         return found.SerializeToString()
+
+    def _values(self, collection: str, keys: Sequence[str]) -> list[bytes]:
+        if collection:
+            found = self._simulator.get_privates(self._namespace, collection, keys)
+            return [value or b"" for value in found]
+        return [self._value("", key) for key in keys]
 
     def _value(self, collection: str, key: str) -> bytes:
         if collection:

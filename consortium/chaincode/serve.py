@@ -21,7 +21,7 @@ from consortium.wire.envelopes import WireError, brief, parse
 from .api import Chaincode
 from .executor import ERROR, EXECUTION_DEADLINE_S, failure
 from .requests import MAX_NAME_CHARACTERS, ChaincodeMessage
-from .stub import PeerError, completed, run_transaction
+from .stub import PeerError, completed, offered_at_once, run_transaction
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class _Peer:
     """One peer's stream and the transactions that run for it."""
 
     def __init__(self, chaincode: Chaincode, threads: int) -> None:
-        self.writes_at_once = 1
+        self.writes_at_once = self.reads_at_once = 1
         self._gone = False
         self._chaincode = chaincode
         # They begin as they are needed.
@@ -72,10 +72,7 @@ class _Peer:
         async for raw in requests:
             message = parse(ChaincodeMessage, raw, "the peer's message")
             if message.type == ChaincodeMessage.READY:
-                offered = parse(
-                    peer_pb2.ChaincodeAdditionalParams, message.payload, "the peer's offer"
-                )
-                self.writes_at_once = offered.max_size_write_batch if offered.use_write_batch else 1
+                self.writes_at_once, self.reads_at_once = offered_at_once(message)
             elif message.type in (ChaincodeMessage.TRANSACTION, ChaincodeMessage.INIT):
                 self._start(message)
             elif message.type in (ChaincodeMessage.RESPONSE, ChaincodeMessage.ERROR):
@@ -165,6 +162,10 @@ class _Conversation:
     @property
     def writes_at_once(self) -> int:
         return self._peer.writes_at_once
+
+    @property
+    def reads_at_once(self) -> int:
+        return self._peer.reads_at_once
 
     def ask(self, request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
         if self._over:

@@ -282,15 +282,26 @@ class TransactionSimulator:
         Raises the ledger's PrivateDataUnavailableError where this peer has not the value that the
         current hash belongs to.
         """
+        return self.get_privates(namespace, collection, (key,))[0]
+
+    def get_privates(
+        self, namespace: str, collection: str, keys: Sequence[str]
+    ) -> list[bytes | None]:
+        """The same of many keys, in their order."""
+        if not keys:
+            return []
         recorded = self._collection(namespace, collection)
         self._check_read(namespace, collection)
-        self._count_read(len(key))
+        self._count_read(sum(map(len, keys)), len(keys))
+        values: list[bytes | None] = []
         with self._lock:
             self._check_open()
-            found = self._view.get_private(namespace, collection, key)
-        recorded.reads[key] = None if found is None else found.version
+            for key in keys:
+                found = self._view.get_private(namespace, collection, key)
+                recorded.reads[key] = None if found is None else found.version
+                values.append(None if found is None else found.value)
         self._private_reads[namespace, collection] = None
-        return None if found is None else found.value
+        return values
 
     def get_private_hash(self, namespace: str, collection: str, key: str) -> bytes | None:
         """SHA-256 of a private value; every peer has it."""
@@ -415,15 +426,19 @@ class TransactionSimulator:
                 for key, metadata in _in_order(recorded.metadata)
             ]
         )
+        # A field that has its default is left out on the wire, so it needs not be set.
+        reads, writes = hashed.hashed_reads, hashed.hashed_writes
         for key, version in _in_order(recorded.reads):
-            hashed.hashed_reads.add(key_hash=self._hash(key), version=_version(version))
+            if version is None:
+                reads.add(key_hash=self._hash(key))
+            else:
+                reads.add(key_hash=self._hash(key), version=_version(version))
         for key, value in _in_order(recorded.writes):
-            hashed.hashed_writes.add(
-                key_hash=self._hash(key),
-                is_delete=not value,
-                value_hash=hashlib.sha256(value).digest() if value else b"",
-                is_purge=key in recorded.purged,
-            )
+            if value:
+                writes.add(key_hash=self._hash(key), value_hash=hashlib.sha256(value).digest())
+            else:
+                purge = key in recorded.purged
+                writes.add(key_hash=self._hash(key), is_delete=True, is_purge=purge)
         return hashed
 
     def _written_policies(self) -> dict[tuple[str, str], tuple[bytes, ...]]:
@@ -468,8 +483,12 @@ class TransactionSimulator:
                         for key, _ in _in_order(recorded.metadata)
                     ]
                 )
+                added = writes.writes
                 for key, value in _in_order(recorded.writes):
-                    writes.writes.add(key=key, is_delete=not value, value=value)
+                    if value:
+                        added.add(key=key, value=value)
+                    else:
+                        added.add(key=key, is_delete=True)
                 namespace.collection_pvt_rwset.add(collection_name=collection, rwset=_bytes(writes))
         return private
 
@@ -564,8 +583,8 @@ class TransactionSimulator:
             found = self._hashes[key] = key_hash(key)
         return found
 
-    def _count_read(self, characters: int) -> None:
-        self._read_count += 1
+    def _count_read(self, characters: int, reads: int = 1) -> None:
+        self._read_count += reads
         if self._read_count > self._max_reads:
             raise LimitError(
                 f"the transaction reads {self._read_count} keys or more, but may read "

@@ -43,12 +43,28 @@ class Conversation(Protocol):
     def writes_at_once(self) -> int:
         """How many writes one message may carry; 1 where the peer takes no batches."""
 
+    @property
+    def reads_at_once(self) -> int:
+        """How many keys one message may ask for; 1 where the peer takes no lists of them."""
+
     def ask(self, request: peer_pb2.ChaincodeMessage) -> peer_pb2.ChaincodeMessage:
         """Send a request and wait for the answer; raises PeerError where none will come."""
 
 
 class PeerError(SimulationError):
     """The peer refused a request, or is gone."""
+
+
+def offered_at_once(ready: peer_pb2.ChaincodeMessage) -> tuple[int, int]:
+    """How many writes, and how many reads, one message may hold, by a peer's READY.
+
+    Raises WireError.
+    """
+    offered = parse(peer_pb2.ChaincodeAdditionalParams, ready.payload, "the peer's offer")
+    return (
+        offered.max_size_write_batch if offered.use_write_batch else 1,
+        offered.max_size_get_multiple_keys if offered.use_get_multiple_keys else 1,
+    )
 
 
 class _Proposal:
@@ -124,6 +140,20 @@ class _Context(EventHolder):
             ChaincodeMessage.GET_STATE,
             peer_pb2.GetState(key=_checked(key), collection=_collection(collection)),
         )
+
+    def get_privates(self, collection: str, keys: Sequence[str]) -> list[bytes | None]:
+        limit = self._conversation.reads_at_once
+        if limit <= 1:
+            return [self.get_private(collection, key) for key in keys]
+        values: list[bytes | None] = []
+        for some in batched(map(_checked, keys), limit, strict=False):
+            asked = peer_pb2.GetStateMultiple(keys=some, collection=_collection(collection))
+            raw = self._ask(ChaincodeMessage.GET_STATE_MULTIPLE, asked)
+            found = _answer(peer_pb2.GetStateMultipleResult, raw).values
+            if len(found) != len(some):
+                raise PeerError(f"the peer was asked for {len(some)} keys and sent {len(found)}")
+            values += [value or None for value in found]
+        return values
 
     def get_private_hash(self, collection: str, key: str) -> bytes | None:
         return self._get(

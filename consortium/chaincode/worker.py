@@ -51,6 +51,7 @@ HANG_UP_S = 1.0
 """Between a worker's hanging up and its end."""
 MAX_MESSAGE_BYTES = 2 * (MAX_WRITE_BYTES + MAX_RESULT_BYTES + MAX_EVENT_BYTES)
 """From a worker."""
+_READ_AHEAD_BYTES = 1024 * 1024  # a batch of readings comes back at once
 MAX_LOGGED_LINES = 20
 """Of what a contract prints in one transaction."""
 MAX_LINE_CHARACTERS = 500
@@ -109,7 +110,7 @@ class _Worker:
                 env=environment(),
                 start_new_session=True,
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_AHEAD_BYTES)
         worker = cls(process, reader, writer)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):

@@ -27,12 +27,22 @@ from consortium.chaincode.api import (
 from ..common import access, settings
 from ..common.clock import DAY_S, day_of, day_start
 from ..common.dated import Span
+from ..common.remembered import remembered
+from ..market.bilateral import sold_as_produced
 from ..oversight import challenges
 from ..registry import roles
 from ..registry.registry import Connection, connection_of, energy_settings
 from ..settlement import communities, settlement
 from ..settlement.communities import Membership
-from ..settlement.days import MAX_CELLS, MAX_CONNECTIONS, MAX_OPEN_DAYS, OpenDay, OpenDays
+from ..settlement.days import (
+    MAX_CELLS,
+    MAX_CONNECTIONS,
+    MAX_OPEN_DAYS,
+    OpenDay,
+    OpenDays,
+    RevisedDay,
+    RevisedDays,
+)
 from . import billing, permit, supply
 from .bill_basis import MAX_OPEN_BILLS, BilledDay, OpenBill, OpenBills
 from .protections import MAX_STEPS, PermitReady, ReadySteps
@@ -42,6 +52,8 @@ from .supply_terms import basis_of
 LOOK_BACK_DAYS = 21
 """How long after a day it is looked at: by then its final run is posted."""
 MAX_DUE = 200
+_OF_EACH_HOME = ("billing", "connection", "permit", "prepaid", "supply")
+"""Kinds of keys of which each home has one."""
 _PARTS = ("metering_operator", "supplier", "balance_responsible", "grid_operator")
 _UNATTENDED = ("billing:Dun", "permit:Warn", "permit:Restore")
 """Acts of a supplier that an agent sends by itself."""
@@ -124,6 +136,13 @@ def _open_bill(
     try:
         if supply.calendar_at(context, terms.region, now).start_of(end) > now:
             return None
+        # Most that are over wait for their last day: one look, in place of one for each day.
+        last = day_of(day_start(end) - DAY_S)
+        if (
+            settlement.terms_on(context, terms.supplier, day_start(last)) is not None
+            and settlement.posted_day(context, name, last) is None
+        ):
+            return None
         basis_of(context, connection, first, end)
     except Conflict, InvalidArgument, NotFound:
         return None  # a day isn't settled, or a calendar, tariff or index isn't there yet
@@ -153,9 +172,29 @@ class Agenda(Contract):
         return OpenDays(tuple(found[:MAX_OPEN_DAYS]))
 
     @query
+    def revised(self, context: Context, *, utility: MspId, since: Instant) -> RevisedDays:
+        """Days of buyers that were adjusted for their sellers as produced since an instant."""
+        self._require_operator(context, utility)
+        found: list[RevisedDay] = []
+        for terms in sold_as_produced(context):
+            buyer = connection_of(context, terms.buyer)
+            for key, value in context.range(*under(f"day/{terms.seller}/")):
+                day, posted = key.rpartition("/")[2], stored_record(settlement.Posted, value)
+                if (
+                    posted.run.startswith("adjustment-")
+                    and posted.posted_at >= since
+                    and day_start(terms.from_day) <= day_start(day) < day_start(terms.to_day)
+                    and roles.role_at(context, buyer, "metering_operator", day_start(day))
+                    == utility
+                ):
+                    found.append(RevisedDay(terms.buyer, day))
+        return RevisedDays(tuple(found[:MAX_OPEN_DAYS]))
+
+    @query
     def bills(self, context: Context, *, utility: MspId) -> OpenBills:
         """Periods of a utility's homes that are over, settled, and not billed."""
         self._require_operator(context, utility)
+        context = remembered(context, *_OF_EACH_HOME)
         now = settings.now(context, energy_settings(context))
         found: list[OpenBill] = []
         for key, value in context.range(*under("supply/")):
@@ -189,6 +228,7 @@ class Agenda(Contract):
     def steps(self, context: Context, *, utility: MspId) -> ReadySteps:
         """Limits and suspensions of a utility's homes that lack nothing but a clearance."""
         self._require_operator(context, utility)
+        context = remembered(context, *_OF_EACH_HOME)
         now = settings.now(context, energy_settings(context))
         found: list[PermitReady] = []
         for key, value in context.range(*under("supply/")):
@@ -208,6 +248,7 @@ class Agenda(Contract):
         """Calls that the caller's utility may submit now: closing the clearing house, reminders."""
         utility = context.creator.msp_id
         self._require_operator(context, utility)
+        context = remembered(context, *_OF_EACH_HOME)
         now = settings.now(context, energy_settings(context))
         found: list[dict[str, Any]] = []
         for day in days_before(now):

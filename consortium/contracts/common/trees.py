@@ -69,7 +69,10 @@ def root_by_path(leaf: str, index: int, count: int, beside: Sequence[str]) -> st
         raise InvalidArgument(
             f"path has {len(beside)} hashes, but at this place of the tree it has {len(turned)}"
         )
-    return folded(bytes.fromhex(leaf), turned, [bytes.fromhex(one) for one in beside]).hex()
+    node = bytes.fromhex(leaf)
+    for left, other in zip(turned, beside, strict=True):
+        node = parent(node, bytes.fromhex(other), left=left)
+    return node.hex()
 
 
 def turns(index: int, count: int) -> tuple[bool, ...]:
@@ -88,9 +91,6 @@ def turns(index: int, count: int) -> tuple[bool, ...]:
     return tuple(reversed(found))
 
 
-def folded(leaf: bytes, turned: Sequence[bool], beside: Sequence[bytes]) -> bytes:
-    """The root over a leaf's hash and as many others beside it as there are turns."""
-    found = leaf
-    for left, other in zip(turned, beside, strict=True):
-        found = _node(found, other) if left else _node(other, found)
-    return found
+def parent(node: bytes, other: bytes, *, left: bool) -> bytes:
+    """The hash over a node and the one beside it, of which it is the left one or not."""
+    return _node(node, other) if left else _node(other, node)

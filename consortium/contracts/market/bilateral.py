@@ -34,6 +34,7 @@ from consortium.chaincode.api import (
     sha256_hex,
     stored_record,
     transaction,
+    under,
 )
 
 from ..assets.wallet import require_owner
@@ -153,6 +154,19 @@ def signed_contracts(context: Context, account: str) -> list[Bilateral]:
     if stored is None:
         return []
     return [contract_of(context, one) for one in stored_record(_Signed, stored).contracts]
+
+
+def sold_as_produced(context: Context) -> Iterator[Terms]:
+    """Contracts of a share of what is exported whose buyer is a connection. In queries only."""
+    for _, value in context.range(*under("bilateral/")):
+        found = stored_record(Bilateral, value)
+        bought_by = found.terms.buyer
+        if (
+            found.state == "signed"
+            and found.terms.share_ppm
+            and not bought_by.startswith(RESERVED_PREFIXES)
+        ):
+            yield found.terms
 
 
 def contracted(context: Context, connection_id: str, interval_start: int) -> tuple[int, int]:

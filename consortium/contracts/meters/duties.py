@@ -8,7 +8,7 @@ What comes after a day is final is an adjustment: all that came of a day until n
 for an hour is one (`Corrections`). Limits and suspensions are named apart (`Steps`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -25,7 +25,7 @@ from ..billing.bill_basis import (
 from ..billing.bill_records import corrected
 from ..billing.protections import CLEARANCE_S, ReadySteps, clearance_of, mark_of
 from ..common import access, commitments, settings
-from ..common.clock import DAY_S, day_of
+from ..common.clock import DAY_S, day_of, day_start
 from ..common.commitments import called
 from ..common.settings import MeteringSettings
 from ..settlement.daybook import all_metered, metered_of
@@ -34,10 +34,12 @@ from ..settlement.days import (
     DayInputs,
     OpenDay,
     OpenDays,
+    RevisedDays,
     Rows,
     Summary,
     rows_key,
     summary_key,
+    trades_changed,
 )
 from ..settlement.firm import Shares
 from .meters import meter_of
@@ -100,8 +102,7 @@ class Duties(Contract):
         days: list[OpenDay] = []
         bills: list[dict[str, Any]] = []
         seen: dict[tuple[str, str], None] = {}
-        for meter_id, at in _rested(context, utility, settings.now(context, own)):
-            name = meter_of(context, meter_id).connection_id
+        for name, at in _revised(context, utility, settings.now(context, own)):
             inputs = _final_inputs(context, utility, name, at)
             day = day_of(at) if inputs is None else inputs.day
             if (name, day) in seen:
@@ -272,6 +273,19 @@ def _undelivered(
     return found
 
 
+def _revised(context: Context, utility: str, now: int) -> Iterator[tuple[str, int]]:
+    """(connection, instant) of whose day, or bill, may come to something else than it did."""
+    for meter_id, at in _rested(context, utility, now):
+        yield meter_of(context, meter_id).connection_id, at
+    since = max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
+    answer = called(context, "energy", "agenda:Revised", RevisedDays, utility=utility, since=since)
+    for one in answer.days:
+        start = day_start(one.day)
+        # A seller's local day may lie in two of the buyer's.
+        yield one.connection_id, start
+        yield one.connection_id, start + DAY_S - 1
+
+
 def _rested(context: Context, utility: str, now: int) -> list[tuple[str, int]]:
     """(meter, interval) of what came late or as a correction and has rested, in order.
 
@@ -320,7 +334,8 @@ def _final_inputs(context: Context, utility: str, name: str, at: int) -> DayInpu
 def _next_run(context: Context, utility: str, inputs: DayInputs, name: str) -> str | None:
     """The run that adjusts a day to what was read since; None if nothing changes, or can any more.
 
-    The salt of a day's rows is made of the salts of its readings, so it tells which they were.
+    The salt of a day's rows is made of the salts of its readings, so it tells which they were. Of
+    trades only those change that are a share of what another one was read to export.
     """
     own = settings.read(context, MeteringSettings, "metering:Configure")
     (posted,) = [one.posted for one in inputs.connections if one.connection_id == name]
@@ -333,6 +348,9 @@ def _next_run(context: Context, utility: str, inputs: DayInputs, name: str) -> s
     if opened is None:
         return None
     _, secrets = all_metered(context, Store(context, utility), inputs, inputs.to, scan=True)
-    if not secrets[name] or commitments.salt(context, key, secrets[name]) == opened.salt:
+    if not secrets[name]:
+        return None
+    same = commitments.salt(context, key, secrets[name]) == opened.salt
+    if same and not trades_changed(inputs, opened):
         return None
     return f"adjustment-{number + 1}"

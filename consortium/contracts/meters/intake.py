@@ -33,7 +33,11 @@ from .readings import (
     Reading,
     RegisterReading,
     Store,
+    canonical_parts,
+    corrected_key,
+    key_of,
     signed_bytes,
+    stored_bytes,
 )
 from .signatures import Signatures
 
@@ -74,10 +78,17 @@ class Refusal(ContractError):
 
 
 @dataclass(slots=True)
-class _Staged:
+class _Judged:
+    """A reading that is good by itself."""
+
     index: int
+    """In the batch."""
     reading: Anyone
     meter: Meter
+    key: str
+    """Where it stands once it is stored."""
+    parts: tuple[str, str]
+    """Its canonical JSON, see `canonical_parts`."""
 
 
 class Intake:
@@ -93,11 +104,11 @@ class Intake:
         self._store = Store(context, utility)
         self._channel = channel
         self._now = settings.now(context, channel)
-        self._ahead_s = real_seconds(channel.replay, CLOCK_TOLERANCE_S)
+        self._latest = self._now + real_seconds(channel.replay, CLOCK_TOLERANCE_S)
         self._meters: dict[str, Meter] = {}
         self._operates = access.is_operator(context.creator, utility)
-        self._intervals: dict[tuple[str, int], _Staged] = {}
-        self._registers: dict[tuple[str, int], _Staged] = {}
+        self._intervals: dict[tuple[str, int], _Judged] = {}
+        self._registers: dict[tuple[str, int], _Judged] = {}
         self._look_backs = 0
         self._channel_json = canonical_json(context.channel_id).decode()
         self._signatures = Signatures(context.channel_id)
@@ -106,17 +117,28 @@ class Intake:
     @property
     def accepted(self) -> list[Anyone]:
         """What is new and good, in order of submission."""
+        return [one.reading for one in self._staged()]
+
+    def _staged(self) -> list[_Judged]:
         staged = (*self._intervals.values(), *self._registers.values())
-        return [one.reading for one in sorted(staged, key=lambda one: one.index)]
+        return sorted(staged, key=lambda one: one.index)
 
     def take(self, items: Sequence[Json]) -> None:
         """Judge a batch; what is wrong with a reading is kept, never raised."""
         refusals: dict[int, ContractError] = {}
+        judged: list[_Judged] = []
         for index, item in enumerate(items):
             try:
-                self._stage(index, item)
+                judged.append(self._judge(index, item))
             except ContractError as error:
                 refusals[index] = error
+        self._store.read_ahead(list(dict.fromkeys(one.key for one in judged)))
+        for one in judged:
+            try:
+                self._stage(one)
+            except ContractError as error:
+                refusals[one.index] = error
+        self._read_neighbours_ahead()
         for table in (self._intervals, self._registers):
             dropped: dict[tuple[str, int], Refusal] = {}
             # Against what came before; then, backwards, against what had been stored after.
@@ -138,14 +160,15 @@ class Intake:
         """Write what is accepted, into the private collection alone; how many were special."""
         counts = {"corrected": 0, "late": 0, "after_final": 0}
         corrections = []
-        for reading in self.accepted:
-            self._store.put(reading)
+        for one in self._staged():
+            reading = one.reading
+            self._store.put_bytes(one.key, stored_bytes(reading, one.parts))
             counts["corrected"] += reading.version > 1
             if not isinstance(reading, Reading):
                 continue
             if reading.version > 1:
                 corrections.append(reading)
-            age_s = self._now - self._end(reading)
+            age_s = self._now - _end(reading)
             kind = ""
             if age_s > self._channel.final_after_s:
                 kind = "adjustment"
@@ -172,7 +195,7 @@ class Intake:
 
     # One reading by itself
 
-    def _stage(self, index: int, item: Json) -> None:
+    def _judge(self, index: int, item: Json) -> _Judged:
         reading: Anyone
         if isinstance(item, dict) and "read_at" in item:
             reading = read_item(RegisterReading, item)
@@ -183,26 +206,33 @@ class Intake:
         if isinstance(reading, Reading):
             self._check_power(reading, meter)
         self._check_width(reading, meter)
-        self._check_signature(reading, meter)
-        table = self._table(reading)
-        staged = table.get((reading.meter_id, reading.at))
+        parts = canonical_parts(reading)
+        self._check_signature(reading, parts, meter)
+        return _Judged(index, reading, meter, key_of(reading), parts)
+
+    def _stage(self, one: _Judged) -> None:
+        """Lay aside what is new, in order of the batch. Raises Refusal."""
+        reading = one.reading
+        table, place = self._table(reading), (reading.meter_id, reading.at)
+        staged = table.get(place)
         if staged is not None and staged.reading.version == reading.version:
             self._check_same(reading, staged.reading)
-            self._repeated.append((index, reading))
-        elif self._is_new(reading):
+            self._repeated.append((one.index, reading))
+        elif self._is_new(one):
             if staged is not None:
                 raise Refusal(
                     "version",
                     f"version {staged.reading.version} is in this batch; a correction of it comes "
                     "when it is stored",
                 )
-            table[reading.meter_id, reading.at] = _Staged(index, reading, meter)
+            table[place] = one
 
-    def _table(self, reading: Anyone) -> dict[tuple[str, int], _Staged]:
+    def _table(self, reading: Anyone) -> dict[tuple[str, int], _Judged]:
         return self._intervals if isinstance(reading, Reading) else self._registers
 
     def _meter(self, meter_id: str) -> Meter:
-        if meter_id not in self._meters:
+        known = self._meters.get(meter_id)
+        if known is None:
             try:
                 meter = meter_of(self._context, meter_id)
             except NotFound as error:
@@ -220,16 +250,11 @@ class Intake:
                     f"{access.described(creator)} may not submit readings of meter {meter_id}; "
                     f"the home at {meter.connection_id} and operators of {meter.utility} may",
                 )
-            self._meters[meter_id] = meter
-        return self._meters[meter_id]
-
-    def _end(self, reading: Anyone) -> int:
-        if isinstance(reading, Reading):
-            return reading.interval_start + reading.interval_s
-        return reading.read_at
+            known = self._meters[meter_id] = meter
+        return known
 
     def _check_time(self, reading: Anyone, meter: Meter) -> None:
-        end = self._end(reading)
+        end = _end(reading)
         if isinstance(reading, Reading):
             interval_s = self._channel.interval_s
             if reading.interval_s != interval_s:
@@ -244,42 +269,41 @@ class Intake:
                     f"interval_start is {reading.interval_start}, but must be a multiple of "
                     f"{interval_s}",
                 )
-            what = f"the interval ends at {utc_text(end)}"
-        else:
-            what = f"read_at is {utc_text(end)}"
-        if end > self._now + self._ahead_s:
-            raise Refusal("future", f"{what}, but the channel's time is {utc_text(self._now)}")
+        if end > self._latest:
+            raise Refusal(
+                "future",
+                f"{_when(reading)}, but the channel's time is {utc_text(self._now)}",
+            )
         if reading.at < meter.installed_at:
             raise Refusal(
                 "before_meter",
-                f"{what}, but meter {meter.meter_id} was installed at "
+                f"{_when(reading)}, but meter {meter.meter_id} was installed at "
                 f"{utc_text(meter.installed_at)}",
             )
         if meter.removed_at is not None and end > meter.removed_at:
             raise Refusal(
                 "after_meter",
-                f"{what}, but meter {meter.meter_id} was removed at {utc_text(meter.removed_at)}",
+                f"{_when(reading)}, but meter {meter.meter_id} was removed at "
+                f"{utc_text(meter.removed_at)}",
             )
         if end + self._channel.correctable_s < self._now:
             raise Refusal(
                 "too_late",
-                f"{what}, but readings are taken for {self._channel.correctable_s // 86_400} days, "
-                f"and the channel's time is {utc_text(self._now)}",
+                f"{_when(reading)}, but readings are taken for "
+                f"{self._channel.correctable_s // 86_400} days, and the channel's time is "
+                f"{utc_text(self._now)}",
             )
 
     def _check_power(self, reading: Reading, meter: Meter) -> None:
         limit_wh = meter.max_power_w * reading.interval_s // 3600
-        for name, energy_wh in (
-            ("import_wh", reading.import_wh),
-            ("export_wh", reading.export_wh),
-        ):
-            if energy_wh > limit_wh:
-                raise Refusal(
-                    "over_power",
-                    f"{name} is too much: meter {meter.meter_id} ({meter.max_power_w} W) can "
-                    f"count at most {limit_wh} Wh in the interval starting "
-                    f"{utc_text(reading.interval_start)}",
-                )
+        if reading.import_wh > limit_wh or reading.export_wh > limit_wh:
+            name = "import_wh" if reading.import_wh > limit_wh else "export_wh"
+            raise Refusal(
+                "over_power",
+                f"{name} is too much: meter {meter.meter_id} ({meter.max_power_w} W) can "
+                f"count at most {limit_wh} Wh in the interval starting "
+                f"{utc_text(reading.interval_start)}",
+            )
 
     def _check_width(self, reading: Anyone, meter: Meter) -> None:
         if meter.rollover_wh is None:
@@ -295,7 +319,7 @@ class Intake:
                     f"{meter.rollover_wh} Wh",
                 )
 
-    def _check_signature(self, reading: Anyone, meter: Meter) -> None:
+    def _check_signature(self, reading: Anyone, parts: tuple[str, str], meter: Meter) -> None:
         if not reading.signature:
             # A value put in a reading's place has no meter that could sign it: the operator's
             # transaction vouches for it.
@@ -306,7 +330,7 @@ class Intake:
                     "substituted values in place of a meter's",
                 )
             return
-        signed = signed_bytes(self._channel_json, reading)
+        signed = signed_bytes(self._channel_json, reading, parts)
         if not self._signatures.holds(meter.public_key, meter.meter_id, reading.signature, signed):
             raise Refusal(
                 "signature",
@@ -316,11 +340,13 @@ class Intake:
 
     # Versions
 
-    def _is_new(self, reading: Anyone) -> bool:
+    def _is_new(self, one: _Judged) -> bool:
         """Whether it is the next version; False for one that is there. Raises Refusal."""
+        reading = one.reading
         what = "interval" if isinstance(reading, Reading) else "instant"
-        known = self._version(reading, reading.version)
-        if known is not None:
+        if self._store.holds(one.key):
+            known = self._version(reading, reading.version)
+            assert known is not None
             self._check_same(reading, known)
             self._known.append(known)
             return False
@@ -359,6 +385,18 @@ class Intake:
 
     # Registers against their neighbours
 
+    def _read_neighbours_ahead(self) -> None:
+        """The intervals before those of this batch that are measured: each is held against it."""
+        starts = [
+            (meter_id, start - self._channel.interval_s)
+            for (meter_id, start), one in self._intervals.items()
+            if one.reading.quality == "measured" and start >= self._channel.interval_s
+        ]
+        outside = [place for place in starts if place not in self._intervals]
+        notes = [corrected_key(meter_id, start) for meter_id, start in outside]
+        self._store.read_ahead(list(dict.fromkeys(notes)))
+        self._store.read_ahead([self._store.latest_key(*place) for place in outside])
+
     def _interval(self, meter_id: str, start: int) -> Reading | None:
         """What counts for an interval once this batch is in."""
         staged = self._intervals.get((meter_id, start))
@@ -370,7 +408,7 @@ class Intake:
             self._stored[key] = self._store.latest(meter_id, start)
         return self._stored[key]
 
-    def _check_before(self, staged: _Staged) -> None:
+    def _check_before(self, staged: _Judged) -> None:
         reading, meter = staged.reading, staged.meter
         if reading.quality != "measured":
             return
@@ -396,10 +434,7 @@ class Intake:
         before = self._interval(reading.meter_id, start - interval_s)
         if before is not None:
             if before.quality == "measured":
-                for name in ("import", "export"):
-                    risen = meter.risen_wh(_register(before, name), _register(reading, name))
-                    energy_wh = _energy(reading, name)
-                    _check_risen(name, risen, energy_wh, energy_wh, "the interval before")
+                _check_counted(before, reading, meter, "the interval before")
             return
         found = self._before_gap(reading, meter)
         if found is None:
@@ -428,7 +463,7 @@ class Intake:
                 return found if found.quality == "measured" else None
         return None
 
-    def _check_after(self, staged: _Staged) -> None:
+    def _check_after(self, staged: _Judged) -> None:
         """A late one or a correction against what follows it; of this batch all has been checked.
 
         A first reading in time isn't, or two that are under way at once would conflict: it would
@@ -443,10 +478,18 @@ class Intake:
             return
         after = self._interval(reading.meter_id, end)
         if after is not None and after.quality == "measured":
-            for name in ("import", "export"):
-                risen = meter.risen_wh(_register(reading, name), _register(after, name))
-                energy_wh = _energy(after, name)
-                _check_risen(name, risen, energy_wh, energy_wh, "it up to the interval after")
+            _check_counted(reading, after, meter, "it up to the interval after")
+
+
+def _end(reading: Anyone) -> int:
+    if isinstance(reading, Reading):
+        return reading.interval_start + reading.interval_s
+    return reading.read_at
+
+
+def _when(reading: Anyone) -> str:
+    what = "the interval ends at" if isinstance(reading, Reading) else "read_at is"
+    return f"{what} {utc_text(_end(reading))}"
 
 
 def _register(reading: Anyone, direction: str) -> int:
@@ -455,6 +498,16 @@ def _register(reading: Anyone, direction: str) -> int:
 
 def _energy(reading: Reading, direction: str) -> int:
     return reading.import_wh if direction == "import" else reading.export_wh
+
+
+def _check_counted(before: Reading, reading: Reading, meter: Meter, since: str) -> None:
+    """Raise Refusal unless both registers rose by what was counted."""
+    for direction, register_before, register_after, energy_wh in (
+        ("import", before.import_register_wh, reading.import_register_wh, reading.import_wh),
+        ("export", before.export_register_wh, reading.export_register_wh, reading.export_wh),
+    ):
+        risen = meter.risen_wh(register_before, register_after)
+        _check_risen(direction, risen, energy_wh, energy_wh, since)
 
 
 def _check_risen(

@@ -138,48 +138,50 @@ def fields_of(reading: Anyone) -> dict[str, Json]:
     return fields
 
 
-def _text(reading: Anyone, first: str, signature: str) -> bytes:
-    """Canonical JSON of a reading, with a text in front and one for the signature.
+def canonical_parts(reading: Anyone) -> tuple[str, str]:
+    """Canonical JSON of a reading: all fields up to its salt, and its version.
 
-    Written out, since it is made twice for each reading and takes most of a batch's time otherwise:
-    names in order, and no value that its rule lets pass needs an escape.
+    Between them stands the signature, in front of them the channel that it is for. Written out,
+    since it takes most of a batch's time otherwise: names in order, and no value that its rule lets
+    pass needs an escape.
     """
     gasp = (
         ""
         if reading.last_gasp is None
         else f'"last_gasp":{"true" if reading.last_gasp else "false"},'
     )
-    last = f'"salt":"{reading.salt}",{signature}"version":"{reading.version}"}}'
+    version = f'"version":"{reading.version}"}}'
     if isinstance(reading, Reading):
-        text = (
-            f'{{{first}"export_register_wh":"{reading.export_register_wh}",'
+        return (
+            f'"export_register_wh":"{reading.export_register_wh}",'
             f'"export_wh":"{reading.export_wh}",'
             f'"import_register_wh":"{reading.import_register_wh}",'
             f'"import_wh":"{reading.import_wh}","interval_s":"{reading.interval_s}",'
             f'"interval_start":"{reading.interval_start}",{gasp}'
-            f'"meter_id":"{reading.meter_id}","quality":"{reading.quality}",{last}'
-        )
-    else:
-        text = (
-            f'{{{first}"export_register_wh":"{reading.export_register_wh}",'
-            f'"import_register_wh":"{reading.import_register_wh}",{gasp}'
             f'"meter_id":"{reading.meter_id}","quality":"{reading.quality}",'
-            f'"read_at":"{reading.read_at}",{last}'
-        )
-    return text.encode()
+            f'"salt":"{reading.salt}",'
+        ), version
+    return (
+        f'"export_register_wh":"{reading.export_register_wh}",'
+        f'"import_register_wh":"{reading.import_register_wh}",{gasp}'
+        f'"meter_id":"{reading.meter_id}","quality":"{reading.quality}",'
+        f'"read_at":"{reading.read_at}","salt":"{reading.salt}",'
+    ), version
 
 
-def stored_bytes(reading: Anyone) -> bytes:
+def stored_bytes(reading: Anyone, parts: tuple[str, str] | None = None) -> bytes:
     """What stands in the collection: canonical JSON of all fields."""
-    return _text(reading, "", f'"signature":"{reading.signature}",')
+    fields, version = parts or canonical_parts(reading)
+    return f'{{{fields}"signature":"{reading.signature}",{version}'.encode()
 
 
-def signed_bytes(channel: str, reading: Anyone) -> bytes:
+def signed_bytes(channel: str, reading: Anyone, parts: tuple[str, str] | None = None) -> bytes:
     """What a meter signs: canonical JSON of the channel and all fields but the signature.
 
     `channel` is the channel's name in canonical JSON.
     """
-    return _text(reading, f'"channel":{channel},', "")
+    fields, version = parts or canonical_parts(reading)
+    return f'{{"channel":{channel},{fields}{version}'.encode()
 
 
 def interval_key(meter_id: str, interval_start: int, version: int = 1) -> str:
@@ -190,6 +192,18 @@ def interval_key(meter_id: str, interval_start: int, version: int = 1) -> str:
 def register_key(meter_id: str, read_at: int, version: int = 1) -> str:
     """The key of a register reading."""
     return f"g/{meter_id}/{read_at:012d}/{version}"
+
+
+def key_of(reading: Anyone) -> str:
+    """Where a reading stands."""
+    if isinstance(reading, Reading):
+        return interval_key(reading.meter_id, reading.interval_start, reading.version)
+    return register_key(reading.meter_id, reading.read_at, reading.version)
+
+
+def corrected_key(meter_id: str, at: int) -> str:
+    """Where it stands which intervals of the UTC day of an instant have been corrected."""
+    return f"v/{meter_id}/{day_of(at)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,28 +247,47 @@ class Store:
         self.context = context
         self.utility = utility
         self._collection = collection(utility)
-        self._corrected: dict[str, dict[int, int]] = {}
+        self._corrected: dict[tuple[str, int], dict[int, int]] = {}
+        self._ahead: dict[str, bytes | None] = {}
+
+    def read_ahead(self, keys: Sequence[str]) -> None:
+        """Read at once what will be read for certain: a read is part of the transaction."""
+        self._ahead |= zip(keys, self.context.get_privates(self._collection, keys), strict=True)
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a reading, or a note, under a key."""
+        return self._get(key) is not None
+
+    def _get(self, key: str) -> bytes | None:
+        if key in self._ahead:
+            return self._ahead[key]
+        return self.context.get_private(self._collection, key)
 
     def version(self, meter_id: str, interval_start: int, version: int) -> Reading | None:
         """One version of an interval's reading."""
-        stored = self.context.get_private(
-            self._collection, interval_key(meter_id, interval_start, version)
-        )
+        stored = self._get(interval_key(meter_id, interval_start, version))
         return None if stored is None else stored_record(Reading, stored)
 
     def latest(self, meter_id: str, interval_start: int) -> Reading | None:
         """The reading of an interval that counts: its highest version. By single reads."""
+        stored = self._get(self.latest_key(meter_id, interval_start))
+        return None if stored is None else stored_record(Reading, stored)
+
+    def latest_key(self, meter_id: str, interval_start: int) -> str:
+        """Where the reading of an interval that counts would stand."""
         day = self.corrected(meter_id, interval_start)
-        return self.version(meter_id, interval_start, day.get(interval_start, 1))
+        return interval_key(meter_id, interval_start, day.get(interval_start, 1))
 
     def corrected(self, meter_id: str, at: int) -> dict[int, int]:
         """The highest versions of the intervals corrected on the UTC day of an instant."""
-        key = f"v/{meter_id}/{day_of(at)}"
-        if key not in self._corrected:
-            stored = self.context.get_private(self._collection, key)
-            day = () if stored is None else stored_record(_CorrectedDay, stored).intervals
-            self._corrected[key] = {one.interval_start: one.version for one in day}
-        return self._corrected[key]
+        day = (meter_id, at // DAY_S)
+        found = self._corrected.get(day)
+        if found is None:
+            stored = self._get(corrected_key(meter_id, at))
+            noted = () if stored is None else stored_record(_CorrectedDay, stored).intervals
+            found = {one.interval_start: one.version for one in noted}
+            self._corrected[day] = found
+        return found
 
     def register(self, meter_id: str, read_at: int) -> RegisterReading | None:
         """The registers read at an instant: the highest version. By single reads."""
@@ -268,26 +301,23 @@ class Store:
 
     def register_version(self, meter_id: str, read_at: int, version: int) -> RegisterReading | None:
         """One version of the registers read at an instant."""
-        stored = self.context.get_private(
-            self._collection, register_key(meter_id, read_at, version)
-        )
+        stored = self._get(register_key(meter_id, read_at, version))
         return None if stored is None else stored_record(RegisterReading, stored)
 
     def put(self, reading: Anyone) -> None:
         """Write a reading."""
-        if isinstance(reading, Reading):
-            key = interval_key(reading.meter_id, reading.interval_start, reading.version)
-        else:
-            key = register_key(reading.meter_id, reading.read_at, reading.version)
-        self.context.put_private(self._collection, key, stored_bytes(reading))
+        self.put_bytes(key_of(reading), stored_bytes(reading))
+
+    def put_bytes(self, key: str, stored: bytes) -> None:
+        """Write a reading by its `key_of` and `stored_bytes`, where they are known already."""
+        self.context.put_private(self._collection, key, stored)
 
     def put_corrected(self, corrections: Sequence[Reading]) -> None:
         """Note which intervals have a newer version."""
         days: dict[str, list[Reading]] = {}
         for reading in corrections:
-            days.setdefault(f"v/{reading.meter_id}/{day_of(reading.interval_start)}", []).append(
-                reading
-            )
+            key = corrected_key(reading.meter_id, reading.interval_start)
+            days.setdefault(key, []).append(reading)
         for key, readings in days.items():
             versions = dict(self.corrected(readings[0].meter_id, readings[0].interval_start))
             versions |= {one.interval_start: one.version for one in readings}

@@ -13,7 +13,6 @@ So every reading proves itself, alone, as if it had been signed alone; salts kee
 from finding out the others. The leaves are the bytes that would have been signed singly.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from consortium.chaincode.api import (
@@ -54,8 +53,9 @@ class Signatures:
 
     def __init__(self, channel_id: str) -> None:
         self._channel_id = channel_id
-        self._roots: dict[tuple[str, str, str, int, bytes], bool] = {}
-        self._turns: dict[tuple[int, int], Sequence[bool]] = {}
+        self._signed: dict[tuple[str, str, str, int, bytes], bool] = {}
+        self._places: dict[str, tuple[int, tuple[bool, ...]]] = {}
+        self._roots: dict[tuple[bytes, tuple[bool, ...], bytes], bytes] = {}
 
     def holds(self, public_key: str, meter_id: str, signature: str, signed: bytes) -> bool:
         """Whether the meter with that key signed these bytes of one reading."""
@@ -67,22 +67,32 @@ class Signatures:
         except InvalidArgument:
             return False
         asked = (public_key, meter_id, own, count, root)
-        known = self._roots.get(asked)
+        known = self._signed.get(asked)
         if known is None:
             message = root_bytes(self._channel_id, meter_id, count, root)
-            known = self._roots[asked] = verify_p256(public_key, own, message)
+            known = self._signed[asked] = verify_p256(public_key, own, message)
         return known
 
     def _root(self, place: str, signed: bytes) -> tuple[int, bytes]:
         """The tree's count and root, by a reading's place in it; raises InvalidArgument."""
-        index, _, rest = place.partition(":")
-        count, _, encoded = rest.partition(":")
-        at = (int(index), int(count))
-        turned = self._turns.get(at)
-        if turned is None:
-            turned = self._turns[at] = trees.turns(*at)
+        at, _, encoded = place.rpartition(":")
+        known = self._places.get(at)
+        if known is None:
+            index, _, leaves = at.partition(":")
+            known = self._places[at] = (int(leaves), trees.turns(int(index), int(leaves)))
+        count, turned = known
         hashes = base64_bytes(encoded)
         if len(hashes) != _HASH_BYTES * len(turned):
             raise InvalidArgument("signature has another number of hashes than its place asks for")
-        beside = [hashes[at : at + _HASH_BYTES] for at in range(0, len(hashes), _HASH_BYTES)]
-        return at[1], trees.folded(sha256(b"\0" + signed), turned, beside)
+        return count, self._above(sha256(b"\0" + signed), turned, hashes)
+
+    def _above(self, node: bytes, turned: tuple[bool, ...], hashes: bytes) -> bytes:
+        """The root above a node; what readings of one tree have in common is hashed once."""
+        if not turned:
+            return node
+        way = (node, turned, hashes)
+        root = self._roots.get(way)
+        if root is None:
+            parent = trees.parent(node, hashes[:_HASH_BYTES], left=turned[0])
+            root = self._roots[way] = self._above(parent, turned[1:], hashes[_HASH_BYTES:])
+        return root

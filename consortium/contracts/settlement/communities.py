@@ -42,7 +42,7 @@ from ..common.settings import Price
 from ..market import gates
 from ..registry import homes
 from ..registry.registry import connection_of, energy_settings
-from .days import MAX_MEMBERS, CommunityDay, Key
+from .days import MAX_MEMBERS, CommunityDay, Key, most_members
 
 MAX_SPANS = 100
 _TERMS = "community"
@@ -282,12 +282,14 @@ class Communities(Contract):
             LimitExceeded: all places are taken, and with one more nobody could be settled.
         """
         at = day_start(from_day)
+        interval_s = energy_settings(context).interval_s
+        places = most_members(interval_s)
         first = int(sha256_hex(connection_id.encode())[:8], 16)
         known = context.get_state(f"cm/{community}/{connection_id}")
         if known is not None:
             first = stored_record(_Seated, known).seat
-        for number in range(first, first + MAX_MEMBERS):
-            seat = number % MAX_MEMBERS
+        for number in range(first, first + places):
+            seat = number % places
             stored = context.get_state(f"seat/{community}/{seat:02d}")
             if stored is None:
                 return seat
@@ -299,7 +301,8 @@ class Communities(Contract):
             ):
                 return seat
         raise LimitExceeded(
-            f"community {community} has {MAX_MEMBERS} members from {from_day} on, the limit"
+            f"community {community} has {places} members from {from_day} on, as many as are "
+            f"settled together at intervals of {interval_s} s; join another, or found one"
         )
 
     @staticmethod

@@ -12,7 +12,7 @@ knows the readings, and this module joins them to rows, one for each interval, a
 Energy in Wh, prices in micro-units per kWh, money in micro-units; positive amounts are received.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, cast
 
@@ -45,6 +45,9 @@ MAX_INTERVALS = 1_500
 """Of one day: a quarter hour makes 100 at most, a minute 1,500."""
 MAX_CELLS = 4_000
 """Connections times intervals of one call: what fits into 2 s and 2 MB."""
+MAX_COMMUNITY_CELLS = 8_000
+"""The same where a community is settled, which can't be divided: 7 MB of private rows."""
+_LONGEST_DAY_S = 25 * 3600
 MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
 MAX_OPEN_DAYS = 500
@@ -313,6 +316,21 @@ class OpenDay:
     together: bool
     """They are a community: all at once, or none."""
     connections: Annotated[tuple[Identifier, ...], AtMost(MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class RevisedDay:
+    """A day of a buyer, whose seller as produced has had it adjusted."""
+
+    connection_id: Identifier
+    day: Day
+
+
+@dataclass(frozen=True, slots=True)
+class RevisedDays:
+    """As `agenda:Revised` answers, in order of contracts."""
+
+    days: Annotated[tuple[RevisedDay, ...], AtMost(MAX_OPEN_DAYS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,12 +647,35 @@ def sums_of(rows: Sequence[Row]) -> tuple[Sum, ...]:
 
 def trade_sums(inputs: DayInputs, connection_id: str) -> tuple[Sum, ...]:
     """What a connection's trades alone come to: the part of a summary that anybody can compute."""
-    (connection,) = [one for one in inputs.connections if one.connection_id == connection_id]
-    terms = inputs.settle_terms()
     lines = [
         RowLine("import", 0, 0, 0, inputs.supplier, False)  # so that the row is never left out
     ]
     rows = [Row(inputs.from_, 0, 0, "measured", tuple(lines), ())]
+    rows += _trade_rows(inputs, connection_id)
+    return tuple(one for one in sums_of(rows) if one.kind != "import")
+
+
+def trades_changed(inputs: DayInputs, opened: Rows) -> bool:
+    """Whether a connection's trades are others than those that its day was settled with.
+
+    Trades are firm, but what a contract as produced delivers follows its seller's corrections.
+    """
+
+    def traded(rows: Iterable[Row]) -> list[bytes]:
+        return sorted(
+            canonical_json([row.interval_start, line])
+            for row in rows
+            for line in row.lines
+            if line.kind in _TRADED
+        )
+
+    return traded(opened.rows) != traded(_trade_rows(inputs, opened.connection_id))
+
+
+def _trade_rows(inputs: DayInputs, connection_id: str) -> Iterator[Row]:
+    """A row for each of a connection's trades, of what it alone comes to."""
+    (connection,) = [one for one in inputs.connections if one.connection_id == connection_id]
+    terms = inputs.settle_terms()
     for trade in connection.trades:
         # Metered as traded: neither shortfall nor surplus.
         metered = Metered(
@@ -649,8 +690,7 @@ def trade_sums(inputs: DayInputs, connection_id: str) -> tuple[Sum, ...]:
             for line in settle([metered]).lines
             if line.kind in _TRADED or line.kind == "fee"
         )
-        rows.append(Row(trade.interval_start, 0, 0, "measured", found, ()))
-    return tuple(one for one in sums_of(rows) if one.kind != "import")
+        yield Row(trade.interval_start, 0, 0, "measured", found, ())
 
 
 def check_summary(inputs: DayInputs, summary: Summary) -> None:
@@ -1030,6 +1070,11 @@ def _line_text(line: RowLine) -> str:
     )
 
 
+def most_members(interval_s: int) -> int:
+    """How many members a community may have, whose longest day is still settled by one call."""
+    return min(MAX_MEMBERS, max(1, MAX_COMMUNITY_CELLS * interval_s // _LONGEST_DAY_S))
+
+
 def check_size(inputs: DayInputs) -> None:
     """Raise InvalidArgument for more than one call can settle."""
     if inputs.intervals > MAX_INTERVALS:
@@ -1037,10 +1082,12 @@ def check_size(inputs: DayInputs) -> None:
             f"day {inputs.day} has {inputs.intervals} intervals, but {MAX_INTERVALS} can be settled"
         )
     cells = inputs.intervals * len(inputs.connections)
-    if cells > MAX_CELLS:
+    most = MAX_COMMUNITY_CELLS if inputs.communities else MAX_CELLS
+    if cells > most:
         raise InvalidArgument(
             f"connections has {len(inputs.connections)} items of {inputs.intervals} intervals, "
-            f"{cells} in all, but {MAX_CELLS} can be settled at once; name fewer"
+            f"{cells} in all, but {most} can be settled at once; name fewer, and of communities "
+            "one at a time"
         )
 
 

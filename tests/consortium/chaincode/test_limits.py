@@ -132,3 +132,21 @@ async def test_the_read_write_set_as_a_whole(executor: Executor) -> None:
     with pytest.raises(LimitError, match=r"read-write set has \d+ bytes, but may have 1000"):
         simulator.results()
     assert issubclass(LimitError, SimulationError)  # which a peer answers with
+
+
+async def test_private_keys_read_at_once_are_read_one_by_one(executor: Executor) -> None:
+    """What the transaction depends on doesn't tell how, nor where, it was read."""
+    known = state()
+    for key in ("a", "c"):
+        place = ("unruly", "secrets", key)
+        known.private[place] = VersionedValue(key.encode(), b"", Version(1, 0))
+    at_once = TransactionSimulator(known, "neighbourhood")
+    answer = await ask(executor, "Privates", at_once, keys=["c", "b", "a"])
+    assert answer.payload == b'["c",null,"a"]'
+    single = TransactionSimulator(known, "neighbourhood")
+    for key in ("a", "b", "c"):
+        single.get_private("unruly", "secrets", key)
+    assert at_once.results() == single.results()
+    nothing = TransactionSimulator(known, "neighbourhood")
+    assert (await ask(executor, "Privates", nothing, keys=[])).payload == b"[]"
+    assert (await ask(executor, "Privates", nothing, keys=["a", ""])).status == 500

@@ -41,10 +41,10 @@ class Endorsed:
 class LedgerWorld:
     """The contracts over Aurora's ledger; every envelope signed and endorsed like on a network."""
 
-    def __init__(self, folder: Path, now: int) -> None:
+    def __init__(self, folder: Path, now: int, *, durable: bool = False) -> None:
         self.now = now
         self.channel = Channel()
-        self.ledger = self.channel.open(folder / "ledger")
+        self.ledger = self.channel.open(folder / "ledger", durable=durable)
         self.channel.deploy(self.ledger, policy=MAJORITY)
         self.channel.deploy(
             self.ledger,
@@ -67,6 +67,14 @@ class LedgerWorld:
         with self.ledger.view() as view:
             yield view
 
+    def simulator(self, view: StateView) -> TransactionSimulator:
+        """Of one transaction, with the utilities' collections."""
+        return TransactionSimulator(
+            view,
+            CHANNEL_ID,
+            collections=lambda _view, _name: [f"readings-{name}MSP" for name in UTILITIES],
+        )
+
     def simulate(
         self,
         view: StateView,
@@ -86,11 +94,7 @@ class LedgerWorld:
             [function.encode(), json.dumps(argument).encode()],
             transient or {},
         )
-        simulator = TransactionSimulator(
-            view,
-            CHANNEL_ID,
-            collections=lambda _view, _name: [f"readings-{name}MSP" for name in UTILITIES],
-        )
+        simulator = self.simulator(view)
         context = _Context(invocation, simulator)
         payload = self._chaincodes[name].invoke(context, invocation.args)
         results = simulator.results()

@@ -90,6 +90,33 @@ def test_a_correction_is_published_again_and_adjusted() -> None:
     assert sum(town.world.money().values()) == 0
 
 
+def test_the_buyers_day_follows_the_sellers_correction() -> None:
+    """Else its seller would be paid less than it pays, and the clearing house keep the rest."""
+    town = contracted()
+    work(town.world, *ALL)
+    town.world.now = final_time()
+    work(town.world, *ALL)
+    before = town.world.money()
+    town.world.now += 20 * DAY_S
+    correct(town, "PLANT", 48, 0)
+    town.world.now += REST_S
+    asked_for = {"utility": "AuroraMSP", "since": START}
+    assert town.world.evaluate(OPERATOR, "agenda:Revised", **asked_for)["days"] == []
+    done = work(town.world, "duties:Corrections")
+    assert done == ["bilateral:Deliver", *2 * ["daybook:Commit", "settlement:Post"]]
+    assert town.world.evaluate(OPERATOR, "agenda:Revised", **asked_for)["days"] == [
+        {"connection_id": "CP-2", "day": DAY}
+    ]
+    # Of 600 Wh 200 are left, all used; what it used of the others comes from its supplier now.
+    assert town.sums("PLANT")["sold"][0] == town.sums("CP-2")["bought"][0] == 200
+    assert "surplus" not in town.sums("CP-2")
+    assert town.sums("CP-2")["import"][0] == 400
+    after = town.world.money()
+    assert sum(after.values()) == 0
+    assert after.get("CLEARING-MARKET", 0) == before.get("CLEARING-MARKET", 0)
+    assert work(town.world, *ALL) == []
+
+
 def test_what_is_published_must_be_the_share_and_is_checked_by_whoever_is_shown_it() -> None:
     town = contracted()
     energies = [0] * 96

@@ -19,6 +19,7 @@ from consortium.chaincode.api import (
 )
 from consortium.contracts.common import commitments
 from consortium.contracts.common.clock import DAY_S, day_start
+from consortium.contracts.settlement.days import MAX_COMMUNITY_CELLS, most_members
 from consortium.wire import kvrwset_pb2, rwset_pb2
 from tests.consortium.contracts.cases import cases
 from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time
@@ -282,6 +283,38 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing() -> N
     record = town.record("CP-1")
     found = world.evaluate(home, "settlement:Verify", **record)
     assert found["holds"], found
+
+
+def test_a_community_is_no_larger_than_can_be_settled() -> None:
+    """It can't be divided, so short intervals leave room for fewer members."""
+    assert [most_members(seconds) for seconds in (60, 300, 450, 900)] == [5, 26, 40, 40]
+    for seconds in (60, 300, 900, 3600):
+        assert most_members(seconds) * 25 * 3600 // seconds <= MAX_COMMUNITY_CELLS
+    names = [f"CP-{number}" for number in range(6)]
+    town = Town.of(*names, interval_s=60, deposit=0)
+    town.agree(
+        "sharing:Propose",
+        "sharing:Approve",
+        {
+            "community": "C",
+            "utility": "AuroraMSP",
+            "method": "proportional",
+            "price_micro_per_kwh": 120_000,
+            "keys": [],
+        },
+        community="C",
+    )
+    town.world.now = START - 15 * 3600
+
+    def join(name: str) -> None:
+        town.world.submit(
+            town.homes[name], "sharing:Join", community="C", connection_id=name, from_day=DAY
+        )
+
+    for name in names[:5]:
+        join(name)
+    with pytest.raises(LimitExceeded, match=f"C has 5 members from {DAY} on, as many as are "):
+        join("CP-5")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
+    AtMost,
     Chaincode,
     Context,
     Contract,
@@ -35,6 +36,11 @@ class Unruly(Contract):
     @query
     def get(self, context: Context, *, key: Name) -> object:
         return (context.get_state(key) or b"").decode()
+
+    @query
+    def privates(self, context: Context, *, keys: Annotated[tuple[Name, ...], AtMost(9)]) -> object:
+        found = context.get_privates("secrets", keys)
+        return [None if value is None else value.decode() for value in found]
 
     # too much
 
