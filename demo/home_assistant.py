@@ -35,6 +35,8 @@ AUTOMATION_ID: Final = "deliver_sold_energy"
 START_TIMEOUT_S: Final = 300
 """A first start compiles Home Assistant's modules, on a Raspberry Pi for minutes."""
 STOP_TIMEOUT_S: Final = 40
+RESTART_CODE: Final = 100
+"""With which Home Assistant ends to be started again."""
 LOGIN_FILE: Final = "demo-password"
 PID_FILE: Final = "demo-hass.pid"
 LOG_FILE: Final = "demo-hass.log"
@@ -337,24 +339,30 @@ class Api:
                 )
             return await response.json()
 
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        """Opens the websocket and logs in."""
+        socket = await self._session.ws_connect(f"{self._url}/api/websocket", max_msg_size=0)
+        await socket.receive_json()
+        await socket.send_json({"type": "auth", "access_token": self.tokens["access_token"]})
+        if (answer := await socket.receive_json())["type"] != "auth_ok":
+            raise HomeAssistantError(f"the websocket refused the token: {answer}")
+        return socket
+
     async def command(self, type_: str, **arguments: Any) -> Any:
         """Sends one websocket command; its result."""
-        if self._socket is None:
-            self._socket = await self._session.ws_connect(
-                f"{self._url}/api/websocket", max_msg_size=0
-            )
-            await self._socket.receive_json()
-            await self._socket.send_json(
-                {"type": "auth", "access_token": self.tokens["access_token"]}
-            )
-            if (answer := await self._socket.receive_json())["type"] != "auth_ok":
-                raise HomeAssistantError(f"the websocket refused the token: {answer}")
+        socket = self._socket = self._socket or await self._connect()
         self._last_id += 1
-        await self._socket.send_json({"id": self._last_id, "type": type_, **arguments})
+        message = {"id": self._last_id, "type": type_, **arguments}
         try:
-            answer = await self._socket.receive_json(timeout=60)
+            await socket.send_json(message)
+        except aiohttp.ClientConnectionError:
+            # Nobody has read from it for long, so its pings went unanswered.
+            socket = self._socket = await self._connect()
+            await socket.send_json(message)
+        try:
+            answer = await socket.receive_json(timeout=60)
             while answer.get("id") != self._last_id:
-                answer = await self._socket.receive_json(timeout=60)
+                answer = await socket.receive_json(timeout=60)
         except TypeError as error:  # aiohttp's, for a message that closes the socket
             raise HomeAssistantError(f"Home Assistant closed the websocket: {error}") from error
         if not answer["success"]:

@@ -498,8 +498,10 @@ Ctrl-C stops everything; the next script/run goes on from disk.
         )
 
     async def _watch(self, house: HomeAssistant) -> None:
-        """Home Assistant does not end by itself."""
-        code = await house.wait()
+        """Home Assistant does not end by itself; restarted by its owner, it is started again."""
+        while (code := await house.wait()) == home_assistant.RESTART_CODE and not house.stopping:
+            self.say("restarting Home Assistant")
+            await house.start(self.say)
         if not house.stopping:
             raise DemoError(f"Home Assistant ended with code {code}; see {house.folder}")
 

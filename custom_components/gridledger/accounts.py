@@ -15,7 +15,7 @@ from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.util import dt as dt_util
 
-from .client import CommitFailed, GridLedgerError, TransactionRefused
+from .client import CommitFailed, Committed, TransactionRefused
 from .clock import ChannelClock
 from .const import (
     CHAINCODE_ENERGY,
@@ -26,7 +26,15 @@ from .const import (
     SIGNAL_PERMIT,
     SIGNAL_RESPONSE,
 )
-from .models import AccountData, LedgerData, OpenBill, Permit, Prepaid, ResponseEvent
+from .models import (
+    AccountData,
+    LedgerData,
+    OpenBill,
+    Permit,
+    Prepaid,
+    ResponseEvent,
+    understood,
+)
 
 if TYPE_CHECKING:
     from .session import LedgerSession
@@ -56,12 +64,6 @@ _OVERLAP_S: Final = 96
 """An event's window is at most this many intervals, so one that runs began no earlier."""
 
 
-def _clock(session: LedgerSession) -> ChannelClock:
-    if session.clock is None:
-        raise GridLedgerError("the ledger has not been reached yet")
-    return session.clock
-
-
 # Reading ------------------------------------------------------------------------------------------
 
 
@@ -81,7 +83,7 @@ async def async_read_account(session: LedgerSession, zone: str | None) -> Accoun
         GridLedgerError: the ledger is away or answers nonsense.
     """
     home = {"connection_id": session.connection_id}
-    try:
+    with understood("the account's answer"):
         account, permit, prepaid, responses = await asyncio.gather(
             _optional(session, "billing:Account", **home),
             _optional(session, "permit:Status", **home),
@@ -115,14 +117,12 @@ async def async_read_account(session: LedgerSession, zone: str | None) -> Accoun
                     bool(prepaid["low"]),
                 ),
             )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GridLedgerError(f"the account's answer can't be read: {error!r}") from error
     return found
 
 
 async def _responses(session: LedgerSession, zone: str | None) -> tuple[ResponseEvent, ...]:
     """Read the response events of the home's zone that aren't over."""
-    clock = _clock(session)
+    clock = session.known_clock()
     now = int(clock.channel(dt_util.utcnow().timestamp()))
     since = max(0, now - _OVERLAP_S * clock.interval_s)
     page = await _optional(session, "response:Events", **{"from": since, "limit": _EVENT_LISTED})
@@ -275,7 +275,7 @@ async def async_bills(session: LedgerSession) -> list[dict[str, Any]]:
     Raises:
         GridLedgerError: the ledger is away or answers nonsense.
     """
-    clock, currency = _clock(session), session.data.currency
+    clock, currency = session.known_clock(), session.data.currency
     found: list[dict[str, Any]] = []
     bookmark = ""
     for _ in range(_PAGES):
@@ -288,10 +288,8 @@ async def async_bills(session: LedgerSession) -> list[dict[str, Any]]:
         )
         if page is None:
             break
-        try:
+        with understood("a bill"):
             found.extend(_document(one, clock, currency) for one in page["bills"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise GridLedgerError(f"a bill can't be read: {error!r}") from error
         bookmark = str(page.get("bookmark") or "")
         if not bookmark:
             break
@@ -334,7 +332,7 @@ async def async_bill_lines(session: LedgerSession, from_day: str, run: int) -> d
         {"connection_id": session.connection_id, "from_day": from_day, "run": run},
         endorsing_organizations=[session.msp_id],
     )
-    try:
+    with understood("a bill's record"):
         regulated = record["regulated_micro"]
         return {
             "total": int(record["total_micro"]) / 1e6,
@@ -359,21 +357,29 @@ async def async_bill_lines(session: LedgerSession, from_day: str, run: int) -> d
                 for line in part["lines"]
             ],
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"a bill's record can't be read: {error!r}") from error
 
 
 # Acts ---------------------------------------------------------------------------------------------
 
 
-async def _submit(session: LedgerSession, function: str, argument: dict[str, Any]) -> Any:
-    """Submit; once more where another transaction came in between."""
+async def async_submit(
+    session: LedgerSession, function: str, argument: dict[str, Any]
+) -> Committed:
+    """Submit; once more where another transaction came in between.
+
+    Raises:
+        GridLedgerError: the ledger is away, or refuses.
+    """
     try:
-        committed = await session.client.submit(CHAINCODE_ENERGY, function, argument)
+        return await session.client.submit(CHAINCODE_ENERGY, function, argument)
     except CommitFailed as error:
         if error.code != "MVCC_READ_CONFLICT":
             raise
-        committed = await session.client.submit(CHAINCODE_ENERGY, function, argument)
+    return await session.client.submit(CHAINCODE_ENERGY, function, argument)
+
+
+async def _submit(session: LedgerSession, function: str, argument: dict[str, Any]) -> Any:
+    committed = await async_submit(session, function, argument)
     session.async_account_changed()
     result = committed.result
     return {
@@ -387,12 +393,15 @@ async def async_have_money(session: LedgerSession, amount_micro: int) -> None:
     """See that shard 0 holds an amount: sweep what came in if it doesn't."""
     account = {"account": session.connection_id}
     balance = await session.client.evaluate(CHAINCODE_ENERGY, "wallet:Balance", account)
-    if int(balance["shards"].get("0", 0)) >= amount_micro:
-        return
+    with understood("the balance"):
+        if int(balance["shards"].get("0", 0)) >= amount_micro:
+            return
     incoming = await session.client.evaluate(CHAINCODE_ENERGY, "wallet:Incoming", account)
-    if incoming["entries"]:
+    with understood("what came in"):
+        entries = incoming["entries"]
+    if entries:
         await session.client.submit(
-            CHAINCODE_ENERGY, "wallet:Sweep", {**account, "entries": incoming["entries"]}
+            CHAINCODE_ENERGY, "wallet:Sweep", {**account, "entries": entries}
         )
 
 
@@ -410,17 +419,18 @@ async def _paid(
             **more,
         },
     )
-    return {
-        "request_id": str(answer["request_id"]),
-        "amount": int(answer["amount_micro"]) / 1e6,
-        "paid": [
-            {"number": int(part["number"]), "amount": int(part["amount_micro"]) / 1e6}
-            for part in answer["paid"]
-        ],
-        "currency": session.data.currency,
-        "transaction_id": answer["transaction_id"],
-        "block": answer["block"],
-    }
+    with understood("the payment"):
+        return {
+            "request_id": str(answer["request_id"]),
+            "amount": int(answer["amount_micro"]) / 1e6,
+            "paid": [
+                {"number": int(part["number"]), "amount": int(part["amount_micro"]) / 1e6}
+                for part in answer["paid"]
+            ],
+            "currency": session.data.currency,
+            "transaction_id": answer["transaction_id"],
+            "block": answer["block"],
+        }
 
 
 async def async_pay(
@@ -435,7 +445,8 @@ async def async_pay(
         account = await session.client.evaluate(
             CHAINCODE_ENERGY, "billing:Account", {"connection_id": session.connection_id}
         )
-        bills = [OpenBill.from_json(one) for one in account["open"]]
+        with understood("an open bill"):
+            bills = [OpenBill.from_json(one) for one in account["open"]]
         amount_micro = sum(
             bill.open_micro - bill.disputed_micro for bill in bills if number in (None, bill.number)
         )
@@ -470,14 +481,15 @@ async def async_claim(
             "certificate:Holdings",
             {"owner": session.connection_id, "limit": _PAGE},
         )
-        fitting = [
-            one
-            for one in page["batches"]
-            if one["state"] == "issued" and int(one["count"]) >= count
-        ]
+        with understood("a guarantee of origin"):
+            fitting = [
+                (str(one["month"]), str(one["batch_id"]))
+                for one in page["batches"]
+                if one["state"] == "issued" and int(one["count"]) >= count
+            ]
         if not fitting:
             raise TransactionRefused(f"no batch of yours holds {count} certificates to claim")
-        batch_id = str(min(fitting, key=lambda one: one["month"])["batch_id"])
+        _, batch_id = min(fitting)
     answer = await _submit(
         session,
         "certificate:Claim",
@@ -488,18 +500,19 @@ async def async_claim(
             "claimed_for": claimed_for,
         },
     )
-    first = int(answer["first_serial"])
-    return {
-        "batch_id": str(answer["batch_id"]),
-        "plant_id": str(answer["plant_id"]),
-        "month": str(answer["month"]),
-        "source": str(answer["source"]),
-        "first_serial": first,
-        "last_serial": first + int(answer["count"]) - 1,
-        "claimed_for": str(answer["claimed_for"]),
-        "transaction_id": answer["transaction_id"],
-        "block": answer["block"],
-    }
+    with understood("the claim"):
+        first = int(answer["first_serial"])
+        return {
+            "batch_id": str(answer["batch_id"]),
+            "plant_id": str(answer["plant_id"]),
+            "month": str(answer["month"]),
+            "source": str(answer["source"]),
+            "first_serial": first,
+            "last_serial": first + int(answer["count"]) - 1,
+            "claimed_for": str(answer["claimed_for"]),
+            "transaction_id": answer["transaction_id"],
+            "block": answer["block"],
+        }
 
 
 async def async_certificates(session: LedgerSession) -> list[dict[str, Any]]:
@@ -511,9 +524,10 @@ async def async_certificates(session: LedgerSession) -> list[dict[str, Any]]:
     page = await _optional(
         session, "certificate:Holdings", owner=session.connection_id, limit=_PAGE
     )
-    try:
+    with understood("a guarantee of origin"):
         found = [
             {
+                "batch_id": str(one["batch_id"]),
                 "month": str(one["month"]),
                 "plant_id": str(one["plant_id"]),
                 "source": str(one["source"]),
@@ -523,8 +537,6 @@ async def async_certificates(session: LedgerSession) -> list[dict[str, Any]]:
             }
             for one in (page or {}).get("batches", ())
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"a guarantee of origin can't be read: {error!r}") from error
     return sorted(found, key=lambda one: one["month"], reverse=True)
 
 
@@ -552,7 +564,7 @@ async def async_delegate(
                 "connection_id": session.connection_id,
                 "trader": trader,
                 "acts": sorted(acts),
-                "until": int(_clock(session).channel(until.timestamp())),
+                "until": int(session.known_clock().channel(until.timestamp())),
                 "max_energy_wh": max_energy_wh,
                 "lowest_price": prices_micro[0],
                 "highest_price": prices_micro[1],
@@ -579,11 +591,9 @@ async def async_end_delegation(session: LedgerSession, delegation_id: str) -> di
         "delegation:Given",
         {"connection_id": session.connection_id, "limit": _PAGE},
     )
-    for stated in page["delegations"]:
-        if stated["delegation_id"] == delegation_id:
-            trader = str(stated["trader"])
-            break
-    else:
+    with understood("a delegation"):
+        traders = {one["delegation_id"]: str(one["trader"]) for one in page["delegations"]}
+    if (trader := traders.get(delegation_id)) is None:
         raise TransactionRefused(f"there is no delegation {delegation_id}")
     answer = await _submit(
         session,

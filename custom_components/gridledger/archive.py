@@ -17,7 +17,7 @@ from .client import GridLedgerError
 from .client.wire import common_pb2, msp_pb2, peer_pb2
 from .clock import ChannelClock
 from .const import CHAINCODE_ENERGY
-from .models import Trade, order_as_response
+from .models import Trade, order_as_response, understood
 from .outbox import Outbox, StoredReading
 from .session import LedgerSession
 
@@ -26,12 +26,6 @@ READINGS_LIMIT: Final = 40_000
 _PAGE: Final = 200
 _PAGES: Final = 50
 _TRANSACTIONS_FILTER: Final = 2
-
-
-def _clock(session: LedgerSession) -> ChannelClock:
-    if session.clock is None:
-        raise GridLedgerError("the ledger has not been reached yet")
-    return session.clock
 
 
 async def async_trades(session: LedgerSession, start: int, end: int) -> list[Trade]:
@@ -53,10 +47,8 @@ async def async_trades(session: LedgerSession, start: int, end: int) -> list[Tra
                 **({"bookmark": bookmark} if bookmark else {}),
             },
         )
-        try:
+        with understood("a trade"):
             read = [Trade.from_json(stated) for stated in page["trades"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise GridLedgerError(f"a trade can't be read: {error!r}") from error
         found.extend(trade for trade in read if trade.window_start < end)
         bookmark = str(page.get("bookmark") or "")
         if not bookmark or (read and read[-1].window_start >= end):
@@ -70,7 +62,7 @@ async def async_orders(session: LedgerSession, start: int, end: int) -> list[dic
     Raises:
         GridLedgerError: the ledger is away or answers nonsense.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     found: list[dict[str, Any]] = []
     bookmark = ""
     for _ in range(_PAGES):
@@ -84,15 +76,13 @@ async def async_orders(session: LedgerSession, start: int, end: int) -> list[dic
                 **({"bookmark": bookmark} if bookmark else {}),
             },
         )
-        try:
+        with understood("an order"):
             read = [(int(order["interval_start"]), order) for order in page["orders"]]
             found.extend(
                 {**order_as_response(order, clock, session.data.currency), "amount": _amount(order)}
                 for at, order in read
                 if at < end
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise GridLedgerError(f"an order can't be read: {error!r}") from error
         bookmark = str(page.get("bookmark") or "")
         if not bookmark or (read and read[-1][0] >= end):
             break
@@ -113,7 +103,7 @@ async def async_traded_with_neighbours(session: LedgerSession, since: datetime) 
     Raises:
         GridLedgerError: the ledger is away or answers nonsense.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     first, last = clock.channel(since.timestamp()), clock.channel(dt_util.utcnow().timestamp())
     return _with_neighbours(await async_orders(session, int(first), int(last)))
 
@@ -146,10 +136,8 @@ async def async_statement(session: LedgerSession, start: int, end: int) -> list[
                 **({"bookmark": bookmark} if bookmark else {}),
             },
         )
-        try:
+        with understood("a statement"):
             entries = [(int(entry["at"]), entry) for entry in page["entries"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise GridLedgerError(f"a statement can't be read: {error!r}") from error
         found.extend(dict(entry) for at, entry in entries if start <= at < end)
         bookmark = str(page.get("bookmark") or "")
         if not bookmark or (entries and entries[-1][0] < start):
@@ -182,18 +170,25 @@ def reading_as_response(reading: StoredReading, clock: ChannelClock) -> dict[str
 
 
 async def async_archive(
-    session: LedgerSession, outbox: Outbox, start: datetime, end: datetime
+    session: LedgerSession,
+    outbox: Outbox,
+    start: datetime,
+    end: datetime,
+    *,
+    ledger: bool = True,
 ) -> dict[str, Any]:
     """Return a span of real time: readings by interval, trades, postings, and their sums.
+
+    Without ``ledger`` there is only what the home keeps itself.
 
     Raises:
         GridLedgerError: the ledger is away.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     first, last = (int(clock.channel(instant.timestamp())) for instant in (start, end))
-    trades = await async_trades(session, first, last)
-    orders = await async_orders(session, first, last)
-    postings = await async_statement(session, first, last)
+    trades = await async_trades(session, first, last) if ledger else []
+    orders = await async_orders(session, first, last) if ledger else []
+    postings = await async_statement(session, first, last) if ledger else []
     readings = await session.hass.async_add_executor_job(
         outbox.between, first, last, READINGS_LIMIT
     )
@@ -243,7 +238,7 @@ async def async_proof(session: LedgerSession, transaction_id: str) -> dict[str, 
         "GetBlockByTxID",
         [session.client.channel.encode(), transaction_id.encode()],
     )
-    try:
+    with understood("the block"):
         block = common_pb2.Block.FromString(raw)
         index, header, payload = _find(block, transaction_id)
         code = block.metadata.metadata[_TRANSACTIONS_FILTER][index]
@@ -255,8 +250,6 @@ async def async_proof(session: LedgerSession, transaction_id: str) -> dict[str, 
             ).action.endorsements
         ]
         names = [_signer(endorsement.endorser) for endorsement in endorsements]
-    except (ValueError, IndexError) as error:
-        raise GridLedgerError(f"the block can't be read: {error!r}") from error
     return {
         "transaction_id": transaction_id,
         "block": block.header.number,

@@ -18,7 +18,7 @@ from .client import GridLedgerError
 from .const import CHAINCODE_ENERGY, DOMAIN, LOGGER
 from .coordinator import GridLedgerConfigEntry
 from .entity import Device, GridLedgerEntity
-from .models import Trade
+from .models import Trade, understood
 from .session import LedgerSession
 
 PARALLEL_UPDATES = 0
@@ -54,9 +54,9 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
     def event(self) -> CalendarEvent | None:
         """Return the running delivery, or the next one."""
         now = dt_util.utcnow()
-        ahead = [self._delivery(trade) for trade in self.coordinator.data.trades.values()]
+        ahead = map(self._delivery, self.coordinator.data.trades.values())
         return min(
-            (event for event in ahead if event is not None and event.end > now),
+            (event for event in ahead if event.end > now),
             key=lambda event: event.start,
             default=None,
         )
@@ -68,7 +68,7 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
         """Return the deliveries and response events of a span; what is known while away."""
         session = self.coordinator
         trades = list(session.data.trades.values())
-        found: list[CalendarEvent | None] = []
+        found: list[CalendarEvent] = []
         clock = session.clock
         if clock is not None and session.data.connected:
             first, last = (int(clock.channel(at.timestamp())) for at in (start_date, end_date))
@@ -77,21 +77,15 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
                 found.extend(await self._responses(first - 86400))
             except GridLedgerError as error:
                 LOGGER.debug("The calendar shows what is known: %s", error)
-        found.extend(self._delivery(trade) for trade in trades)
+        found.extend(map(self._delivery, trades))
         found.extend(self._planned_runs())
         return sorted(
-            (
-                event
-                for event in found
-                if event is not None and event.end > start_date and event.start < end_date
-            ),
+            (event for event in found if event.end > start_date and event.start < end_date),
             key=lambda event: event.start,
         )
 
-    def _delivery(self, trade: Trade) -> CalendarEvent | None:
-        clock = self.coordinator.clock
-        if clock is None or not trade.schedule:
-            return None
+    def _delivery(self, trade: Trade) -> CalendarEvent:
+        clock = self.coordinator.known_clock()
         return CalendarEvent(
             start=clock.real_datetime(trade.window_start),
             end=clock.real_datetime(trade.window_end(clock.interval_s)),
@@ -127,13 +121,9 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
                 )
             )
 
-        for appliance_id, runs in plan.runs.items():
-            if appliance_id not in names:
-                continue
+        for appliance_id in names:
             start, end, energy = 0.0, 0.0, 0.0
-            for at, energy_wh in sorted(runs.items()):
-                if energy_wh <= 0 or at not in lengths:
-                    continue
+            for at, energy_wh in sorted(plan.runs.get(appliance_id, {}).items()):
                 if energy and at != end:
                     close(appliance_id, start, end, energy)
                     energy = 0.0
@@ -146,12 +136,11 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
 
     async def _responses(self, since: int) -> list[CalendarEvent]:
         """Return the events by which grid operators ask for less or more use."""
-        clock = self.coordinator.clock
-        assert clock is not None
+        clock = self.coordinator.known_clock()
         page: Any = await self.coordinator.client.evaluate(
             CHAINCODE_ENERGY, "response:Events", {"from": max(0, since), "limit": _EVENTS}
         )
-        try:
+        with understood("an event"):
             return [
                 CalendarEvent(
                     start=clock.real_datetime(int(event["window_start"])),
@@ -166,8 +155,6 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
                 )
                 for event in (stated.get("event", stated) for stated in page["events"])
             ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise GridLedgerError(f"an event can't be read: {error!r}") from error
 
     def _text(self, key: str, **values: str) -> str:
         return self._texts.get(f"component.{DOMAIN}.common.{key}", key).format(**values)

@@ -287,14 +287,12 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     @property
     def _grace_s(self) -> float:
         """Real seconds that sensors have to report what they had at a boundary."""
-        clock = self._session.clock
-        return 5.0 if clock is None else min(30.0, max(2.0, clock.interval_s / clock.rate / 4))
+        clock = self._session.known_clock()
+        return min(30.0, max(2.0, clock.interval_s / clock.rate / 4))
 
     @callback
     def _schedule_tick(self, *, soon: bool = False) -> None:
-        clock = self._session.clock
-        if clock is None or self.meter is None:
-            return
+        clock = self._session.known_clock()
         if self._cancel_tick is not None:
             self._cancel_tick()
         now = clock.channel(dt_util.utcnow().timestamp() - self._grace_s)
@@ -308,9 +306,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     def _tick(self, now: datetime) -> None:
         """After a boundary: sensors that are there but silent stand where they stood."""
         self._cancel_tick = None
-        clock = self._session.clock
-        if clock is None or self.meter is None:
-            return
+        assert self.meter is not None
+        clock = self._session.known_clock()
         boundary = clock.interval_at(clock.channel(now.timestamp() - self._grace_s / 2))
         for key in self.meter.keys:
             if number(self.hass.states.get(key.lstrip("+-"))) is not None:

@@ -29,10 +29,13 @@ def _resources(hass: HomeAssistant) -> Any:
     return resources if hasattr(resources, "async_create_item") else None
 
 
+async def _url(hass: HomeAssistant) -> str:
+    return f"{MODULE_URL}?v={(await async_get_integration(hass, DOMAIN)).version}"
+
+
 async def async_add_resource(hass: HomeAssistant) -> None:
     """Register the module as a Lovelace resource, or bring its version up to date."""
-    version = (await async_get_integration(hass, DOMAIN)).version
-    url = f"{MODULE_URL}?v={version}"
+    url = await _url(hass)
     resources = _resources(hass)
     if resources is None:
         if "frontend" in hass.config.components:
@@ -52,8 +55,12 @@ async def async_add_resource(hass: HomeAssistant) -> None:
 
 
 async def async_remove_resource(hass: HomeAssistant) -> None:
-    """Take the module out of Lovelace's resources."""
+    """Take the module out of Lovelace's resources, or of what each page loads."""
     if (resources := _resources(hass)) is None:
+        if "frontend" in hass.config.components:
+            from homeassistant.components.frontend import remove_extra_js_url
+
+            remove_extra_js_url(hass, await _url(hass))
         return
     await resources.async_get_info()
     for item in list(resources.async_items()):

@@ -95,12 +95,9 @@ class TradeEvent(GridLedgerEntity[LedgerSession], EventEntity):
 
     @callback
     def _committed(self, trade: Trade) -> None:
-        clock = self.coordinator.clock
-        if clock is None:
-            return
-        self._trigger_event(
-            EVENT_TRADE_COMMITTED, trade.as_response(clock, self.coordinator.data.currency)
-        )
+        session = self.coordinator
+        shown = trade.as_response(session.known_clock(), session.data.currency)
+        self._trigger_event(EVENT_TRADE_COMMITTED, shown)
         self.async_write_ha_state()
 
     @callback
@@ -120,10 +117,8 @@ class OrderEvent(GridLedgerEntity[LedgerSession], EventEntity):
 
     @callback
     def _changed(self, order: Mapping[str, Any]) -> None:
-        clock = self.coordinator.clock
-        if clock is None:
-            return
-        shown = order_as_response(order, clock, self.coordinator.data.currency)
+        session = self.coordinator
+        shown = order_as_response(order, session.known_clock(), session.data.currency)
         self._trigger_event(ORDER_EVENTS.get(shown["state"], "changed"), shown)
         self.async_write_ha_state()
 

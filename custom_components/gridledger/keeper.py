@@ -81,7 +81,7 @@ from .engine.trading import RuleKind
 from .entity import async_link_devices
 from .models import Trade
 from .prices import PriceBook
-from .sales import COMMITTED, DELIVERING, Sales
+from .sales import BY_HAND, COMMITTED, DELIVERING, Sales
 from .selling import WINDOW_LIMIT_INTERVALS, Seller
 from .session import LedgerSession
 from .subentries import (
@@ -172,6 +172,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._known: set[str] = set()
         self._data: dict[str, Mapping[str, Any]] = {}
         """Subentries' data; a deleted one's is needed once more, to turn it off."""
+        self._control: Mapping[str, Any] = {}
+        """The battery control's among them."""
         self._planning = asyncio.Lock()
         self._planned_connected = False
         """Whether the last plan could know what the ledger says of prices."""
@@ -198,7 +200,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             )
             self._load = LoadForecast.from_list(self._zone, stored.get("load", ()))
         self._known = set(self.config_entry.subentries)
-        self._data = {sub.subentry_id: sub.data for sub in self.config_entry.subentries.values()}
+        self._remember()
         self._watch()
         self._unsubscribe = [async_track_time_interval(self.hass, self._tick, _STEP)]
         self._step()
@@ -263,7 +265,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             await self._async_switch(gone[key], False, None)
         for a, data in left_giving:
             await self._async_give_back(a, data, 0.0, 0.0)
-        self._data = {sub.subentry_id: sub.data for sub in self.config_entry.subentries.values()}
+        self._remember()
         if added := present - self._known:
             for key in added:
                 for adder in list(self._adders):
@@ -278,6 +280,12 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._plan = None
         self._watch()
         self._step()
+
+    def _remember(self) -> None:
+        """Know the subentries' data from here on."""
+        self._data = {sub.subentry_id: sub.data for sub in self.config_entry.subentries.values()}
+        controls = subentries_of(self.config_entry, BATTERY_CONTROL)
+        self._control = controls[0].data if controls else {}
 
     @callback
     def _link(self, _: datetime) -> None:
@@ -709,9 +717,11 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
 
     @callback
     def _take_up_sales(self) -> None:
-        """See what the ledger says of the rules' sales, this run's or an earlier one's."""
+        """See what the ledger says was sold, in this run or an earlier one."""
         new = self.sales.adopt(self.dispatcher.settings.rules)
         for sale in new:
+            if sale.rule_id == BY_HAND:
+                continue
             earned = self.earned.get(sale.rule_id, 0.0)
             self.earned[sale.rule_id] = earned + sale.net_micro / 1e6
         self.sales.advance()
@@ -788,10 +798,9 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
 
     async def _async_battery(self, mode: Mode, power: float, until: float) -> None:
         """Run the owner's actions of a mode."""
-        controls = subentries_of(self.config_entry, BATTERY_CONTROL)
-        actions = controls[0].data.get(CONF_ACTIONS[mode]) if controls else None
+        actions = self._control.get(CONF_ACTIONS[mode])
         if not actions:
-            return
+            return  # deleted since this was decided
         if mode is not Mode.AUTO:
             # Whoever is killed now has to know that a command is running.
             await self._store.async_save(self._state())

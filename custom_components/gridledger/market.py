@@ -1,29 +1,27 @@
 """The market beyond one's own trades: prices by day, the order book, and own orders."""
 
 import asyncio
+from collections.abc import Collection
 from secrets import token_hex
 from typing import Any, Final
 
 from homeassistant.util import dt as dt_util
 
-from .accounts import async_have_money
-from .client import GridLedgerError, TransactionRefused
-from .clock import ChannelClock
+from .accounts import async_have_money, async_submit
+from .archive import async_orders as async_past_orders
+from .client import TransactionRefused
 from .const import CHAINCODE_ENERGY
-from .models import Rate, order_as_response
+from .models import Rate, order_as_response, understood
+from .sales import DELIVERING, OVER, SETTLED
 from .session import LedgerSession
 
 DAYS_LIMIT: Final = 14
 _ORDERS: Final = 200
+_FOLLOWED: Final = 6
+_FOLLOWED_S: Final = 3 * 86_400
 _LEVELS: Final = 20
 _AT_ONCE: Final = 7
 _FEES_MICRO: Final = 10_000
-
-
-def _clock(session: LedgerSession) -> ChannelClock:
-    if session.clock is None:
-        raise GridLedgerError("the ledger has not been reached yet")
-    return session.clock
 
 
 async def async_prices(session: LedgerSession, days: int) -> list[dict[str, Any]]:
@@ -32,7 +30,7 @@ async def async_prices(session: LedgerSession, days: int) -> list[dict[str, Any]
     Raises:
         GridLedgerError: the ledger is away or answers nonsense.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     first = clock.day_start(clock.channel(dt_util.utcnow().timestamp()))
     spans: list[dict[str, Any]] = []
     for begin in range(0, min(days, DAYS_LIMIT), _AT_ONCE):
@@ -44,10 +42,8 @@ async def async_prices(session: LedgerSession, days: int) -> list[dict[str, Any]
             )
         )
         for start, answer in zip(starts, answers, strict=True):
-            try:
+            with understood("a rate"):
                 rates = [Rate.from_json(rate) for rate in answer]
-            except (KeyError, TypeError, ValueError) as error:
-                raise GridLedgerError(f"a rate can't be read: {error!r}") from error
             spans.extend(
                 {
                     "start": clock.real_datetime(start).isoformat(),
@@ -67,19 +63,67 @@ async def async_orders(session: LedgerSession) -> list[dict[str, Any]]:
     Raises:
         GridLedgerError: the ledger is away or answers nonsense.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
     answer = await session.client.evaluate(
         CHAINCODE_ENERGY,
         "book:Orders",
         {"connection_id": session.connection_id, "from": now, "limit": _ORDERS},
     )
-    try:
+    with understood("an order"):
         return [
             order_as_response(order, clock, session.data.currency) for order in answer["orders"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"an order can't be read: {error!r}") from error
+
+
+async def async_followed_orders(session: LedgerSession) -> list[dict[str, Any]]:
+    """Return the orders of intervals ahead, then the latest that were filled before, newest first.
+
+    ``progress`` says how far a filled one is, in the words of :mod:`.sales`.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    clock = session.known_clock()
+    now = clock.channel(dt_util.utcnow().timestamp())
+    current = clock.interval_at(now)
+    ahead, before = await asyncio.gather(
+        async_orders(session), async_past_orders(session, current - _FOLLOWED_S, current)
+    )
+    filled = [order for order in before if order["filled_kwh"]][: -_FOLLOWED - 1 : -1]
+    settled = await async_settled_days(
+        session, {clock.day(int(order["interval_start"])) for order in filled}
+    )
+    for order in ahead:
+        running = order["filled_kwh"] and order["interval_start"] <= now
+        order["progress"] = DELIVERING if running else None
+    for order in filled:
+        is_settled = clock.day(int(order["interval_start"])) in settled
+        order["progress"] = SETTLED if is_settled else OVER
+    return ahead + filled
+
+
+async def async_settled_days(session: LedgerSession, days: Collection[str]) -> set[str]:
+    """Return those of some days of the channel that the home's utility has posted.
+
+    Raises:
+        GridLedgerError: the ledger is away.
+    """
+
+    async def is_settled(day: str) -> bool:
+        try:
+            await session.client.evaluate(
+                CHAINCODE_ENERGY,
+                "settlement:Posted",
+                {"connection_id": session.connection_id, "day": day},
+            )
+        except TransactionRefused:
+            return False
+        return True
+
+    asked = sorted(days)
+    answers = await asyncio.gather(*(is_settled(day) for day in asked))
+    return {day for day, settled in zip(asked, answers, strict=True) if settled}
 
 
 async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | None:
@@ -88,7 +132,7 @@ async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | 
     Raises:
         GridLedgerError: the ledger is away.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     try:
         connection, terms = await asyncio.gather(
             session.client.evaluate(
@@ -96,20 +140,21 @@ async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | 
             ),
             session.client.evaluate(CHAINCODE_ENERGY, "book:Product", {"product": product}),
         )
-        terms = terms.get("terms", terms)
-        gate = int(terms["gate_closure_s"])
+        with understood("a product of the order book"):
+            terms = terms.get("terms", terms)
+            gate, zone = int(terms["gate_closure_s"]), str(connection["zone"])
         now = clock.channel(dt_util.utcnow().timestamp())
         start = clock.next_boundary(now + gate + 5 * clock.rate)
         depth = await session.client.evaluate(
             CHAINCODE_ENERGY,
             "book:Depth",
-            {
-                "product": product,
-                "interval_start": start,
-                "zone": str(connection["zone"]),
-                "levels": _LEVELS,
-            },
+            {"product": product, "interval_start": start, "zone": zone, "levels": _LEVELS},
         )
+    except TransactionRefused as error:
+        if error.status == 404:
+            return None  # nobody has agreed on such a product here
+        raise
+    with understood("the order book"):
         return {
             "product": product,
             "start": clock.real_datetime(start).isoformat(),
@@ -125,12 +170,6 @@ async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | 
                 for side in ("bids", "offers")
             },
         }
-    except TransactionRefused as error:
-        if error.status == 404:
-            return None  # nobody has agreed on such a product here
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"the order book can't be read: {error!r}") from error
 
 
 async def async_place(
@@ -147,12 +186,12 @@ async def async_place(
     Raises:
         GridLedgerError: the ledger is away, or the contract says no.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     # What an order may cost is set aside: its worth, and as much again for fees.
     worth_micro = abs(price_micro) * energy_wh // 1000
     await async_have_money(session, 2 * worth_micro + _FEES_MICRO)
-    committed = await session.client.submit(
-        CHAINCODE_ENERGY,
+    committed = await async_submit(
+        session,
         "book:Place",
         {
             "order_id": order_id or f"HA-{token_hex(8).upper()}",
@@ -165,10 +204,8 @@ async def async_place(
         },
     )
     session.async_look_again()
-    try:
+    with understood("the order"):
         order = order_as_response(committed.result, clock, session.data.currency)
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"the order can't be read: {error!r}") from error
     return {**order, "transaction_id": committed.transaction_id, "block": committed.block_number}
 
 
@@ -178,14 +215,14 @@ async def async_cancel(session: LedgerSession, order_id: str) -> dict[str, Any]:
     Raises:
         GridLedgerError: the ledger is away, there is no such order, or its book is closed.
     """
-    clock = _clock(session)
+    clock = session.known_clock()
     for order in await async_orders(session):
         if order["order_id"] == order_id:
             break
     else:
         raise TransactionRefused(f"there is no order {order_id} for an interval ahead")
-    committed = await session.client.submit(
-        CHAINCODE_ENERGY,
+    committed = await async_submit(
+        session,
         "book:Cancel",
         {
             "order_id": order_id,
@@ -194,5 +231,6 @@ async def async_cancel(session: LedgerSession, order_id: str) -> dict[str, Any]:
         },
     )
     session.async_look_again()
-    answer = order_as_response(committed.result, clock, session.data.currency)
+    with understood("the order"):
+        answer = order_as_response(committed.result, clock, session.data.currency)
     return {**answer, "transaction_id": committed.transaction_id, "block": committed.block_number}

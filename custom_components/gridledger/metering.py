@@ -293,10 +293,6 @@ class Meter:
         """
         return max(self.interval_s / 2, min(45.0, self.interval_s))
 
-    def next_cut(self) -> int | None:
-        """Return the boundary that waits to be cut, None before there is one."""
-        return None if self.cut_at is None else self.cut_at + self.interval_s
-
     def cut(self) -> list[Cut]:
         """Cut intervals whose end all sensors have passed, oldest first, 500 at most."""
         trackers = [t for d in self._directions for t in d.trackers.values()]

@@ -3,12 +3,29 @@
 Money is micro-units of the currency and energy Wh, as on the ledger.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
+from google.protobuf.message import DecodeError
+
+from .client import GridLedgerError
 from .clock import ChannelClock
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Take an answer apart that may not be what its contract promises.
+
+    Raises:
+        GridLedgerError: ``what`` can't be read.
+    """
+    try:
+        yield
+    except (AttributeError, DecodeError, LookupError, TypeError, ValueError) as error:
+        raise GridLedgerError(f"{what} can't be read: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +106,7 @@ def order_as_response(
         KeyError, TypeError, ValueError: something is missing or no number.
     """
     start = int(order["interval_start"])
-    filled_wh = int(order.get("local_wh") or 0) + int(order.get("hub_wh") or 0)
+    filled_wh = sum(int(order.get(f"{where}_wh") or 0) for where in ("local", "hub", "matched"))
     return {
         "order_id": str(order["order_id"]),
         "side": str(order["side"]),
@@ -102,6 +119,7 @@ def order_as_response(
         "start": clock.real_datetime(start).isoformat(),
         "end": clock.real_datetime(start + clock.interval_s).isoformat(),
         "interval_start": start,
+        "transaction_id": str(order.get("transaction_id") or ""),
     }
 
 

@@ -86,7 +86,7 @@ async def _renew(hass: HomeAssistant, entry: GridLedgerConfigEntry, session: Led
     old = session.client.identity
     secrets = await vault.async_load_secrets(hass, unique_id)
     if secrets is None:
-        return
+        raise GridLedgerError("the home's keys are gone")
     # Until the new certificate is stored the key belongs to the old one's successor.
     key_pem = await vault.async_pending_key(
         hass, ca_url, unique_id, f"{old.certificate.serial_number:x}", generate_key_pem()

@@ -1,4 +1,4 @@
-"""What trading rules have sold, followed from the ledger's block to the settlement.
+"""What was sold, by trading rules and by hand, followed from the ledger's block to the settlement.
 
 A rule's sales are known by their request ids, so a Home Assistant that died between selling and
 storing finds them again: the ledger, and not a memory of ours, says what counts for a daily limit.
@@ -33,6 +33,9 @@ SHORT: Final = "short"
 SETTLED: Final = "settled"
 """The utility has posted the day."""
 
+BY_HAND: Final = ""
+"""In place of a rule's id: the owner or an automation sold."""
+
 _KEPT: Final = 200
 _KEPT_S: Final = 35 * 86_400
 _DAYS_AT_ONCE: Final = 5
@@ -41,9 +44,10 @@ _INTERVALS: Final = 1000
 
 @dataclass(slots=True)
 class Sale:
-    """One sale of a rule. Times are the channel's."""
+    """One sale. Times are the channel's."""
 
     rule_id: str
+    """The rule that sold, or :data:`BY_HAND`."""
     request_id: str
     trade_id: str
     transaction_id: str
@@ -100,7 +104,7 @@ class Sale:
 
 
 class Sales:
-    """The sales of all rules of a home."""
+    """The sales of a home."""
 
     def __init__(
         self,
@@ -140,17 +144,31 @@ class Sales:
             reverse=True,
         )
 
+    def find(self, trade_id: str) -> Sale | None:
+        """Return the sale of a trade."""
+        return self._sales.get(trade_id)
+
+    def state_of(self, trade_id: str) -> str | None:
+        """Return how far the sale of a trade is, None where it isn't followed."""
+        sale = self._sales.get(trade_id)
+        return None if sale is None else sale.state
+
     def adopt(self, rules: Sequence[TradingRule]) -> list[Sale]:
-        """Take up what the ledger says of the rules' sales; return those that are new."""
-        new = []
+        """Take up what the ledger says was sold; return what is new of it."""
+        new: list[Sale] = []
+        clock = self._session.clock
+        if clock is None:
+            return new
+        oldest = clock.channel(dt_util.utcnow().timestamp()) - _KEPT_S
         for trade in self._session.data.trades.values():
-            if trade.trade_id in self._sales or not trade.schedule:
+            if trade.trade_id in self._sales or not trade.schedule or trade.window_start <= oldest:
                 continue
-            for rule in rules:
-                if trade.request_id.startswith(request_prefix(rule.id)):
-                    sale = Sale.of(rule.id, trade)
-                    self._sales[trade.trade_id] = sale
-                    new.append(sale)
+            sold_by = (
+                rule.id for rule in rules if trade.request_id.startswith(request_prefix(rule.id))
+            )
+            sale = Sale.of(next(sold_by, BY_HAND), trade)
+            self._sales[trade.trade_id] = sale
+            new.append(sale)
         return new
 
     def traded_wh(self, zone: tzinfo) -> dict[tuple[str, date], float]:
@@ -181,8 +199,12 @@ class Sales:
             changed |= state != sale.state
             sale.state = state
         oldest = now - _KEPT_S
-        kept = sorted(self._sales.values(), key=lambda sale: sale.start)[-_KEPT:]
-        self._sales = {sale.trade_id: sale for sale in kept if sale.start > oldest}
+        newest = sorted(self._sales.values(), key=lambda sale: sale.start)[-_KEPT:]
+        # What the session still tells of would be taken up again, and counted twice.
+        kept = {sale.trade_id for sale in newest} | self._session.data.trades.keys()
+        self._sales = {
+            name: sale for name, sale in self._sales.items() if name in kept and sale.start > oldest
+        }
         return changed
 
     async def async_follow(self) -> None:

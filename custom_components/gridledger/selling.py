@@ -200,7 +200,7 @@ class Seller:
         limit_kwh = self._session.config_entry.options.get(CONF_DAILY_LIMIT)
         if limit_kwh is None:
             return
-        midnight = dt_util.start_of_local_day(clock.real_datetime(window.start))
+        midnight = dt_util.start_of_local_day(dt_util.as_local(clock.real_datetime(window.start)))
         start, end = (
             clock.channel(day.timestamp())
             for day in (
@@ -339,6 +339,7 @@ class Seller:
             if result is not None:
                 result = result.get("trade", result)
                 trade = Trade.from_json({"transaction_id": transaction_id, **result})
+                session.async_sold(trade)
                 return trade, block
             for trade in session.data.trades.values():
                 if trade.transaction_id == transaction_id:

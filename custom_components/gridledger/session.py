@@ -23,9 +23,11 @@ from homeassistant.util import dt as dt_util
 from . import accounts
 from .client import (
     AuthenticationFailed,
+    ConnectionFailed,
     Event,
     GatewayClient,
     GridLedgerError,
+    InvalidInput,
     MeterKey,
     SignedTransaction,
     Timeout,
@@ -47,7 +49,7 @@ from .const import (
     SIGNAL_TRADE,
     TRADES_KEPT,
 )
-from .models import LedgerData, Rate, Trade, order_as_response
+from .models import LedgerData, Rate, Trade, order_as_response, understood
 from .outbox import Outbox, StoredReading
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ _FACT_CHECKPOINT: Final = "checkpoint"
 _FACT_METER_ID: Final = "meter_id"
 _FACT_METER_KEY: Final = "meter_public_key"
 
+_ASK_FIRST_S: Final = 5.0
+"""How long an earlier run's transaction is asked for before it is sent again."""
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_LONGEST_S: Final = 60.0
 _RETRY_REFUSED_S: Final = 300.0
@@ -117,6 +121,16 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
     def msp_id(self) -> str:
         """The home's utility."""
         return self.client.identity.msp_id
+
+    def known_clock(self) -> ChannelClock:
+        """Return the channel's clock.
+
+        Raises:
+            ConnectionFailed: the ledger was never reached, so nobody knows it yet.
+        """
+        if self.clock is None:
+            raise ConnectionFailed("the ledger has not been reached yet")
+        return self.clock
 
     # Life -----------------------------------------------------------------------------------
 
@@ -261,33 +275,33 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             GridLedgerError: one of them couldn't be read; nothing has changed.
         """
         async with self._market_lock:  # or an older answer could replace a newer one
-            try:
+            with understood("the market's answer"):
                 await self._refresh_market()
                 if self._account_wanted:
                     await self._refresh_account()
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise GridLedgerError(f"the market's answer can't be read: {error!r}") from error
 
     async def _refresh_market(self) -> None:
-        assert self.clock is not None
-        now = self.clock.channel(dt_util.utcnow().timestamp())
-        local_midnight = self.clock.channel(dt_util.start_of_local_day().timestamp())
-        since = min(local_midnight, now - _WINDOW_INTERVALS * self.clock.interval_s)
+        clock = self.known_clock()
+        now = clock.channel(dt_util.utcnow().timestamp())
+        local_midnight = clock.channel(dt_util.start_of_local_day().timestamp())
+        since = min(local_midnight, now - _WINDOW_INTERVALS * clock.interval_s)
         evaluate = self.client.evaluate
         balance, rates, trades, orders = await asyncio.gather(
             evaluate(CHAINCODE_ENERGY, "wallet:Balance", {"account": self.connection_id}),
-            evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": self.clock.day(now)}),
+            evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": clock.day(now)}),
             self._read_trades(int(since)),
-            self._read_orders(self.clock.interval_at(now)),
+            self._read_orders(clock.interval_at(now)),
         )
         before = self.data
+        # What is committed stays so: a peer that lags behind may not know the latest yet.
+        sold = {key: one for key, one in before.trades.items() if one.window_start >= since}
         rates = rates.get("rates", []) if isinstance(rates, dict) else rates
         self.async_set_updated_data(
             replace(
                 self.data,
                 balance_micro=int(balance["balance_micro"]),
                 rates=tuple(Rate.from_json(rate) for rate in rates),
-                trades=trades,
+                trades={**sold, **trades},
                 orders=orders,
                 market_known=True,
             )
@@ -302,7 +316,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             self._signal(
                 SIGNAL_ORDER,
                 {
-                    **order_as_response(order, self.clock, self.data.currency),
+                    **order_as_response(order, clock, self.data.currency),
                     "change": ORDER_EVENTS.get(str(order.get("state")), "changed"),
                 },
             )
@@ -319,6 +333,12 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 )
 
     @callback
+    def async_sold(self, trade: Trade) -> None:
+        """Know a committed sale of this home at once; its event comes later."""
+        trades = {**self.data.trades, trade.trade_id: trade}
+        self.async_set_updated_data(replace(self.data, trades=trades))
+
+    @callback
     def async_look_again(self) -> None:
         """Read the market again soon: what this home does itself makes no event always."""
         self._refresh_wanted.set()
@@ -329,18 +349,27 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         self._account_wanted = True
         self._refresh_wanted.set()
 
+    async def async_read_account_changes(self) -> None:
+        """Read the account at once where it is known to have changed.
+
+        Raises:
+            GridLedgerError: it couldn't be read.
+        """
+        if self._account_wanted:
+            await self.async_refresh_market()
+
     async def _refresh_account(self) -> None:
         """Read bills, permit and response events, and tell what has changed."""
-        assert self.clock is not None
+        clock = self.known_clock()
         self._account_wanted = False
         try:
             found = await accounts.async_read_account(self, self._zone)
         except BaseException:
             self._account_wanted = True
             raise
-        now = self.clock.channel(dt_util.utcnow().timestamp())
+        now = clock.channel(dt_util.utcnow().timestamp())
         since = now if self._account_read_at is None else self._account_read_at
-        told = accounts.news(self.data, found, self.clock, since, now)
+        told = accounts.news(self.data, found, clock, since, now)
         self._account_read_at = now
         self.async_set_updated_data(replace(self.data, account=found))
         accounts.async_show_issue(self.hass, self, self.data)
@@ -446,8 +475,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         assert self.clock is not None
         now = self.clock.channel(dt_util.utcnow().timestamp())
         old = trade.window_end(self.clock.interval_s) < now - _OLD_EVENT_S
-        trades = {**self.data.trades, trade.trade_id: trade}
-        self.async_set_updated_data(replace(self.data, trades=trades))
+        self.async_sold(trade)
         if not old:
             for listener in list(self._trade_listeners):
                 listener(trade)
@@ -609,7 +637,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
     async def _settle_undecided(self) -> None:
         """Find out what became of transactions that an earlier run may have sent."""
         for stored in await self._disk(self.outbox.undecided):
-            await self._settle(stored.transaction_id, stored.envelope, first_wait_s=5)
+            await self._settle(stored.transaction_id, stored.envelope, first_wait_s=_ASK_FIRST_S)
 
     async def _settle(self, transaction_id: str, envelope: bytes, *, first_wait_s: float) -> bool:
         """Ask for a transaction, if unknown send it again; return whether it is valid."""
@@ -618,7 +646,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         except Timeout:
             try:
                 await self.client.submit_signed(SignedTransaction(transaction_id, envelope))
-            except TransactionRefused as error:
+            except (InvalidInput, TransactionRefused) as error:
                 # The orderers will never take it; readings are idempotent, so a new transaction
                 # with the same readings is safe.
                 LOGGER.debug("Transaction %s was refused: %s", transaction_id, error)
@@ -698,9 +726,6 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         )
         if refused:
             await self._refuse(refused)
-        if not carried:
-            await self._disk_decide(signed.transaction_id, committed=False)
-            return True
         await self.client.submit_signed(signed)
         return await self._settle(
             signed.transaction_id,
@@ -741,9 +766,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         )
 
     async def _prune(self) -> None:
-        if self.clock is None:
-            return
-        before = int(self.clock.channel(dt_util.utcnow().timestamp())) - RETENTION_S
+        now = self.known_clock().channel(dt_util.utcnow().timestamp())
+        before = int(now) - RETENTION_S
         if lost := await self._disk(self.outbox.prune, before):
             LOGGER.warning("%s readings older than 35 days never reached the ledger", lost)
         await self._update_summary()

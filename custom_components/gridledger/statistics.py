@@ -32,7 +32,7 @@ from .archive import async_trades
 from .client import GridLedgerError, TransactionRefused
 from .clock import ChannelClock
 from .const import CHAINCODE_ENERGY, CHAINCODE_METERING, DOMAIN, LOGGER
-from .models import Trade
+from .models import Trade, understood
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry
@@ -136,9 +136,7 @@ async def async_write_statistics(
     Raises:
         GridLedgerError: the ledger is away.
     """
-    clock = session.clock
-    if clock is None:
-        return
+    clock = session.known_clock()
     ids = statistic_ids(str(entry.unique_id))
     begin = dt_util.utcnow().replace(minute=0, second=0, microsecond=0) - _AGAIN
     before = await _written_before(hass, set(ids), begin)
@@ -303,13 +301,10 @@ async def async_write_settled(
     Raises:
         GridLedgerError: the ledger is away, or answers nonsense.
     """
-    if (clock := session.clock) is None:
-        return
-    try:
+    clock = session.known_clock()
+    with understood("a settled day"):
         await _write_days(hass, entry, session, clock)
         await _write_bills(hass, entry, session, clock)
-    except (KeyError, TypeError, ValueError) as error:
-        raise GridLedgerError(f"a settled day can't be read: {error!r}") from error
 
 
 def _hour(clock: ChannelClock, instant: float) -> datetime:

@@ -3,6 +3,7 @@
 Automations import this module before requirements are installed: it must not import ``client``.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, override
@@ -238,11 +239,11 @@ class _SoonTrigger(_OptionsTrigger):
         look(dt_util.utcnow())
         return async_track_time_interval(self._hass, look, timedelta(seconds=_LOOK_S))
 
+    @abstractmethod
     def things(
         self, account: AccountData, clock: ChannelClock, currency: str
     ) -> Iterator[tuple[str, datetime, dict[str, Any]]]:
         """Return what may come near: its name, when it is, and what to tell of it."""
-        raise NotImplementedError
 
 
 class BillDueTrigger(_SoonTrigger):

@@ -4,7 +4,7 @@ Imported at start: nothing here needs installed requirements.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,8 @@ from .const import CONF_CA_URL, DEFAULT_PRODUCT, DOMAIN
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry
 
+_LEDGER_AWAY: Final = "ledger_away"
+"""An error's code, which the cards put into words."""
 _READINGS_SHOWN: Final = 30
 _TRADES_SHOWN: Final = 50
 _BILLS_SHOWN: Final = 50
@@ -53,6 +55,11 @@ _BILL: Any = {
 _PLANT: Any = {vol.Required("type"): f"{DOMAIN}/plant", vol.Required("entry_id"): str}
 _SUPPLY: Any = {vol.Required("type"): f"{DOMAIN}/supply", vol.Required("entry_id"): str}
 _NEIGHBOURS: Any = {vol.Required("type"): f"{DOMAIN}/neighbours", vol.Required("entry_id"): str}
+_SALE: Any = {
+    vol.Required("type"): f"{DOMAIN}/sale",
+    vol.Required("entry_id"): str,
+    vol.Required("trade_id"): str,
+}
 _RULES: Any = {vol.Required("type"): f"{DOMAIN}/rules", vol.Required("entry_id"): str}
 
 
@@ -70,6 +77,7 @@ def async_setup_commands(hass: HomeAssistant) -> None:
         ws_bill,
         ws_supply,
         ws_rules,
+        ws_sale,
         ws_neighbours,
     ):
         websocket_api.async_register_command(hass, command)
@@ -100,12 +108,28 @@ async def _answer(
     question: Awaitable[dict[str, Any]],
 ) -> None:
     """Answer with what the ledger says, or with why it says nothing."""
-    from .client import GridLedgerError
+    from .client import ConnectionFailed, GridLedgerError, Timeout
 
     try:
         connection.send_result(msg["id"], await question)
+    except (ConnectionFailed, Timeout) as error:
+        connection.send_error(msg["id"], _LEDGER_AWAY, str(error))
     except GridLedgerError as error:
         connection.send_error(msg["id"], websocket_api.ERR_HOME_ASSISTANT_ERROR, str(error))
+
+
+async def _ask(
+    entry: GridLedgerConfigEntry,
+    connection: websocket_api.ActiveConnection,
+    msg: dict[str, Any],
+    question: Coroutine[Any, Any, dict[str, Any]],
+) -> None:
+    """Answer as the ledger does; while it is known to be away nobody waits for it."""
+    if entry.runtime_data.session.data.connected:
+        await _answer(connection, msg, question)
+    else:
+        question.close()
+        connection.send_error(msg["id"], _LEDGER_AWAY, "The ledger is away")
 
 
 @websocket_api.websocket_command(_MARKET)
@@ -116,14 +140,16 @@ async def ws_market(
     """Return rates, the book, own orders, and what the battery could sell."""
     if (entry := _home(hass, connection, msg)) is None:
         return
-    from .market import async_depth, async_orders, async_prices
+    from .market import async_depth, async_followed_orders, async_prices
 
     runtime = entry.runtime_data
     session = runtime.session
 
     async def read() -> dict[str, Any]:
         prices, depth, orders = await asyncio.gather(
-            async_prices(session, 2), async_depth(session, DEFAULT_PRODUCT), async_orders(session)
+            async_prices(session, 2),
+            async_depth(session, DEFAULT_PRODUCT),
+            async_followed_orders(session),
         )
         return {
             "currency": session.data.currency,
@@ -134,7 +160,7 @@ async def ws_market(
             "max_export_w": session.data.max_export_w,
         }
 
-    await _answer(connection, msg, read())
+    await _ask(entry, connection, msg, read())
 
 
 @websocket_api.websocket_command(_ARCHIVE)
@@ -150,10 +176,20 @@ async def ws_archive(
         connection.send_error(msg["id"], websocket_api.ERR_INVALID_FORMAT, "start or end")
         return
     from .archive import async_archive
+    from .client import ConnectionFailed, Timeout
 
     runtime = entry.runtime_data
-    question = async_archive(runtime.session, runtime.outbox, start, end)
-    await _answer(connection, msg, question)
+    session, outbox = runtime.session, runtime.outbox
+
+    async def read() -> dict[str, Any]:
+        if session.data.connected:
+            try:
+                return await async_archive(session, outbox, start, end)
+            except ConnectionFailed, Timeout:
+                pass  # what the home keeps itself is there all the same
+        return {**await async_archive(session, outbox, start, end, ledger=False), "away": True}
+
+    await _answer(connection, msg, read())
 
 
 @websocket_api.websocket_command(_PROOF)
@@ -167,7 +203,7 @@ async def ws_proof(
     from .archive import async_proof
 
     session = entry.runtime_data.session
-    await _answer(connection, msg, async_proof(session, msg["transaction_id"]))
+    await _ask(entry, connection, msg, async_proof(session, msg["transaction_id"]))
 
 
 @websocket_api.websocket_command(_BILLS)
@@ -185,7 +221,7 @@ async def ws_bills(
     async def read() -> dict[str, Any]:
         return {"bills": (await async_bills(session))[:_BILLS_SHOWN]}
 
-    await _answer(connection, msg, read())
+    await _ask(entry, connection, msg, read())
 
 
 @websocket_api.websocket_command(_BILL)
@@ -199,7 +235,7 @@ async def ws_bill(
     from .accounts import async_bill_lines
 
     session = entry.runtime_data.session
-    await _answer(connection, msg, async_bill_lines(session, msg["from_day"], msg["run"]))
+    await _ask(entry, connection, msg, async_bill_lines(session, msg["from_day"], msg["run"]))
 
 
 @websocket_api.websocket_command(_SUPPLY)
@@ -213,9 +249,10 @@ async def ws_supply(
     from .accounts import async_certificates
 
     session = entry.runtime_data.session
-    clock, account, currency = session.clock, session.data.account, session.data.currency
 
     async def read() -> dict[str, Any]:
+        await session.async_read_account_changes()
+        clock, account, currency = session.clock, session.data.account, session.data.currency
         prepaid = None if account is None else account.prepaid
         return {
             "currency": currency,
@@ -251,7 +288,7 @@ async def ws_supply(
             "certificates": await async_certificates(session),
         }
 
-    await _answer(connection, msg, read())
+    await _ask(entry, connection, msg, read())
 
 
 def _permit(entry: GridLedgerConfigEntry) -> dict[str, Any] | None:
@@ -277,7 +314,7 @@ async def ws_neighbours(
 
     session = entry.runtime_data.session
     midnight = dt_util.start_of_local_day()
-    await _answer(connection, msg, async_traded_with_neighbours(session, midnight))
+    await _ask(entry, connection, msg, async_traded_with_neighbours(session, midnight))
 
 
 @websocket_api.websocket_command(_RULES)
@@ -319,6 +356,22 @@ def ws_rules(
                 for rule in keeper.dispatcher.settings.rules
             ],
         },
+    )
+
+
+@websocket_api.websocket_command(_SALE)
+@websocket_api.async_response
+async def ws_sale(
+    hass: HomeAssistant, connection: websocket_api.ActiveConnection, msg: dict[str, Any]
+) -> None:
+    """Return how far a sale is: in the ledger, delivering, over, delivered or short, settled."""
+    if (entry := _home(hass, connection, msg)) is None:
+        return
+    sales = entry.runtime_data.keeper.sales
+    await sales.async_follow()
+    sale, clock = sales.find(msg["trade_id"]), sales.clock
+    connection.send_result(
+        msg["id"], {"sale": None if sale is None or clock is None else sale.as_response(clock)}
     )
 
 
@@ -416,6 +469,7 @@ async def ws_overview(
     clock, data = session.clock, session.data
     readings = await hass.async_add_executor_job(runtime.outbox.recent, _READINGS_SHOWN)
     trades = sorted(data.trades.values(), key=lambda trade: trade.window_start, reverse=True)
+    sales = runtime.keeper.sales
     connection.send_result(
         msg["id"],
         {
@@ -434,7 +488,13 @@ async def ws_overview(
             "trades": (
                 []
                 if clock is None
-                else [trade.as_response(clock, data.currency) for trade in trades[:_TRADES_SHOWN]]
+                else [
+                    {
+                        **trade.as_response(clock, data.currency),
+                        "state": sales.state_of(trade.trade_id),
+                    }
+                    for trade in trades[:_TRADES_SHOWN]
+                ]
             ),
             "rates": [
                 {

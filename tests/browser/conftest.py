@@ -22,15 +22,21 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, ViewportSize, async_playwright
 
-from consortium.node.network import Replay, create_network
+from consortium.node.contracts import client as utility_client
+from consortium.node.network import Network, Replay, create_network
 from demo.home_assistant import REPOSITORY, USER, Api, HomeAssistant, configure_energy
 from demo.homes import ORIGIN
 from demo.screenshot import BROWSERS, FLAGS, browser_tokens
+from gridledger_client import GatewayClient, Identity
 from tests.ports import first_port
 
 START_S = 200
 """What a busy machine may take for a ledger, or a Home Assistant, to come up."""
 WAIT_MS = 60_000
+RATE = int(os.environ.get("GRIDLEDGER_RATE", "1"))
+"""How fast the ledger's clock runs; at 720 a day passes in two minutes."""
+HOME = "HOME-01"
+NEIGHBOUR = "HOME-02"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 CONFIGURATION = """
@@ -49,6 +55,9 @@ class House:
     invitation: str
     browser: Browser
     pictures: Path
+    network: Network
+    order_start: int = 0
+    """The interval (channel time) in which the home has sold to a neighbour."""
     complaints: list[str] = field(default_factory=list)
     """What a page has logged as an error, or asked of anyone but Home Assistant."""
 
@@ -90,7 +99,7 @@ class House:
 
         page.on("request", lambda request: asked(request.url))
         page.on("console", lambda message: logged(message.type, message.text))
-        page.on("pageerror", lambda error: self.complaints.append(f"throws {error}"))
+        page.on("pageerror", lambda error: self.complaints.append(f"throws {error.stack or error}"))
 
     async def open(self, page: Page, path: str) -> None:
         """Go to a page of Home Assistant; within the frontend where it runs already."""
@@ -102,6 +111,22 @@ class House:
             )
         else:
             await page.goto(self.assistant.url + path)
+
+    def operator(self) -> GatewayClient:
+        """A client that acts as the home's utility."""
+        return utility_client(self.network, self.network.utility("Aurora"), "operator")
+
+    def neighbour(self) -> GatewayClient:
+        """A client that acts as the second home, which the demonstration has enrolled."""
+        folder = self.network.directory / "demo" / "identities"
+        boreal = self.network.utility("Boreal")
+        pems = ((folder / f"{NEIGHBOUR}.{kind}.pem").read_bytes() for kind in ("cert", "key"))
+        return GatewayClient(
+            [boreal.gateway_address],
+            self.network.channel,
+            Identity(boreal.msp_id, *pems),
+            self.network.tls_bundle_pem,
+        )
 
     async def picture(self, page: Page, name: str) -> None:
         """Keep what the page shows."""
@@ -173,10 +198,10 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
     folder: Path = tmp_path_factory.mktemp("browser")
     pictures = Path(os.environ.get("GRIDLEDGER_PICTURES") or folder / "pictures")
     pictures.mkdir(parents=True, exist_ok=True)
-    create_network(
+    network = create_network(
         folder / "ledger",
-        interval_s=60,
-        replay=Replay(origin=ORIGIN, anchor=int(time.time())),
+        interval_s=60 if RATE == 1 else 900,
+        replay=Replay(origin=ORIGIN, anchor=int(time.time()), rate=RATE),
         base_port=first_port(),
     )
     process, ledger = await _start_ledger(folder / "ledger")
@@ -192,7 +217,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         ):
             await configure_energy(api)
             browser = await playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
-            yield House(assistant, api, ledger.invitation, browser, pictures)
+            yield House(assistant, api, ledger.invitation, browser, pictures, network)
             await browser.close()
     finally:
         await assistant.stop()

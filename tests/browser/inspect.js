@@ -14,7 +14,10 @@
     return width > 1 && height > 1 && !element.closest(".hidden") &&
       getComputedStyle(element).visibility === "visible";
   };
-  const channels = (color) => (color.match(/[\d.]+/g) ?? []).map(Number);
+  const channels = (color) => {
+    const found = (color.match(/[\d.]+/g) ?? []).map(Number);
+    return color.startsWith("color(") ? found.map((value, index) => (index < 3 ? 255 * value : value)) : found;
+  };
   const luminance = (color) =>
     channels(color).slice(0, 3)
       .map((value) => value / 255)

@@ -21,6 +21,24 @@ from .test_path import House
 
 PROOF = {"transaction_id": "0" * 64}
 CLAIM = {"count": 1, "claimed_for": "Us"}
+BILLED = {
+    "document": {
+        "number": "1",
+        "kind": "bill",
+        "supplier": "AuroraMSP",
+        "from_day": "2025-06-20",
+        "to_day": "2025-06-21",
+        "run": "1",
+        "total_micro": "1300000",
+        "estimated": False,
+        "corrects": None,
+        "issued_at": "1750420800",
+        "reason": "",
+        "commitment": "",
+    },
+    "standing": None,
+    "dispute": None,
+}
 ORDER = {"side": "buy", "energy": 1e-3, "price": 0, "start": "2099-01-01T00:00:00+00:00"}
 LISTED = {
     "order_id": "A",
@@ -50,7 +68,9 @@ async def test_prices_of_days_ahead(hass: HomeAssistant, home: Any) -> None:
     assert start <= dt_util.utcnow() < end
 
 
-async def test_a_days_archive_and_its_proof(hass: HomeAssistant, home: Any) -> None:
+async def test_a_days_archive_and_its_proof(
+    hass: HomeAssistant, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = home.runtime_data.session
     house = House(hass)
     await house.live(2.5)
@@ -74,6 +94,17 @@ async def test_a_days_archive_and_its_proof(hass: HomeAssistant, home: Any) -> N
     with pytest.raises(ServiceValidationError) as error:
         await call(hass, "get_archive", start=span["end"], end=span["start"])
     assert error.value.translation_key == "window_empty"
+
+    # Page by page it is the same.
+    more = await call(hass, "sell_energy", energy=0.1)
+    monkeypatch.setattr("custom_components.gridledger.archive._PAGE", 1)
+    monkeypatch.setattr("custom_components.gridledger.session.TRADES_KEPT", 1)
+    found = await call(hass, "get_archive", **span)
+    both = {sale["trade_id"], more["trade_id"]}
+    assert {trade["trade_id"] for trade in found["trades"]} == both
+    assert found["totals"]["received"] == pytest.approx(sale["net"] + more["net"])
+    await session.async_refresh_market()
+    assert session.data.trades.keys() == both
 
     proof = await call(hass, "get_proof", transaction_id=sale["transaction_id"])
     assert (proof["block"], proof["valid"], proof["code"]) == (sale["block"], True, "VALID")
@@ -114,6 +145,12 @@ NONSENSE: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
     ("get_proof", PROOF, {"GetBlockByTxID": b"nonsense"}, "the block can't be read"),
     ("get_proof", PROOF, {"GetBlockByTxID": b""}, "block 0 doesn't hold the transaction"),
     ("get_bills", {}, {"billing:Bills": {"bills": [{}]}}, "a bill can't be read"),
+    (
+        "get_bills",
+        {"lines": True},
+        {"billing:Bills": {"bills": [BILLED]}, "bill:Record": {}},
+        "a bill's record can't be read",
+    ),
     ("pay_bill", {}, {"billing:Account": None}, "an open bill can't be read"),
     ("pay_bill", {"amount": 1}, {"wallet:Balance": {}}, "the balance can't be read"),
     ("pay_bill", {"amount": 1}, {"wallet:Incoming": []}, "what came in can't be read"),
@@ -182,10 +219,21 @@ async def test_answers_of_nonsense_are_said_to_be(
             ("supply", {"certificate:Holdings": {"batches": [{}]}}, "a guarantee of origin can't"),
         ):
             answers.clear()
+            await eventually(lambda: home.runtime_data.session.data.connected)
             answers.update(said)
             asked = {"type": f"gridledger/{name}", "entry_id": home.entry_id}
             await cards.send_json_auto_id(asked)
             assert reason in (await cards.receive_json())["error"]["message"]
+        # Prices that can't be read leave the last ones as they were.
+        prices, now = home.runtime_data.keeper._prices, dt_util.utcnow().timestamp()
+        answers.clear()
+        await eventually(lambda: home.runtime_data.session.data.connected)
+        await prices.async_refresh(now + 1000)
+        known = prices.at(now)
+        answers["market:Rates"] = [{}]
+        await prices.async_refresh(now + 2000)
+        assert prices.at(now) == known != (None, None)
+        answers.clear()
     # It may have met nonsense itself meanwhile.
     await eventually(lambda: home.runtime_data.session.data.connected)
 
@@ -193,6 +241,10 @@ async def test_answers_of_nonsense_are_said_to_be(
 async def test_what_its_owner_allows(
     hass: HomeAssistant, home: Any, hass_read_only_user: Any, hass_admin_user: Any
 ) -> None:
+    # The limit is for the owner's day, where that is another date than in Greenwich, too.
+    hour = dt_util.utcnow().hour
+    zone = "Pacific/Pago_Pago" if hour < 8 else "Pacific/Kiritimati" if hour >= 12 else "UTC"
+    await hass.config.async_set_time_zone(zone)
     guest = Context(user_id=hass_read_only_user.id)
     owner = Context(user_id=hass_admin_user.id)
     assert (await call(hass, "sell_energy", energy=0.1, context=guest))["status"] == "committed"
@@ -208,9 +260,22 @@ async def test_what_its_owner_allows(
             await call(hass, name, **data, context=guest)
         assert error.value.translation_key == "administrators_only"
     assert (await call(hass, "sell_energy", energy=0.1, context=owner))["status"] == "committed"
-    with pytest.raises(ServiceValidationError) as error:
-        await call(hass, "quote_sale", energy=0.4)
-    assert error.value.translation_key == "daily_limit_reached"
+    client = home.runtime_data.session.client
+    evaluate = client.evaluate
+
+    async def lagging(chaincode: str, function: str, *rest: Any, **options: Any) -> Any:
+        if function == "market:Trades":
+            return {"trades": []}
+        return await evaluate(chaincode, function, *rest, **options)
+
+    # What was sold counts, whatever a peer that lags behind says.
+    for answer in (evaluate, lagging):
+        with (
+            patch.object(client, "evaluate", answer),
+            pytest.raises(ServiceValidationError) as error,
+        ):
+            await call(hass, "quote_sale", energy=0.4)
+        assert error.value.translation_key == "daily_limit_reached"
 
 
 async def test_leaving(hass: HomeAssistant, network: RunningNetwork, sockets: None) -> None:
@@ -271,6 +336,41 @@ async def test_the_views_read_what_they_show(
     assert market["battery"]["stored_kwh"] == 8
     assert market["battery"]["sellable_kwh"] == pytest.approx(5.7)
     assert market["orders"] == []
+    # Orders that neighbours have filled are followed: one delivers now, one is over.
+    client_of_home = home.runtime_data.session.client
+    now = int(home.runtime_data.session.clock.channel(dt_util.utcnow().timestamp())) // 60 * 60
+    filled = [
+        {
+            **LISTED,
+            "order_id": name,
+            "interval_start": str(at),
+            "local_wh": "100",
+            "state": "cleared",
+        }
+        for name, at in (("NOW", now), ("OVER", now - 3600))
+    ]
+    evaluate = client_of_home.evaluate
+    settled: list[str] = []
+
+    async def with_orders(chaincode: str, function: str, argument: Any, **options: Any) -> Any:
+        if function == "settlement:Posted" and argument["day"] in settled:
+            return {}
+        if function != "book:Orders":
+            return await evaluate(chaincode, function, argument, **options)
+        return {"orders": [one for one in filled if int(one["interval_start"]) >= argument["from"]]}
+
+    with patch.object(client_of_home, "evaluate", with_orders):
+        for end in ("over", "settled"):
+            market = (await ask("market"))["result"]
+            followed = {one["order_id"]: one["progress"] for one in market["orders"]}
+            assert followed.get("NOW", "over") in ("delivering", end)
+            assert followed["OVER"] == end
+            clock = home.runtime_data.session.clock
+            settled += [clock.day(now - 3600), clock.day(now)]
+    await home.runtime_data.keeper.async_refresh()
+    followed = (await ask("sale", trade_id=sale["trade_id"]))["result"]["sale"]
+    assert followed["state"] in ("committed", "delivering", "over")
+    assert (await ask("sale", trade_id="NONE"))["result"]["sale"] is None
     plant = (await ask("plant"))["result"]
     assert plant["connected"] is True
     assert plant["renews_itself"] is True
@@ -294,6 +394,7 @@ async def test_the_views_read_what_they_show(
         *((name, {}) for name in ("market", "plant", "bills", "supply", "neighbours", "rules")),
         ("archive", span),
         ("proof", {"transaction_id": sale["transaction_id"]}),
+        ("sale", {"trade_id": sale["trade_id"]}),
         ("bill", {"from_day": "2025-06-20", "run": 1}),
     ):
         answer = await ask(name, **data, entry_id="nobody")

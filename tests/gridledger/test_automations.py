@@ -36,7 +36,9 @@ async def _no_automation_stays(hass: HomeAssistant) -> AsyncIterator[None]:
 
 
 async def automation(
-    hass: HomeAssistant, trigger: dict[str, Any], conditions: list[Any] | None = None
+    hass: HomeAssistant,
+    trigger: dict[str, Any] | list[dict[str, Any]],
+    conditions: list[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Set an automation up; return what it will be run with."""
     ran: list[dict[str, Any]] = []
@@ -51,7 +53,7 @@ async def automation(
         {
             "automation": {
                 "alias": "test",
-                "triggers": [trigger],
+                "triggers": trigger,
                 "conditions": conditions or [],
                 "actions": [{"action": "test.note", "data": {"trigger": "{{ trigger }}"}}],
             }

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +19,7 @@ import pytest_socket
 from homeassistant.components.recorder.statistics import statistics_during_period
 from homeassistant.config_entries import ConfigEntryState
 from homeassistant.core import HomeAssistant
-from homeassistant.exceptions import ServiceValidationError
+from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers import condition as condition_helper
 from homeassistant.helpers import entity_registry as er
 from homeassistant.helpers import issue_registry as ir
@@ -30,6 +30,7 @@ from homeassistant.util import dt as dt_util
 from consortium.contracts.common.clock import DAY_S, day_of
 from consortium.identity.certificates import generate_key, key_pem
 from consortium.node.network import Replay, create_network
+from custom_components.gridledger import client as integration
 from custom_components.gridledger.const import DOMAIN
 from gridledger_client import CommitFailed, GatewayClient, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, batch_transient
@@ -353,6 +354,24 @@ def entity(hass: HomeAssistant, entry: Any, platform: str, key: str) -> Any:
     return hass.states.get(entity_id)
 
 
+async def calendar(hass: HomeAssistant, entry: Any) -> list[str]:
+    """What the home's calendar shows of the hours around now."""
+    entity_id = entity(hass, entry, "calendar", "calendar").entity_id
+    now = dt_util.utcnow()
+    answer = await hass.services.async_call(
+        "calendar",
+        "get_events",
+        {
+            "entity_id": entity_id,
+            "start_date_time": (now - timedelta(hours=1)).isoformat(),
+            "end_date_time": (now + timedelta(hours=1)).isoformat(),
+        },
+        blocking=True,
+        return_response=True,
+    )
+    return [event["summary"] for event in answer[entity_id]["events"]]
+
+
 async def test_from_a_bill_to_a_warning_and_a_payment(
     hass: HomeAssistant, home: Any, town: Town, network: RunningNetwork, hass_ws_client: Any
 ) -> None:
@@ -476,7 +495,22 @@ async def test_a_credit_is_topped_up(
             {"account": "CP-PREPAID", "amount_micro": 5_000_000, "bank_reference": "TOP-1"},
         )
     await town.until(town.supplied_from)
-    added = await call(hass, "top_up", amount=3, request_id="TOP-1")
+    client = home.runtime_data.session.client
+    refusals = [integration.CommitFailed("T", "ENDORSEMENT_POLICY_FAILURE", 1)]
+
+    async def invalid_first(*given: Any, **options: Any) -> Any:
+        if refusals and given[1] == "prepayment:TopUp":
+            raise refusals.pop()
+        return await submit_really(*given, **options)
+
+    submit_really = client.submit
+    with patch.object(client, "submit", invalid_first):
+        with pytest.raises(HomeAssistantError) as error:
+            await call(hass, "top_up", amount=3, request_id="TOP-1")
+        assert error.value.translation_key == "commit_failed"
+        # Another transaction came in between: that is tried once more.
+        refusals.append(integration.CommitFailed("T", "MVCC_READ_CONFLICT", 1))
+        added = await call(hass, "top_up", amount=3, request_id="TOP-1")
     assert (added["amount"], added["paid"]) == (3, [])
     await eventually(
         lambda: entity(hass, home, "sensor", "prepaid_days").attributes.get("credit") == 3.0
@@ -519,6 +553,7 @@ async def test_responses_delegations_and_certificates(
         await eventually(
             lambda: entity(hass, home, "event", "response").attributes["event_type"] == "joined"
         )
+        assert "Grid operator asks: reduce, 0.500 EUR/kWh" in await calendar(hass, home)
         again = await call(hass, "join_response_event", event_id="EVENING-1")
         assert (again["participation"], again["reward_per_kwh"]) == ("opted_in", 0.5)
         left = await call(hass, "join_response_event", event_id="EVENING-1", leave=True)
@@ -581,36 +616,87 @@ async def test_responses_delegations_and_certificates(
 async def test_statistics_equal_what_was_settled(
     hass: HomeAssistant, home: Any, town: Town, network: RunningNetwork
 ) -> None:
+    from custom_components.gridledger.sales import OVER, SETTLED, Sale, Sales
     from custom_components.gridledger.statistics import (
+        _FACT_SETTLED,
         async_write_settled,
         settled_ids,
     )
 
-    start = town.settled_from
+    session, start = home.runtime_data.session, town.settled_from
+    sale = Sale("R", "R-1", "T-1", "t", "AuroraMSP", ((start, 100),), 100, 10_000, OVER)
+    stored = asdict(sale)
+    # What can't be read of what was stored is left out.
+    sales = Sales(hass, session, session.outbox, [stored, {**stored, "schedule": []}, {"a": 1}])
     async with network.client() as aurora:
         await town.until(start + DAY_S)
         await town.read(aurora, "CP-DAY", start)
+        away = patch.object(
+            session.client, "evaluate", side_effect=integration.ConnectionFailed("gone")
+        )
+        with away:
+            await sales.async_follow()
+        await sales.async_follow()
+        assert [one["state"] for one in sales.as_list()] == [OVER]
         await town.settle(aurora, "CP-DAY", start)
+        await sales.async_follow()
+        assert [one["state"] for one in sales.as_list()] == [SETTLED]
         posted = await aurora.evaluate(
             "energy", "settlement:Posted", {"connection_id": "CP-DAY", "day": day_of(start)}
         )
     ids = settled_ids(home.unique_id)
-    for _ in range(2):  # written anew, not added
-        await async_write_settled(hass, home, home.runtime_data.session)
-    await get_instance(hass).async_block_till_done()
-    rows: Any = await get_instance(hass).async_add_executor_job(
-        statistics_during_period,
-        hass,
-        datetime.fromtimestamp(0, UTC),
-        None,
-        set(ids.values()),
-        "hour",
-        None,
-        {"sum"},
-    )
-    sums = {key: rows[one][-1]["sum"] for key, one in ids.items() if rows[one]}
-    assert sums.keys() == ids.keys() - {"billed"}  # by the day, and not yet
     summary = posted["summary"]
-    assert round(sums["settled_import"] * 1000) == int(summary["import_wh"]) == 24 * IMPORT_WH
     net = sum(int(one["amount_micro"]) for one in summary["sums"])
-    assert round((sums["settled_revenue"] - sums["settled_cost"]) * 1e6) == net == -1_800_000
+
+    async def check() -> None:
+        for _ in range(2):  # written anew, not added
+            await async_write_settled(hass, home, session)
+        await get_instance(hass).async_block_till_done()
+        rows: Any = await get_instance(hass).async_add_executor_job(
+            statistics_during_period,
+            hass,
+            datetime.fromtimestamp(0, UTC),
+            None,
+            set(ids.values()),
+            "hour",
+            None,
+            {"sum"},
+        )
+        sums = {key: rows[one][-1]["sum"] for key, one in ids.items() if rows[one]}
+        assert sums.keys() == ids.keys() - {"billed"}  # by the day, and not yet
+        assert round(sums["settled_import"] * 1000) == int(summary["import_wh"]) == 24 * IMPORT_WH
+        assert round((sums["settled_revenue"] - sums["settled_cost"]) * 1e6) == net == -1_800_000
+
+    await check()
+    # A peer that doesn't have the private record: the day's sums are the same.
+    evaluate = session.client.evaluate
+
+    async def without_record(chaincode: str, function: str, *rest: Any, **options: Any) -> Any:
+        if function == "daybook:Record":
+            raise integration.TransactionRefused("no record of that day is kept here")
+        return await evaluate(chaincode, function, *rest, **options)
+
+    await hass.async_add_executor_job(session.outbox.store_fact, _FACT_SETTLED, {})
+    with patch.object(session.client, "evaluate", without_record):
+        await check()
+    # A ledger that knows nothing of settlement, and one whose days can't be read.
+    for said, raised in (
+        (integration.TransactionRefused("no such function"), None),
+        ([], integration.GridLedgerError),
+    ):
+
+        async def otherwise(
+            chaincode: str, function: str, *rest: Any, said: Any = said, **options: Any
+        ) -> Any:
+            if function != "settlement:Days":
+                return await evaluate(chaincode, function, *rest, **options)
+            if isinstance(said, Exception):
+                raise said
+            return said
+
+        with patch.object(session.client, "evaluate", otherwise):
+            if raised is None:
+                await check()
+                continue
+            with pytest.raises(raised, match="a settled day can't be read"):
+                await async_write_settled(hass, home, session)

@@ -535,6 +535,16 @@ async def test_a_certificate_is_renewed_without_its_owner_and_without_a_reload(
         assert ir.async_get(hass).async_get_issue(DOMAIN, issue) is not None
         assert await async_renew_if_due(hass, entry, session)
     assert ir.async_get(hass).async_get_issue(DOMAIN, issue) is None
+
+    # Without its keys nothing can be renewed, and nothing says that it was.
+    third = session.client.identity
+    await vault.async_remove_secrets(hass, entry.unique_id)
+    with patch(
+        "custom_components.gridledger.renewal.renewal_due",
+        return_value=third.certificate.not_valid_before_utc,
+    ):
+        assert not await async_renew_if_due(hass, entry, session)
+    assert session.client.identity is third
     await hass.config_entries.async_unload(entry.entry_id)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
+from homeassistant.const import EVENT_HOMEASSISTANT_STOP
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
+from homeassistant.helpers import condition as condition_helper
 from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers import entity_registry as er
 from homeassistant.setup import async_setup_component
@@ -23,14 +25,16 @@ from pytest_homeassistant_custom_component.common import (
 from consortium.identity.certificates import CertificateAuthority, certificate_pem, generate_key
 from consortium.identity.certificates import key_pem as pem_of
 from custom_components.gridledger import vault
+from custom_components.gridledger.battery_presets import PRESETS, fill
 from custom_components.gridledger.client import generate_key_pem
 from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.energy import async_get_solar_forecast
-from custom_components.gridledger.engine import REASONS
+from custom_components.gridledger.engine import REASONS, Mode
 from custom_components.gridledger.models import AccountData, Permit, ResponseEvent
 
 from .conftest import BATTERY_POWER, GRID_POWER, LEVEL, PLANT, PV_POWER, report_plant, set_state
+from .test_automations import automation
 from .test_texts import LANGUAGES, read
 
 BOILER = "input_boolean.boiler"
@@ -326,6 +330,78 @@ async def test_battery_is_driven_by_the_owners_actions_and_left_in_automatic(
     assert await hass.config_entries.async_unload(entry.entry_id)
     await hass.async_block_till_done()
     assert len(automatic) == 1
+
+
+async def test_battery_is_left_in_automatic_when_its_control_is_deleted(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    held = async_mock_service(hass, "test", "hold")
+    automatic = async_mock_service(hass, "test", "auto")
+    sub = await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    set_state(hass, LEVEL, 20, "%")
+    await live(hass, freezer, 2, -500)
+    assert (len(held), len(automatic)) == (1, 0)
+    hass.config_entries.async_remove_subentry(entry, sub)
+    await hass.async_block_till_done()
+    assert len(automatic) == 1
+
+
+async def test_home_assistant_stops(hass: HomeAssistant, entry: Any, freezer: Any) -> None:
+    await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    await live(hass, freezer, 10, 3000)
+    assert hass.states.is_state(BOILER, "on")
+    hass.bus.async_fire(EVENT_HOMEASSISTANT_STOP)
+    await hass.async_block_till_done()
+    assert hass.states.is_state(BOILER, "off")
+    await live(hass, freezer, 5, 3000)
+    assert hass.states.is_state(BOILER, "off"), "nothing is decided any more"
+
+
+async def test_a_mistake_costs_one_minute(
+    hass: HomeAssistant,
+    entry: Any,
+    freezer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    with monkeypatch.context() as broken:
+        broken.setattr(entry.runtime_data.keeper.dispatcher, "step", lambda *_: 1 / 0)
+        await live(hass, freezer, 1, 3000)
+    assert "can't be decided" in caplog.text
+    await live(hass, freezer, 10, 3000)
+    assert hass.states.is_state(BOILER, "on")
+
+
+async def test_a_dry_rule_counts_what_it_would_have_sold_once(
+    hass: HomeAssistant, entry: Any, freezer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freezer.move_to("2026-06-20T10:00:00+00:00")
+    set_state(hass, LEVEL, 90, "%")
+    keeper = entry.runtime_data.keeper
+    peak = dt_util.utcnow().timestamp() + 1800
+    monkeypatch.setattr(keeper._prices, "at", lambda at: (0.2, 0.5 if at < peak else 0.05))
+    sub = await add(hass, entry, "trading_rule", "Evening", {**RULE, "energy_limit": 1})
+    keeper.async_enable_rule(sub, True)
+    await keeper.async_replan()
+    assert keeper.rule_status(sub) == "dry_run"
+    await live(hass, freezer, 16, 0)
+    await keeper.async_replan()
+    would = keeper.traded_wh(sub)
+    assert 0 < would <= 1000
+    assert keeper.earned[sub] == pytest.approx(would / 1000 * 0.5)
+    await keeper.async_replan()
+    assert keeper.traded_wh(sub) == would
+    # In earnest it sells nothing without a ledger; deleted, it leaves nothing behind.
+    hass.config_entries.async_update_subentry(
+        entry, entry.subentries[sub], data={**RULE, "dry_run": False}
+    )
+    await hass.async_block_till_done()
+    await keeper.async_replan()
+    assert keeper.traded_wh(sub) == would
+    hass.config_entries.async_remove_subentry(entry, sub)
+    await hass.async_block_till_done()
+    assert not keeper.rule_enabled(sub)
 
 
 async def test_killed_home_assistant_finds_its_command_again(
@@ -632,7 +708,7 @@ async def test_what_cannot_be_told_is_said_once(
 async def test_surplus_sensor_and_planned_runs(
     hass: HomeAssistant, entry: Any, freezer: Any
 ) -> None:
-    await add(hass, entry, "appliance", "Pump", {**APPLIANCE, "daily_minimum": 30})
+    pump = await add(hass, entry, "appliance", "Pump", {**APPLIANCE, "daily_minimum": 30})
     registry = er.async_get(hass)
     surplus = registry.async_get_entity_id(
         "binary_sensor", DOMAIN, f"{UNIQUE_ID}_surplus_available"
@@ -656,6 +732,27 @@ async def test_surplus_sensor_and_planned_runs(
     )
     (event,) = answer[calendar]["events"]
     assert event["summary"].startswith("Pump is planned: 0.")  # a part may have run already
+
+    # Runs apart are events apart.
+    keeper = entry.runtime_data.keeper
+    plan = keeper.data.plan
+    runs = {slot.start: 250.0 for slot in (plan.slots[4], plan.slots[5], plan.slots[8])}
+    keeper.async_set_updated_data(replace(keeper.data, plan=replace(plan, runs={pump: runs})))
+    answer = await hass.services.async_call(
+        "calendar",
+        "get_events",
+        {
+            "entity_id": calendar,
+            "start_date_time": now.isoformat(),
+            "end_date_time": (now + timedelta(days=2)).isoformat(),
+        },
+        blocking=True,
+        return_response=True,
+    )
+    assert [event["summary"] for event in answer[calendar]["events"]] == [
+        "Pump is planned: 0.50 kWh",
+        "Pump is planned: 0.25 kWh",
+    ]
     await live(hass, freezer, 12, 2500)
     assert hass.states.is_state(surplus, "on")
 
@@ -752,6 +849,18 @@ async def test_battery_form_fills_in_a_preset(hass: HomeAssistant, entry: Any) -
     assert sorted(battery.modes) == ["auto", "charge", "discharge"]
     step = await flows.async_init(begin, context={"source": "user"})
     assert step["reason"] == "already_configured"
+    (sub,) = entry.subentries
+    step = await entry.start_subentry_reconfigure_flow(hass, sub)
+    step = await flows.async_configure(step["flow_id"], {"advise_only": True, **actions})
+    assert step["reason"] == "reconfigure_successful"
+    await hass.async_block_till_done()
+    assert not entry.runtime_data.keeper.dispatcher.settings.battery.drives
+
+
+async def test_a_preset_keeps_its_numbers(hass: HomeAssistant) -> None:
+    actions = fill(PRESETS["teslemetry"].actions[Mode.HOLD], {"power_entity": "number.reserve"})
+    assert actions[1]["data"] == {"value": 100}
+    assert actions[1]["target"] == {"entity_id": "number.reserve"}
 
 
 async def test_rule_form(hass: HomeAssistant, entry: Any) -> None:
@@ -763,6 +872,50 @@ async def test_rule_form(hass: HomeAssistant, entry: Any) -> None:
     (rule,) = entry.runtime_data.keeper.dispatcher.settings.rules
     assert not rule.enabled
     assert rule.dry_run
+    step = await entry.start_subentry_reconfigure_flow(hass, rule.id)
+    step = await flows.async_configure(
+        step["flow_id"], {"name": "Night", "price_limit": 0.2, "window_end": "06:00:00"}
+    )
+    assert step["errors"] == {"window_end": "half_window"}
+    step = await flows.async_configure(step["flow_id"], {"name": "Night", "price_limit": 0.2})
+    assert step["reason"] == "reconfigure_successful"
+    await hass.async_block_till_done()
+    (rule,) = entry.runtime_data.keeper.dispatcher.settings.rules
+    assert (rule.name, rule.price_limit) == ("Night", 0.2)
+
+
+async def test_forms_of_heat_and_of_homes_without_a_battery(
+    hass: HomeAssistant, entry: Any
+) -> None:
+    flows = hass.config_entries.subentries
+    keeper = entry.runtime_data.keeper
+    for kind, heater in (("climate", "climate.pump"), ("water_heater", "water_heater.tank")):
+        step: Any = await flows.async_init(
+            (entry.entry_id, "appliance"), context={"source": "user"}
+        )
+        step = await flows.async_configure(step["flow_id"], {"next_step_id": kind})
+        given = {"name": kind, "entity": heater, "on_temperature": 55, "off_temperature": 45}
+        step = await flows.async_configure(
+            step["flow_id"], {**given, "daily_minimum": 90, "daily_maximum": 60}
+        )
+        assert step["errors"] == {"daily_maximum": "less_than_minimum"}
+        step = await flows.async_configure(step["flow_id"], given)
+        assert step["type"] is FlowResultType.CREATE_ENTRY
+        await hass.async_block_till_done()
+        assert keeper.dispatcher.settings.appliances[-1].kind == kind
+
+    plant = {name: given for name, given in PLANT.items() if not name.startswith("battery_")}
+    hass.config_entries.async_update_entry(entry, data={**entry.data, "plant": plant})
+    await hass.async_block_till_done()
+    for kind in ("trading_rule", "battery_control"):
+        step = await flows.async_init((entry.entry_id, kind), context={"source": "user"})
+        assert step["reason"] == "no_battery"
+    assert entry.runtime_data.seller.battery() is None
+    with pytest.raises(ServiceValidationError) as raised:
+        await hass.services.async_call(
+            DOMAIN, "quote_sale", {"energy": 1}, blocking=True, return_response=True
+        )
+    assert raised.value.translation_key == "no_battery"
 
 
 async def test_solar_forecast_for_the_energy_dashboard(hass: HomeAssistant, entry: Any) -> None:
@@ -804,6 +957,25 @@ async def test_a_ledger_never_reached_is_said_so(
         with pytest.raises(HomeAssistantError) as raised:
             await hass.services.async_call(DOMAIN, name, data, blocking=True, return_response=True)
         assert raised.value.translation_key == "not_connected", name
+    for kind in ("sell", "buy"):
+        config = {
+            "condition": "gridledger.is_price",
+            "options": {"kind": kind, "above": -1.0},
+        }
+        config = await condition_helper.async_validate_condition_config(hass, config)
+        assert not (await condition_helper.async_from_config(hass, config))(hass)
+    # A trigger that waits for what nobody knows yet, and one for another home, stay quiet.
+    ran = await automation(
+        hass,
+        [
+            {"trigger": "gridledger.bill_due"},
+            {"trigger": "gridledger.bill_due", "options": {"config_entry": "another"}},
+        ],
+    )
+    await hass.services.async_call(
+        "automation", "turn_off", {"entity_id": "automation.test"}, blocking=True
+    )
+    assert ran == []
     client = await hass_ws_client(hass)
 
     async def ask(name: str, **data: Any) -> Any:
@@ -818,7 +990,7 @@ async def test_a_ledger_never_reached_is_said_so(
         ("proof", {"transaction_id": "0" * 64}),
         ("bill", {"from_day": "2026-06-20", "run": 1}),
     ):
-        assert (await ask(name, **data))["error"]["code"] == "home_assistant_error", name
+        assert (await ask(name, **data))["error"]["code"] == "ledger_away", name
     # What needs no ledger is shown all the same.
     overview = (await ask("overview"))["result"]
     assert (overview["connected"], overview["interval_s"], overview["trades"]) == (False, None, [])
@@ -828,6 +1000,21 @@ async def test_a_ledger_never_reached_is_said_so(
     await add(hass, entry, "trading_rule", "Evening", RULE)
     [rule] = (await ask("rules"))["result"]["rules"]
     assert (rule["name"], rule["sales"]) == ("Evening", [])
+
+    # Of two homes one has to be named.
+    secrets = await vault.async_load_secrets(hass, UNIQUE_ID)
+    assert secrets is not None
+    await vault.async_save_secrets(hass, f"{UNIQUE_ID}2", secrets)
+    other = MockConfigEntry(
+        domain=DOMAIN, title="H-2", unique_id=f"{UNIQUE_ID}2", data=dict(entry.data)
+    )
+    other.add_to_hass(hass)
+    assert await hass.config_entries.async_setup(other.entry_id)
+    await hass.async_block_till_done()
+    with pytest.raises(ServiceValidationError) as ambiguous:
+        await hass.services.async_call(DOMAIN, "get_plan", {}, blocking=True, return_response=True)
+    assert ambiguous.value.translation_key == "entry_ambiguous"
+    assert await hass.config_entries.async_unload(other.entry_id)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from homeassistant.core import HomeAssistant
 from homeassistant.exceptions import ServiceValidationError
+from homeassistant.helpers import entity_registry as er
 from homeassistant.util import dt as dt_util
 
 from gridledger_client import TransactionRefused
@@ -57,7 +58,6 @@ async def agree(network: RunningNetwork) -> None:
 async def test_an_order_is_placed_seen_and_taken_back(
     hass: HomeAssistant, home: Any, network: RunningNetwork, hass_ws_client: Any
 ) -> None:
-    session = home.runtime_data.session
     client = await hass_ws_client(hass)
 
     async def market() -> Any:
@@ -65,6 +65,11 @@ async def test_an_order_is_placed_seen_and_taken_back(
         return await client.receive_json()
 
     assert (await market())["result"]["book"] is None, "nobody has agreed on a product yet"
+    registry = er.async_get(hass)
+    order_event = registry.async_get_entity_id("event", "gridledger", f"{home.unique_id}_order")
+    registry.async_update_entity(order_event, disabled_by=None)
+    assert await hass.config_entries.async_reload(home.entry_id)
+    session = home.runtime_data.session
     await agree(network)
     book = (await market())["result"]["book"]
     assert (book["product"], book["offers"]) == ("ANY", [])
@@ -101,3 +106,17 @@ async def test_an_order_is_placed_seen_and_taken_back(
     assert traded == {"from_neighbours_kwh": 0, "to_neighbours_kwh": 0}
     await client.send_json_auto_id({"type": "gridledger/rules", "entry_id": home.entry_id})
     assert (await client.receive_json())["result"]["rules"] == []
+
+    # Whoever leaves takes what is open back.
+    assert (await call(hass, "place_order", **{**order, "order_id": "LAST"}))["state"] == "open"
+    assert hass.states.get(order_event).attributes["order_id"] in ("EVENING-1", "LAST")
+
+    async def leave() -> Any:
+        try:
+            return await call(hass, "leave_network", confirm=True)
+        except ServiceValidationError:  # while a reading is on its way
+            return None
+
+    left = await eventually(leave)
+    assert left["orders_cancelled"] == 1
+    assert not hass.config_entries.async_entries("gridledger")

@@ -294,8 +294,14 @@ async def check_days(hass: HomeAssistant, entry: Any, month: Month, days: list[d
 
 @pytest.mark.timeout(600)
 async def test_the_dashboards_days_are_the_bills(
-    hass: HomeAssistant, network: RunningNetwork, sockets: None
+    hass: HomeAssistant,
+    network: RunningNetwork,
+    sockets: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Pages as short as those of a home of many years.
+    monkeypatch.setattr("custom_components.gridledger.statistics._DAY_PAGE", 8)
+    monkeypatch.setattr("custom_components.gridledger.accounts._PAGE", 8)
     made = network.network
     usual = agreements.product  # whose gate's minute would be months here
     with patch.object(agreements, "product", lambda made: {**usual(made), "gate_closure_s": 3600}):

@@ -62,6 +62,17 @@ def test_an_invalid_transaction_gives_its_readings_back(tmp_path: Path) -> None:
     assert [stored.interval_start for stored in outbox.queued(10)] == [900]
 
 
+def test_what_fails_leaves_nothing_half_done(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox")
+    outbox.append([reading(900), reading(1800)], {"cut_at": 2700})
+    outbox.store_envelope("tx1", b"e", [900])
+    with pytest.raises(sqlite3.IntegrityError):
+        outbox.store_envelope("tx1", b"another", [1800])
+    assert states(outbox) == ["sent", "queued"]
+    outbox.decide("tx1", committed=True)  # and the next one goes through
+    assert states(outbox) == ["committed", "queued"]
+
+
 def test_an_interval_is_stored_once(tmp_path: Path) -> None:
     outbox = _Opened(tmp_path / "o.db")
     outbox.append([reading(900)], {})

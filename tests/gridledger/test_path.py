@@ -4,7 +4,9 @@ import asyncio
 import json
 import sqlite3
 import time
+from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,13 +20,33 @@ from homeassistant.helpers import issue_registry as ir
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 
+from consortium.identity.certificates import (
+    CertificateAuthority,
+    certificate_pem,
+    generate_key,
+    key_pem,
+)
 from custom_components.gridledger import vault
-from custom_components.gridledger.client import ConnectionFailed, Timeout, generate_key_pem
+from custom_components.gridledger.client import (
+    AuthenticationFailed,
+    CommitStatus,
+    ConnectionFailed,
+    Event,
+    GatewayClient,
+    GridLedgerError,
+    Identity,
+    Timeout,
+    TransactionRefused,
+    generate_key_pem,
+)
+from custom_components.gridledger.client.readings import Reading
+from custom_components.gridledger.client.wire import common_pb2
 from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.diagnostics import async_get_config_entry_diagnostics
 
 from .conftest import (
     EXPORT,
+    GRID_POWER,
     IMPORT,
     LEVEL,
     PLANT,
@@ -77,11 +99,16 @@ class House:
 
 
 async def test_energy_reaches_the_ledger_to_the_wh(
-    hass: HomeAssistant, home: Any, network: RunningNetwork
+    hass: HomeAssistant, home: Any, network: RunningNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = home.runtime_data.session
     house = House(hass)
-    await house.live(5)
+    await house.live(2)
+    full = sqlite3.OperationalError("database or disk is full")
+    with patch.object(home.runtime_data.outbox, "append", side_effect=full):
+        await house.live(1.5)
+    assert "Readings can't be stored" in caplog.text
+    await house.live(2)  # they go with the next interval
     await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
     readings = await readings_of(network, session.meter_id)
     assert len(readings) >= 3
@@ -127,9 +154,10 @@ async def test_ledger_and_home_assistant_go_away_in_turn(
 
 
 async def test_unknown_outcome_is_asked_for_not_sent_anew(
-    hass: HomeAssistant, home: Any, network: RunningNetwork
+    hass: HomeAssistant, home: Any, network: RunningNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Home Assistant dies after the envelope is stored: before, and after, it was sent."""
+    monkeypatch.setattr("custom_components.gridledger.session._ASK_FIRST_S", 2.0)
     runtime = home.runtime_data
     session, outbox = runtime.session, runtime.outbox
     house = House(hass)
@@ -137,9 +165,9 @@ async def test_unknown_outcome_is_asked_for_not_sent_anew(
     await eventually(lambda: session.data.last_committed)
     await session.async_stop()  # nothing sends any more
 
-    await house.live(3)
+    await house.live(4)
     waiting = await hass.async_add_executor_job(outbox.queued, 100)
-    assert len(waiting) >= 2
+    assert len(waiting) >= 3
     from gridledger_client.readings import batch_transient
 
     carried = {}
@@ -163,6 +191,17 @@ async def test_unknown_outcome_is_asked_for_not_sent_anew(
             carried[reading.interval_start] = signed.transaction_id
             if sent:
                 await client.submit_signed(signed)
+        # One has a wrong signature, which the orderers will never take; one can't even be read.
+        spoilt = waiting[2].interval_start
+        envelope = common_pb2.Envelope.FromString(signed.envelope)
+        envelope.signature = envelope.signature[:-1] + bytes([envelope.signature[-1] ^ 1])
+        for transaction_id, damaged, starts in (
+            ("e" * 64, envelope.SerializeToString(), [spoilt]),
+            ("f" * 64, b"damaged", []),
+        ):
+            await hass.async_add_executor_job(
+                outbox.store_envelope, transaction_id, damaged, starts
+            )
     undecided = await hass.async_add_executor_job(outbox.undecided)
     # The session may have been stopped with one of its own under way.
     assert set(carried.values()) <= {envelope.transaction_id for envelope in undecided}
@@ -176,7 +215,34 @@ async def test_unknown_outcome_is_asked_for_not_sent_anew(
     by_start = {reading.interval_start: reading for reading in stored}
     for interval_start, transaction_id in carried.items():
         assert by_start[interval_start].transaction_id == transaction_id
+    assert by_start[spoilt].state == "committed"
+    assert session.data.refused == 0
     check_readings(await readings_of(network, session.meter_id))
+
+    # A backup of yesterday brings readings back that the ledger has: they are recognised.
+    count = len(await readings_of(network, session.meter_id))
+    assert await hass.config_entries.async_unload(home.entry_id)
+    await hass.async_add_executor_job(
+        _queue_again, vault.outbox_path(hass, home.unique_id), sorted(by_start)[-1]
+    )
+    assert await hass.config_entries.async_setup(home.entry_id)
+    session = home.runtime_data.session
+    await eventually(lambda: session.data.connected and session.data.queued == 0)
+    assert session.data.refused == 0
+    readings = await readings_of(network, session.meter_id)
+    assert len(readings) >= count
+    check_readings(readings)
+
+
+def _queue_again(path: str, until: int) -> None:
+    """Have the outbox think that its readings were never sent."""
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(
+            "UPDATE reading SET state = 'queued', transaction_id = NULL WHERE interval_start <= ?",
+            (until,),
+        )
+    db.close()
 
 
 def network_client(session: Any, network: RunningNetwork) -> Any:
@@ -221,11 +287,33 @@ async def test_a_restored_backup_goes_on_after_the_ledger(
     assert await hass.config_entries.async_setup(home.entry_id)
     session = home.runtime_data.session
     await house.live(4)
-    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed, within_s=60)
     check_readings_rise(await readings_of(network, session.meter_id))
     assert session.data.refused == 2  # what was cut a second time, never sent
-    issue = ir.async_get(hass).async_get_issue(DOMAIN, f"foreign_reading_{home.entry_id}")
-    assert issue is not None
+    issues, named = ir.async_get(hass), f"foreign_reading_{home.entry_id}"
+    assert issues.async_get_issue(DOMAIN, named) is not None
+
+    # The whole file is lost: it goes on after the ledger, too, and its registers never fall.
+    ir.async_delete_issue(hass, DOMAIN, named)
+    assert await hass.config_entries.async_unload(home.entry_id)
+    await hass.async_add_executor_job(_lose, vault.outbox_path(hass, home.unique_id))
+    count = len(await readings_of(network, session.meter_id))
+    hass.states.async_set(IMPORT, "unavailable")  # or an interval of a second is cut too soon
+    assert await hass.config_entries.async_setup(home.entry_id)
+    runtime = home.runtime_data
+    session = runtime.session
+    await eventually(lambda: runtime.home.meter and runtime.home.meter.cut_at)
+    await house.live(2)
+    await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
+    readings = await readings_of(network, session.meter_id)
+    assert len(readings) > count
+    check_readings_rise(readings)
+    assert issues.async_get_issue(DOMAIN, named) is not None
+
+
+def _lose(path: str) -> None:
+    for file in Path(path).parent.glob(f"{Path(path).name}*"):
+        file.unlink()
 
 
 def _forget_readings(path: str) -> bool:
@@ -456,8 +544,6 @@ async def test_removal_leaves_nothing(hass: HomeAssistant, home: Any) -> None:
     await hass.async_block_till_done()
     assert await vault.async_load_secrets(hass, home.unique_id) is None
     assert not [issue for issue in ir.async_get(hass).issues if issue[0] == DOMAIN]
-    from pathlib import Path
-
     assert not list(Path(path).parent.glob("gridledger*"))
 
 
@@ -517,7 +603,9 @@ async def test_a_reading_that_no_meter_can_have_is_set_aside(
     assert "can count at most" in issue.translation_placeholders["reason"]
 
 
-async def test_a_sale_whose_answer_is_lost_is_asked_for(hass: HomeAssistant, home: Any) -> None:
+async def test_a_sale_whose_answer_is_lost_is_asked_for(
+    hass: HomeAssistant, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = home.runtime_data.session.client
 
     async def submit_and_lose_the_answer(*arguments: Any, **options: Any) -> None:
@@ -531,6 +619,125 @@ async def test_a_sale_whose_answer_is_lost_is_asked_for(hass: HomeAssistant, hom
         )
     assert sale["status"] == "committed"
     assert sale["energy_kwh"] == 0.2
+
+    # What can't be known is said to be unknown, and what was refused to be refused.
+    monkeypatch.setattr("custom_components.gridledger.selling._OUTCOME_S", 1.0)
+    never, invalid = "a" * 64, CommitStatus(sale["transaction_id"], "MVCC_READ_CONFLICT", 7)
+    valid = CommitStatus(never, "VALID", 7)
+    for raised, status, key in (
+        (Timeout("no answer"), None, "not_connected"),
+        (Timeout("no answer", never), None, "outcome_unknown"),
+        (Timeout("no answer", never), valid, "outcome_unknown"),  # and not in the ledger
+        (Timeout("no answer", never), invalid, "commit_failed"),
+        (AuthenticationFailed("who is that"), None, "not_accepted"),
+    ):
+        asked = patch.object(client, "commit_status", return_value=status) if status else None
+        with patch.object(client, "submit", side_effect=raised), asked or nullcontext():
+            with pytest.raises(HomeAssistantError) as error:
+                await hass.services.async_call(
+                    DOMAIN, "sell_energy", {"energy": 0.1}, blocking=True, return_response=True
+                )
+            assert error.value.translation_key == key, raised
+
+
+async def test_refused_readings_wait_or_go_again(
+    hass: HomeAssistant, home: Any, network: RunningNetwork
+) -> None:
+    session, house = home.runtime_data.session, House(hass)
+    await house.live(2.5)
+    await eventually(lambda: session.data.last_committed)
+    meter, endorse = session.meter_id, session.client.endorse
+    # A peer that is out of order; then a ledger that was begun anew and knows no such meter.
+    refusals = [
+        TransactionRefused("chaincode response 404, no such meter"),
+        TransactionRefused("chaincode response 500, out of order"),
+    ]
+
+    async def refusing(prepared: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await endorse(prepared)
+
+    with patch.object(session.client, "endorse", refusing):
+        await house.live(2)
+        await eventually(lambda: not refusals and session.data.queued == 0)
+    assert session.meter_id == meter
+    assert session.data.refused == 0
+
+    # What the ledger will never take is set aside: alone, and beside what it takes.
+    ahead = session.clock.interval_at(session.clock.channel(time.time())) + 60 * 60 * 24
+
+    async def bring(first: int, *, good: bool) -> None:
+        await session.async_stop()
+        if good:
+            await house.live(2.5)
+        bad = [
+            session.sign(Reading(meter, start, 60, 1, 0, 1, 0)).fields
+            for start in range(first, first + 180, 60)
+        ]
+        outbox = home.runtime_data.outbox
+        state = await hass.async_add_executor_job(outbox.fact, "meter")
+        await hass.async_add_executor_job(outbox.append, bad, state)
+        assert await hass.config_entries.async_reload(home.entry_id)
+
+    for count, good in ((3, True), (6, False)):
+        await bring(ahead, good=good)
+        ahead += 86_400
+        await eventually(
+            lambda count=count: (
+                home.runtime_data.session.data.refused == count
+                and home.runtime_data.session.data.queued == 0
+            )
+        )
+    session = home.runtime_data.session
+    check_readings(await readings_of(network, meter))
+
+    # A name that can't be had, and a hundred that are taken.
+    for status, raised in ((403, TransactionRefused), (409, GridLedgerError)):
+        refused = TransactionRefused(f"chaincode response {status}, no")
+        session.meter_id = None
+        with patch.object(session.client, "submit", side_effect=refused), pytest.raises(raised):
+            await session._register_meter()
+        session.meter_id = meter
+
+
+async def test_a_home_without_energy_sensors(
+    hass: HomeAssistant, network: RunningNetwork, sockets: None
+) -> None:
+    """Its power at the grid is integrated, and marked as an estimate."""
+    await prepare_connection(network, "H-POWER")
+    report_plant(hass)
+    plant = {"grid_power": GRID_POWER}
+    entry = await join(hass, network.invitation("h-power", "H-POWER"), plant)
+    session = entry.runtime_data.session
+    set_state(hass, GRID_POWER, -1500, "W")
+    await eventually(lambda: session.data.last_committed and session.data.queued == 0)
+    await asyncio.sleep(2)
+    set_state(hass, GRID_POWER, 600, "W")
+    await asyncio.sleep(2)
+    set_state(hass, GRID_POWER, "unavailable", "W")
+    await eventually(lambda: session.data.queued == 0)
+    readings = await readings_of(network, session.meter_id)
+    check_readings(readings)
+    assert {reading["quality"] for reading in readings} == {"estimated"}
+    for direction, per_interval in (("export", 25), ("import", 10)):
+        most = max(int(reading[f"{direction}_wh"]) for reading in readings)
+        assert per_interval / 2 < most <= per_interval  # sampled late, on a busy machine
+    assert await hass.config_entries.async_unload(entry.entry_id)
+
+
+async def test_a_refused_identity_asks_its_owner(
+    hass: HomeAssistant, home: Any, network: RunningNetwork
+) -> None:
+    session = home.runtime_data.session
+    authority, key = CertificateAuthority.create("Aurora", "aurora.example"), generate_key()
+    certificate = authority.issue("h-1", "client", key.public_key())
+    session.client.identity = Identity("AuroraMSP", certificate_pem(certificate), key_pem(key))
+    session.async_look_again()
+    await eventually(lambda: not session.data.connected)
+    flows = hass.config_entries.flow
+    [flow] = await eventually(lambda: flows.async_progress_by_handler(DOMAIN))
+    assert flow["context"]["source"] == "reauth"
 
 
 async def test_readings_wait_for_their_utility_while_the_market_goes_on(
@@ -583,10 +790,14 @@ async def test_an_answer_of_nonsense_does_not_end_the_session(
 ) -> None:
     session = home.runtime_data.session
     evaluate = session.client.evaluate
+    settings: list[dict[str, str]] = []
 
     async def nonsense(chaincode: str, function: str, *rest: Any, **options: Any) -> Any:
         if function == "wallet:Balance":
             return ["nonsense"]
+        if function == "metering:Settings":
+            settings.append({"interval_s": "0"})
+            return settings[-1]
         return await evaluate(chaincode, function, *rest, **options)
 
     with patch.object(session.client, "evaluate", nonsense):
@@ -597,7 +808,17 @@ async def test_an_answer_of_nonsense_does_not_end_the_session(
         assert error.value.translation_key == "unexpected"
         session._refresh_wanted.set()
         await eventually(lambda: not session.data.connected)
+        await eventually(lambda: settings)
+        assert not session.data.connected
     await eventually(lambda: session.data.connected)
+
+    # Events of nonsense, and those of another home, are passed over.
+    known = session.data.trades
+    for name, payload in (("trade", b"{}"), ("trade", b"no JSON"), ("bill", b"[]")):
+        assert not session._handle_event(Event(1, "e" * 64, "energy", name, payload))
+    assert caplog.text.count("has an unreadable event") == 2
+    assert session.data.trades is known
+    await eventually(lambda: not session._account_wanted)  # what it can't tell apart is read anew
 
     with patch.object(session, "_keep_asking", side_effect=RuntimeError("our mistake")):
         session._refresh_wanted.set()
@@ -630,10 +851,19 @@ async def test_new_keys_are_another_meter(hass: HomeAssistant, home: Any) -> Non
     await hass.config_entries.async_unload(home.entry_id)
     key = generate_key_pem().decode()
     await vault.async_save_secrets(hass, home.unique_id, {**secrets, "meter_key": key})
-    await hass.config_entries.async_setup(home.entry_id)
-    session = home.runtime_data.session
-    assert await eventually(lambda: session.meter_id) == f"{old}-2"
-    await House(hass).live(2.5)
+    submit = GatewayClient.submit
+
+    async def slowly(client: Any, chaincode: str, function: str, *rest: Any) -> Any:
+        if function == "metering:RegisterMeter":
+            await asyncio.sleep(2)
+        return await submit(client, chaincode, function, *rest)
+
+    # What is cut before the ledger knows the new meter is signed once it does.
+    with patch.object(GatewayClient, "submit", slowly):
+        await hass.config_entries.async_setup(home.entry_id)
+        session = home.runtime_data.session
+        await House(hass).live(2.5)
+        assert await eventually(lambda: session.meter_id) == f"{old}-2"
     await eventually(lambda: session.data.queued == 0 and session.data.last_committed)
     assert session.data.refused == 0
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from homeassistant.core import HomeAssistant, State, SupportsResponse
+from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers import entity_registry as er
+from homeassistant.util import dt as dt_util
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
 from custom_components.gridledger.models import LedgerData, Rate
@@ -137,3 +139,52 @@ async def test_home_assistants_own_integrations_are_asked(
     )
     prices = await book(hass, buy_price=[known.entity_id])
     assert prices.at(NOON.timestamp())[0] == pytest.approx(0.3)
+
+
+async def test_what_cannot_be_asked_leaves_the_sensors_own_value(hass: HomeAssistant) -> None:
+    registry = er.async_get(hass)
+
+    def refuse(_: Any) -> Any:
+        raise HomeAssistantError("no subscription")
+
+    hass.services.async_register(
+        "tibber", "get_prices", refuse, supports_response=SupportsResponse.ONLY
+    )
+    for platform in ("tibber", "of_somebody_else"):
+        known = registry.async_get_or_create("sensor", platform, "price")
+        hass.states.async_set(known.entity_id, "21", {"unit_of_measurement": "ct/kWh"})
+        prices = await book(hass, buy_price=known.entity_id)
+        assert prices.at(NOON.timestamp())[0] == pytest.approx(0.21), platform
+    # A sensor that is gone, or has no number, says nothing: what suppliers publish counts.
+    hass.states.async_set("sensor.mute", "unknown")
+    prices = await book(hass, buy_price=["sensor.gone", "sensor.mute"])
+    assert prices.at(NOON.timestamp()) == pytest.approx((0.27, 0.08))
+
+
+async def test_a_sensor_that_its_owner_no_longer_names_is_forgotten(hass: HomeAssistant) -> None:
+    hass.states.async_set("sensor.price", "0.5", SHAPES["Tibber"][0])
+    entry = MockConfigEntry(domain="gridledger", options={"buy_price": "sensor.price"})
+    entry.add_to_hass(hass)
+    made: Any = PriceBook(hass, entry, Session())  # type: ignore[arg-type]
+    await made.async_refresh(NOON.timestamp())
+    assert made.at(NOON.timestamp())[0] == 0.2
+    hass.config_entries.async_update_entry(entry, options={})
+    await made.async_refresh(NOON.timestamp())
+    assert made.at(NOON.timestamp())[0] == pytest.approx(0.27)
+
+
+def test_times_without_a_zone_are_the_homes() -> None:
+    rows = [
+        {"start": "2026-11-21 12:00:00", "price": 0.1},
+        {"start": "2026-11-21 12:30:00", "price": 0.2},
+    ]
+    series = Series(series_of(State("sensor.price", "1", {"prices": rows})))
+    noon = datetime(2026, 11, 21, 12, tzinfo=dt_util.get_default_time_zone())
+    # Without ends, each lasts until the next, and the last as long as the one before.
+    ahead = [series.at((noon + timedelta(minutes=minutes)).timestamp()) for minutes in (0, 45, 61)]
+    assert ahead == [0.1, 0.2, None]
+
+
+def test_nothing_is_known_without_suppliers_and_sensors(hass: HomeAssistant) -> None:
+    nobody: Any = type("Nobody", (), {"data": LedgerData()})
+    assert PriceBook(hass, MockConfigEntry(), nobody).at(0) == (None, None)

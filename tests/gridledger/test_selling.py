@@ -141,6 +141,7 @@ def test_the_clock_of_the_settings() -> None:
     clock = ChannelClock.from_settings({"interval_s": "60", "replay": replay})
     assert clock.channel(1001) == 160
     assert clock.replays
-    for broken in ({}, {"interval_s": "0"}, {"interval_s": "60", "replay": {"origin": "1"}}):
+    still = {"interval_s": "60", "replay": {**replay, "rate": "0"}}
+    for broken in ({}, {"interval_s": "0"}, {"interval_s": "60", "replay": {"origin": "1"}}, still):
         with pytest.raises((KeyError, ValueError)):
             ChannelClock.from_settings(broken)

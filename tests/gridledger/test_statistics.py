@@ -10,10 +10,12 @@ from homeassistant.components.recorder.statistics import statistics_during_perio
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers.recorder import get_instance
 
+from custom_components.gridledger.client import ConnectionFailed
 from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.models import Trade
 from custom_components.gridledger.statistics import (
     _first_hour,
+    _write,
     async_write_statistics,
     by_hour,
     statistic_ids,
@@ -50,7 +52,9 @@ async def test_a_day_of_the_ledger_is_the_owners(hass: HomeAssistant, zone: str)
     assert datetime.fromtimestamp(replayed, UTC) == datetime(2026, 10, 25, tzinfo=UTC)
 
 
-async def test_statistics_equal_the_ledger(hass: HomeAssistant, home: Any) -> None:
+async def test_statistics_equal_the_ledger(
+    hass: HomeAssistant, home: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     session = home.runtime_data.session
     ids = statistic_ids(home.unique_id)
 
@@ -76,6 +80,12 @@ async def test_statistics_equal_the_ledger(hass: HomeAssistant, home: Any) -> No
     with patch("custom_components.gridledger.statistics._AGAIN", timedelta(days=-1)):
         await get_instance(hass).async_block_till_done()
         await async_write_statistics(hass, home, session)
+    # A ledger that is away is no reason to complain: they are written the next time.
+    away = patch.object(session.client, "evaluate", side_effect=ConnectionFailed("gone"))
+    caplog.set_level("DEBUG", "custom_components.gridledger")
+    with away:
+        await _write(hass, home, session)
+    assert "Statistics wait: gone" in caplog.text
     rows = await stored()
     assert rows[ids[0]][-1]["sum"] == pytest.approx(0.6)
     assert rows[ids[1]][-1]["sum"] == pytest.approx(net)

@@ -326,14 +326,21 @@ class GatewayClient:
         Raises:
             Timeout, ConnectionFailed: the outcome is unknown; ask :meth:`commit_status`.
             TransactionRefused: the orderers didn't take it.
+            InvalidInput: its bytes were damaged since it was signed.
         """
+        try:
+            envelope = common_pb2.Envelope.FromString(signed.envelope)
+        except DecodeError as error:
+            raise InvalidInput(
+                f"transaction {signed.transaction_id} can't be read any more: {error}"
+            ) from error
         try:
             await self._call(
                 "Submit",
                 gateway_pb2.SubmitRequest(
                     transaction_id=signed.transaction_id,
                     channel_id=self.channel,
-                    prepared_transaction=common_pb2.Envelope.FromString(signed.envelope),
+                    prepared_transaction=envelope,
                 ),
                 gateway_pb2.SubmitResponse,
                 self.deadlines.submit_s,

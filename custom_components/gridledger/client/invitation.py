@@ -77,7 +77,7 @@ class Invitation:
             if binascii.crc32(raw) != int(found[2], 16):
                 raise InvalidInput("the invitation isn't whole: copy it once more")
             return cls._read(json.loads(raw))
-        except (ValueError, TypeError) as error:
+        except (AttributeError, ValueError, TypeError) as error:
             raise InvalidInput(f"the invitation can't be read: {error}") from error
 
     @classmethod

@@ -77,11 +77,6 @@ class SolarForecast:
         self._history.append((at, max(0.0, energy_wh)))
         self._made = None
 
-    @property
-    def days(self) -> float:
-        """How many days have been seen."""
-        return len(self._history) / BINS
-
     def _clear(self, start: float) -> float:
         return clear_sky(start + STEP_S / 2, self.latitude, self.longitude)
 

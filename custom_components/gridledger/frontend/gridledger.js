@@ -10,10 +10,36 @@
 
 // The version in our own address: what we import is never older or newer than we are.
 const VERSION = new URL(import.meta.url).search;
+const shared = import(`./shared.js${VERSION}`);
+
+class GridLedgerDashboardStrategy extends HTMLElement {
+  static async generate(config, hass) {
+    const { loadTexts, loadHomes } = await shared;
+    const [texts, homes] = await Promise.all([loadTexts(hass), loadHomes(hass, true)]);
+    const t = (key) => texts[key] ?? key;
+    if (!homes.length) {
+      return {
+        views: [
+          { title: "GridLedger", cards: [{ type: "markdown", content: t("not_set_up") }] },
+        ],
+      };
+    }
+    const wanted = config.entry_id
+      ? homes.filter((home) => home.entry_id === config.entry_id)
+      : homes;
+    return {
+      title: "GridLedger",
+      views: wanted.flatMap((home, index) => viewsOf(home, t, wanted.length > 1 ? index + 1 : 0)),
+    };
+  }
+}
+
+// Lovelace waits some seconds for it and not longer: it is there before anything else is loaded.
+const STRATEGY = "ll-strategy-dashboard-gridledger";
+if (!customElements.get(STRATEGY)) customElements.define(STRATEGY, GridLedgerDashboardStrategy);
+
 const {
   DOMAIN,
-  loadHomes,
-  loadTexts,
   escapeHtml,
   formatNumber,
   formatInstant,
@@ -27,7 +53,7 @@ const {
   nameOf,
   table,
   GridLedgerCard,
-} = await import(`./shared.js${VERSION}`);
+} = await shared;
 
 const GRAPH_HOURS = 3;
 
@@ -275,13 +301,14 @@ class GridLedgerFlowCard extends GridLedgerCard {
         return `${this.t("grid")} · ${this.t(now.grid > 0 ? "importing" : "exporting")}`;
       default: {
         const charge = level === null ? this.t("battery") : `${Math.round(level)} %`;
-        return `${charge} · ${this._batteryText(now.battery)}`;
+        return now.battery === null ? charge : `${charge} · ${this._batteryText(now.battery)}`;
       }
     }
   }
 
   _batteryText(power) {
-    if (power === null || Math.abs(power) < 5) return this.t("idle");
+    if (power === null) return "–";
+    if (Math.abs(power) < 5) return this.t("idle");
     return this.t(power > 0 ? "discharging" : "charging");
   }
 
@@ -347,7 +374,9 @@ class GridLedgerFlowCard extends GridLedgerCard {
 
   _describe(now, level) {
     const gridText =
-      now.grid === null || Math.abs(now.grid) < 5
+      now.grid === null
+        ? "–"
+        : Math.abs(now.grid) < 5
         ? this.t("idle")
         : `${this.t(now.grid > 0 ? "importing" : "exporting")} ${formatPower(this._hass, now.grid)}`;
     const text = this.t("flow_text", {
@@ -478,7 +507,8 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
     if (!trades.length) return `${head}<p class="empty">${escapeHtml(this.t("no_trades"))}</p>`;
     const rows = trades.slice(0, this._config.rows ?? 8).map((trade) => {
       const window = `${formatTime(this._hass, trade.window_start)} – ${formatTime(this._hass, trade.window_end)}`;
-      return `<tr><td>${escapeHtml(window)}</td>
+      const state = trade.state ? `<div class="how">${escapeHtml(this.t(`sale_${trade.state}`))}</div>` : "";
+      return `<tr><td>${escapeHtml(window)}${state}</td>
         <td class="wide">${escapeHtml(nameOf(trade.supplier))}</td>
         <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
         <td class="num wide quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
@@ -607,13 +637,19 @@ class GridLedgerSharesCard extends GridLedgerCard {
     } catch (error) {
       console.warn("GridLedger:", error);
     }
-    let neighbours = { from_neighbours_kwh: 0, to_neighbours_kwh: 0 };
+    // What is known at home is shown at once, also while the ledger is away.
+    this._show(sums, { from_neighbours_kwh: 0, to_neighbours_kwh: 0, ...this._neighbours });
     try {
       const question = { type: `${DOMAIN}/neighbours`, entry_id: this._home.entry_id };
-      neighbours = await this._hass.callWS(question);
-    } catch {
-      // While the ledger is away, what is known at home is shown.
+      this._neighbours = await this._hass.callWS(question);
+      this._show(sums, this._neighbours);
+    } catch (error) {
+      console.warn("GridLedger:", error);
     }
+  }
+
+  _show(sums, neighbours) {
+    const { entities } = this._home;
     const { from_neighbours_kwh: fromThem, to_neighbours_kwh: toThem } = neighbours;
     const sold = (number(this._hass, entities.energy_sold_today) ?? 0) + toThem;
     const used = sums.consumption_energy ?? 0;
@@ -624,7 +660,7 @@ class GridLedgerSharesCard extends GridLedgerCard {
     const given = Math.min(made, Math.max(0, fromSun));
     const traded = Math.min(given, sold);
     const kept = Math.min(made - given, sums.battery_charge_energy ?? 0);
-    this._body.innerHTML =
+    const html =
       heading("mdi:chart-donut", this.t("today")) +
       this._bar(this.t("use_from"), used, [
         [this.t("own_production"), used - bought, "--energy-solar-color, #ff9800"],
@@ -637,6 +673,7 @@ class GridLedgerSharesCard extends GridLedgerCard {
         [this.t("market"), traded, "--energy-grid-return-color, #8353d1"],
         [this.t("grid"), given - traded, "--energy-grid-consumption-color, #488fc2"],
       ]);
+    if (html !== this._shown) this._body.innerHTML = this._shown = html;
   }
 
   _bar(title, total, parts) {
@@ -661,27 +698,6 @@ class GridLedgerSharesCard extends GridLedgerCard {
 }
 
 /* The dashboard --------------------------------------------------------------------------------- */
-
-class GridLedgerDashboardStrategy extends HTMLElement {
-  static async generate(config, hass) {
-    const [texts, homes] = await Promise.all([loadTexts(hass), loadHomes(hass, true)]);
-    const t = (key) => texts[key] ?? key;
-    if (!homes.length) {
-      return {
-        views: [
-          { title: "GridLedger", cards: [{ type: "markdown", content: t("not_set_up") }] },
-        ],
-      };
-    }
-    const wanted = config.entry_id
-      ? homes.filter((home) => home.entry_id === config.entry_id)
-      : homes;
-    return {
-      title: "GridLedger",
-      views: wanted.flatMap((home, index) => viewsOf(home, t, wanted.length > 1 ? index + 1 : 0)),
-    };
-  }
-}
 
 // Core's graphs take colours by value: the same as in the flow.
 const COLORS = {
@@ -799,7 +815,6 @@ const ELEMENTS = {
   "gridledger-trades-card": GridLedgerTradesCard,
   "gridledger-readings-card": GridLedgerReadingsCard,
   "gridledger-shares-card": GridLedgerSharesCard,
-  "ll-strategy-dashboard-gridledger": GridLedgerDashboardStrategy,
 };
 for (const [name, element] of Object.entries(ELEMENTS)) {
   if (!customElements.get(name)) customElements.define(name, element);

@@ -121,6 +121,12 @@ export function formatDay(hass, day) {
   return date.toLocaleDateString(language(hass), clockOf(hass));
 }
 
+/** The last day of a period that ends before a day. */
+export function lastDay(day) {
+  const [year, month, date] = day.split("-").map(Number);
+  return new Date(Date.UTC(year, month - 1, date - 1)).toISOString().slice(0, 10);
+}
+
 /** The hour and minute alone, for what lies within a day. */
 export function formatClock(hass, instant) {
   const options = { hour: "2-digit", minute: "2-digit", ...clockOf(hass) };
@@ -184,6 +190,8 @@ export const STYLE = `
   th::first-letter, .why::first-letter { text-transform: uppercase; }
   th:last-child, td:last-child { padding-inline-end: 0; }
   .quiet { color: var(--secondary-text-color); }
+  .away { color: var(--secondary-text-color); margin: 12px 0 0; line-height: 1.5; font-size: 13px; }
+  .away:empty { display: none; }
   .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
   .state { display: inline-flex; align-items: center; gap: 4px; }
   .state ha-icon { --mdc-icon-size: 16px; }
@@ -203,6 +211,29 @@ export function table(name, headers, rows) {
     .join("");
   return `<div class="scroll" tabindex="0" role="region" aria-label="${escapeHtml(name)}"><table>
     <thead><tr>${head}</tr></thead><tbody>${rows.join("")}</tbody></table></div>`;
+}
+
+/** Put new content into a part of a card; what had the focus keeps it where it is still there. */
+export function redraw(box, html) {
+  const active = box.getRootNode().activeElement;
+  const place = active && box.contains(active) ? focusName(active) : undefined;
+  box.innerHTML = html;
+  if (place) box.querySelector(place)?.focus({ preventScroll: true });
+}
+
+/** What an element is called across drawings: its data, or its label. */
+function focusName(element) {
+  const names = [...element.attributes]
+    .filter(({ name }) => name.startsWith("data-") || name === "aria-label")
+    .map(({ name, value }) => `[${name}="${CSS.escape(value)}"]`);
+  return names.length ? element.localName + names.join("") : undefined;
+}
+
+/** An order's state as its owner sees it: how much of it was filled, and what became of that. */
+export function orderState(card, order) {
+  const { state, energy_kwh: wanted, filled_kwh: filled, progress } = order;
+  const shown = state !== "cleared" ? state : !filled ? "unfilled" : filled < wanted ? "part_filled" : "filled";
+  return [card.t(`order_${shown}`), progress ? card.t(`sale_${progress}`) : ""];
 }
 
 /** Base of the cards: finds its home and texts, redraws once a frame at most. */
@@ -309,6 +340,7 @@ export const FORM_STYLE = `
   .facts b { display: block; font-size: 19px; white-space: nowrap; font-weight: 500; font-variant-numeric: tabular-nums; }
   .facts span { display: block; font-size: 12px; color: var(--secondary-text-color); }
   form { display: flex; flex-wrap: wrap; gap: 12px; align-items: end; margin: 0; }
+  .list > .scroll { margin-bottom: 12px; }
   label { display: flex; flex-direction: column; gap: 4px; font-size: 12px; flex: 1 1 120px;
           color: var(--secondary-text-color); }
   input, select { box-sizing: border-box; width: 100%; height: 44px; padding: 8px 12px;
@@ -332,6 +364,7 @@ export const FORM_STYLE = `
             border-top: 1px solid var(--divider-color); padding-top: 8px; }
   .actions { display: flex; gap: 8px; flex-wrap: wrap; justify-content: flex-end; }
   .error { color: color-mix(in srgb, var(--error-color, #db4437) 75%, var(--primary-text-color)); margin: 12px 0 0; line-height: 1.4; }
+  .result:focus { outline: none; }
   ol.way { list-style: none; margin: 16px 0; padding: 0; }
   ol.way li { display: flex; gap: 10px; align-items: center; min-height: 32px;
               color: var(--secondary-text-color); }
@@ -340,38 +373,79 @@ export const FORM_STYLE = `
   ol.way small { overflow-wrap: anywhere; }
 `;
 
+/** Why something could not be read, in the reader's words where the ledger is away. */
+export function explain(card, error) {
+  if (error?.code === "ledger_away") return `${card.t("away")}. ${card.t("do_ledger")}`;
+  return error?.message ?? String(error);
+}
+
 /** A card that asks a websocket command again at most every `apart` milliseconds. */
 export class GridLedgerAskingCard extends GridLedgerCard {
   get style_() {
     return "";
   }
 
+  /** The heading's icon and text. */
+  get head() {
+    return [];
+  }
+
   build() {
-    this.shadowRoot.innerHTML = `<style>${STYLE}${this.style_}</style><ha-card><div class="card">
-      </div></ha-card>`;
-    this._body = this.shadowRoot.querySelector(".card");
+    this.shadowRoot.innerHTML = `<style>${STYLE}${this.style_}</style><ha-card><div class="card" aria-busy="true">
+      <div class="head">${heading(this.head[0], this.t(this.head[1]))}</div><div class="body"></div>
+      <p class="away" role="status"></p></div></ha-card>`;
+    this._body = this.shadowRoot.querySelector(".body");
+    this._away = this.shadowRoot.querySelector(".away");
+  }
+
+  /** What stands at the heading's end. */
+  side(text) {
+    this.shadowRoot.querySelector("h2 .side").textContent = text;
   }
 
   draw() {
-    if (this._asking || Date.now() - (this._asked ?? 0) < (this.apart ?? 15000)) return;
+    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
+    const connected = this.state("ledger_connected")?.state;
+    const changed = connected !== this._connected;
+    this._connected = connected;
+    if (this._asking || (!changed && Date.now() - (this._asked ?? 0) < (this.apart ?? 15000))) return;
     this.ask();
+  }
+
+  /** Call an action of ours for this home; its response. */
+  async act(service, data) {
+    const { response } = await this._hass.callWS({
+      type: "call_service",
+      domain: DOMAIN,
+      service,
+      service_data: { config_entry: this._home.entry_id, ...data },
+      return_response: true,
+    });
+    return response;
+  }
+
+  /** Ask for what the card shows. */
+  async answer() {
+    return this._hass.callWS({ ...this.question(), entry_id: this._home.entry_id });
   }
 
   async ask() {
     this._asking = true;
     this._asked = Date.now();
     try {
-      this.show(await this._hass.callWS({ ...this.question(), entry_id: this._home.entry_id }));
+      this.show(await this.answer());
+      this._known = new Date();
+      this._tell("");
     } catch (error) {
-      this.failed(error);
+      console.warn("GridLedger:", error);
+      const kept = this._known && error?.code === "ledger_away";
+      this._tell(kept ? this.t("as_of", { time: formatTime(this._hass, this._known) }) : explain(this, error));
     }
     this._asking = false;
+    this.shadowRoot.querySelector(".card").setAttribute("aria-busy", "false");
   }
 
-  failed(error) {
-    console.warn("GridLedger:", error);
-    if (!this._body.childElementCount) {
-      this._body.innerHTML = `<p class="empty">${escapeHtml(this.t("away"))}: ${escapeHtml(error.message ?? error)}</p>`;
-    }
+  _tell(text) {
+    if (this._away.textContent !== text) this._away.textContent = text;
   }
 }

@@ -12,9 +12,11 @@ const {
   formatMoney,
   formatDay,
   formatTime,
-  heading,
+  lastDay,
   nameOf,
   table,
+  redraw,
+  explain,
   FORM_STYLE,
   GridLedgerAskingCard,
 } = await import(`./shared.js${VERSION}`);
@@ -35,6 +37,9 @@ const SUPPLY_STYLE = `
          border-top: 1px solid var(--divider-color); font-size: 14px; padding: 4px 0; }
   .row > :first-child { flex: 1 1 150px; }
   .row b { font-weight: 500; font-variant-numeric: tabular-nums; }
+  form.more { padding: 4px 0 12px; }
+  form.more p { flex: 1 1 100%; margin: 0; }
+  form.more label.narrow { flex: 0 1 110px; }
   .row small { display: block; font-size: 12px; line-height: 1.4; color: var(--secondary-text-color); }
 `;
 const PERMIT_ICONS = {
@@ -50,32 +55,38 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
     return FORM_STYLE + SUPPLY_STYLE;
   }
 
+  get head() {
+    return ["mdi:transmission-tower", "supply"];
+  }
+
   question() {
     return { type: `${DOMAIN}/supply` };
   }
 
   build() {
     super.build();
-    this._body.innerHTML = `${heading("mdi:transmission-tower", this.t("supply"))}
-      <div class="shown"></div><div class="result" role="status" aria-live="polite"></div>`;
+    this._body.innerHTML = `<div class="shown"></div><div class="result" role="status" aria-live="polite" tabindex="-1"></div>`;
     this._list = this._body.querySelector(".shown");
     this._result = this._body.querySelector(".result");
-    this._list.addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (!button) return;
-      if (button.dataset.pay) this._pay(button);
-      else this._join(button);
+    this._list.addEventListener("click", ({ target }) => {
+      const button = target.closest("button[data-pay], button[data-event], button[data-claim]");
+      if (button?.dataset.pay) this._pay(button);
+      else if (button?.dataset.event) this._join(button);
+      else if (button) this._open(button);
+    });
+    this._list.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (event.target.dataset.claim) this._claim(event.target);
+      else this._topUp(event.target);
+    });
+    this._list.addEventListener("input", ({ target }) => {
+      // Another amount is another decision.
+      if (target.form?.dataset.topUp) this._settle(false);
     });
   }
 
-  failed(error) {
-    console.warn("GridLedger:", error);
-    if (!this._list.childElementCount) {
-      this._list.innerHTML = `<p class="empty">${escapeHtml(this.t("away"))}: ${escapeHtml(error.message ?? error)}</p>`;
-    }
-  }
-
   show(supply) {
+    this._currency = supply.currency;
     const html = [
       this._permit(supply),
       this._bills(supply),
@@ -83,10 +94,11 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
       this._responses(supply),
       this._guarantees(supply),
     ].join("");
-    // What the owner is about to confirm stays under the pointer.
-    if (html === this._shown || this._sure) return;
+    // What the owner is about to confirm, or fills in, stays as it is.
+    const fills = this._opened || this.shadowRoot.activeElement?.localName === "input";
+    if (html === this._shown || this._sure || fills) return;
     this._shown = html;
-    this._list.innerHTML = html;
+    redraw(this._list, html);
   }
 
   _permit({ permit }) {
@@ -116,19 +128,20 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
       return `<div class="row"><span>#${Number(bill.number)} · <b>${escapeHtml(formatMoney(this._hass, bill.open, currency))}</b>
         <small>${escapeHtml(`${this.t(late ? "overdue" : "due")} ${formatDay(this._hass, bill.due)}${disputed}`)}</small></span>${pay}</div>`;
     });
-    const none = `<p class="empty">${escapeHtml(this.t("no_open_bills"))} ${to ? escapeHtml(this.t("billed_to", { day: formatDay(this._hass, to) })) : ""}</p>`;
+    const none = `<p class="empty">${escapeHtml(this.t("no_open_bills"))} ${to ? escapeHtml(this.t("billed_to", { day: formatDay(this._hass, lastDay(to)) })) : ""}</p>`;
     return `<h3>${escapeHtml(this.t("open_bills"))}</h3>${rows.join("") || none}`;
   }
 
   _credit({ prepaid, currency }) {
     if (!prepaid) return "";
-    const left = [
-      formatMoney(this._hass, prepaid.credit, currency),
-      prepaid.credit_kwh ? `${formatNumber(this._hass, prepaid.credit_kwh, 1)} kWh` : "",
-      prepaid.days_left === null ? "" : this.t("days_left", { days: prepaid.days_left }),
-      prepaid.low ? this.t("prepaid_low") : "",
-    ];
-    return `<h3>${escapeHtml(this.t("prepaid"))}</h3><p class="empty">${escapeHtml(left.filter(Boolean).join(" · "))}</p>`;
+    const { credit, credit_kwh: energy, days_left: days, low } = prepaid;
+    const left = [formatMoney(this._hass, credit, currency), energy ? `${formatNumber(this._hass, energy, 1)} kWh` : ""];
+    if (credit <= 0 && energy <= 0) left.push(this.t("prepaid_empty"));
+    else left.push(days === null ? "" : this.t("days_left", { days }), low ? this.t("prepaid_low") : "");
+    return `<h3>${escapeHtml(this.t("prepaid"))}</h3><p class="empty">${escapeHtml(left.filter(Boolean).join(" · "))}</p>
+      <form class="more" data-top-up="1"><label class="narrow">${escapeHtml(`${this.t("amount")} (${currency})`)}
+      <input name="amount" type="number" min="0.01" step="0.01" value="20" inputmode="decimal" required></label>
+      <button class="do plain small" type="submit">${escapeHtml(this.t("top_up"))}</button></form>`;
   }
 
   _responses({ responses, currency }) {
@@ -155,67 +168,131 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
       return `${title}<p class="empty">${escapeHtml(this.t("no_guarantees"))}</p>`;
     }
     const rows = certificates.slice(0, 12).map(
-      ({ month, plant_id: plant, count, state, claimed_for: claimed }) => `<div class="row"><span>${escapeHtml(month)} · ${escapeHtml(plant)}
+      ({ batch_id: id, month, plant_id: plant, count, state, claimed_for: claimed }) => `<div class="row"><span>${escapeHtml(month)} · ${escapeHtml(plant)}
         <small>${escapeHtml([this.t(`guarantee_${state}`), claimed].filter(Boolean).join(" · "))}</small></span>
-        <b>${formatNumber(this._hass, count, 0)}</b></div>`,
+        <b>${formatNumber(this._hass, count, 0)}</b>${
+          state === "issued"
+            ? `<button class="do plain small" type="button" aria-expanded="false" data-claim="${escapeHtml(id)}" data-count="${Number(count)}">${escapeHtml(this.t("claim"))}</button>`
+            : ""
+        }</div>`,
     );
     return title + rows.join("");
   }
 
-  async _call(service, data) {
-    const { response } = await this._hass.callWS({
-      type: "call_service",
-      domain: DOMAIN,
-      service,
-      service_data: { config_entry: this._home.entry_id, ...data },
-      return_response: true,
-    });
-    return response;
+  /** The first press asks, the second one does it; true on the second. */
+  _confirmed(button, decision, question) {
+    if (this._sure === decision) return true;
+    this._settle(false);
+    this._sure = decision;
+    this._label = [button, button.textContent];
+    button.textContent = question;
+    button.classList.remove("plain");
+    this._say(question, "hidden");
+    this._forget = setTimeout(() => this._settle(), 15000);
+    return false;
   }
 
-  /** The first press asks, the second pays. */
-  async _pay(button) {
-    const { pay: number, sum } = button.dataset;
-    if (this._sure !== number) {
-      this._sure = number;
-      button.textContent = this.t("pay_sure", { sum });
-      button.classList.remove("plain");
-      clearTimeout(this._forget);
-      this._forget = setTimeout(() => this._settle(), 15000);
-      return;
-    }
-    button.disabled = true;
-    // One name for this decision: sent twice, it still pays once.
+  /** One name for each decision: sent twice, it still counts once. */
+  _request(decision) {
     this._requests ??= {};
-    const id = (this._requests[number] ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`);
+    return (this._requests[decision] ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`);
+  }
+
+  _say(text, kind = "empty") {
+    this._result.innerHTML = `<p class="${kind}">${escapeHtml(text)}</p>`;
+  }
+
+  /** Do what a button stands for, and say what came of it. */
+  async _try(button, act) {
+    button.disabled = true;
     try {
-      const paid = await this._call("pay_bill", { number: Number(number), request_id: id });
-      delete this._requests[number];
-      const amount = formatMoney(this._hass, paid.amount, paid.currency);
-      this._result.innerHTML = `<p class="empty">${escapeHtml(this.t("paid_in_block", { sum: amount, block: paid.block }))}</p>`;
+      this._say(await act());
+      // What was pressed or filled in is done with.
+      this._opened?.remove();
+      this._opened = undefined;
+      this._result.focus({ preventScroll: true });
     } catch (error) {
-      this._result.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+      this._say(explain(this, error), "error");
     }
+    button.disabled = false;
     this._settle();
   }
 
-  _settle() {
+  async _pay(button) {
+    const { pay: number, sum } = button.dataset;
+    const decision = `pay ${number} ${sum}`;
+    if (!this._confirmed(button, decision, this.t("pay_sure", { sum }))) return;
+    await this._try(button, () => this._spend("pay_bill", decision, { number: Number(number) }));
+  }
+
+  async _topUp(form) {
+    const amount = Number.parseFloat(form.elements.amount.value);
+    const sum = formatMoney(this._hass, amount, this._currency);
+    const decision = `top_up ${amount}`;
+    const button = form.querySelector("button");
+    if (!this._confirmed(button, decision, this.t("top_up_sure", { sum }))) return;
+    await this._try(button, () => this._spend("top_up", decision, { amount }));
+  }
+
+  async _spend(service, decision, data) {
+    const paid = await this.act(service, { ...data, request_id: this._request(decision) });
+    delete this._requests[decision];
+    const sum = formatMoney(this._hass, paid.amount, paid.currency);
+    return this.t("paid_in_block", { sum, block: paid.block });
+  }
+
+  /** Forget what was to be confirmed; and look again. */
+  _settle(again = true) {
     clearTimeout(this._forget);
-    this._sure = this._shown = undefined;
+    if (this._label) {
+      const [button, text] = this._label;
+      button.textContent = text;
+      button.classList.add("plain");
+    }
+    this._sure = this._label = undefined;
+    if (!again) return;
+    this._shown = undefined;
     this.ask();
   }
 
-  async _join(button) {
-    button.disabled = true;
-    try {
-      const { event, leave } = button.dataset;
-      await this._call("join_response_event", { event_id: event, leave: leave === "true" });
-      this._result.innerHTML = "";
-    } catch (error) {
-      this._result.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+  /** Open or close the form behind a batch of guarantees. */
+  _open(button) {
+    const { claim: id, count } = button.dataset;
+    const known = this._opened?.dataset.claim === id;
+    this._opened?.remove();
+    for (const one of this._list.querySelectorAll("button[data-claim]")) {
+      one.setAttribute("aria-expanded", String(one === button && !known));
     }
-    this._shown = undefined;
-    this.ask();
+    this._opened = undefined;
+    if (known) return;
+    button.closest(".row").insertAdjacentHTML(
+      "afterend",
+      `<form class="more" data-claim="${escapeHtml(id)}"><label class="narrow">${escapeHtml(this.t("claim_count"))}
+        <input name="count" type="number" min="1" max="${Number(count)}" step="1" value="${Number(count)}" required></label>
+        <label>${escapeHtml(this.t("claimed_for"))}<input name="claimed_for" maxlength="200" required></label>
+        <button class="do small" type="submit">${escapeHtml(this.t("claim"))}</button>
+        <p class="how">${escapeHtml(this.t("claim_note"))}</p></form>`,
+    );
+    this._opened = button.closest(".row").nextElementSibling;
+    this._opened.elements.claimed_for.focus();
+  }
+
+  async _claim(form) {
+    const { count, claimed_for: use } = form.elements;
+    await this._try(form.querySelector("button"), async () => {
+      const data = { count: Number(count.value), claimed_for: use.value, batch_id: form.dataset.claim };
+      const { first_serial: first, last_serial: last, block } = await this.act("claim_certificate", data);
+      return this.t("claimed_in_block", { count: formatNumber(this._hass, last - first + 1, 0), block });
+    });
+  }
+
+  async _join(button) {
+    const { event, leave } = button.dataset;
+    await this._try(button, async () => {
+      const data = { event_id: event, leave: leave === "true" };
+      const { participation } = await this.act("join_response_event", data);
+      return this.t(`part_${participation}`);
+    });
   }
 }
 
@@ -225,6 +302,10 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
 class GridLedgerRulesCard extends GridLedgerAskingCard {
   get style_() {
     return SUPPLY_STYLE;
+  }
+
+  get head() {
+    return ["mdi:robot-outline", "rules"];
   }
 
   question() {
@@ -252,12 +333,10 @@ class GridLedgerRulesCard extends GridLedgerAskingCard {
           : ""
       }`;
     });
-    const html =
-      heading("mdi:robot-outline", this.t("rules")) +
-      (rows.join("") || `<p class="empty">${escapeHtml(this.t("no_rules"))}</p>`);
+    const html = rows.join("") || `<p class="empty">${escapeHtml(this.t("no_rules"))}</p>`;
     if (html !== this._shown) {
       this._shown = html;
-      this._body.innerHTML = html;
+      redraw(this._body, html);
     }
   }
 }

@@ -15,10 +15,14 @@ const {
   formatPower,
   formatClock,
   formatTime,
+  lastDay,
   nameOf,
   STYLE,
   heading,
   table,
+  redraw,
+  explain,
+  orderState,
   GridLedgerCard,
   FORM_STYLE,
   GridLedgerAskingCard,
@@ -51,6 +55,10 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
     return HEALTH_STYLE;
   }
 
+  get head() {
+    return ["mdi:heart-pulse", "health"];
+  }
+
   question() {
     return { type: `${DOMAIN}/plant` };
   }
@@ -81,7 +89,7 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
     add(
       plant.refused ? "warn" : plant.queued > 96 ? "warn" : "good",
       this.t("readings_queued"),
-      String(plant.queued),
+      formatNumber(this._hass, plant.queued, 0),
       plant.refused ? this.t("do_refused", { count: plant.refused }) : plant.queued > 96 ? this.t("do_queued") : "",
     );
     const days = Math.floor((new Date(plant.certificate_until) - Date.now()) / 86400000);
@@ -111,8 +119,8 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
         : "good";
     const order = { bad: 0, warn: 1, good: 2 };
     rows.sort((one, other) => order[one.state] - order[other.state]);
+    this.side(this.t(`health_${worst}`));
     const html =
-      heading("mdi:heart-pulse", this.t("health"), this.t(`health_${worst}`)) +
       `<ul class="health">${rows
         .map(
           ({ state, what, now, how }) => `<li><ha-icon class="${state}" icon="${HEALTH_ICONS[state]}"
@@ -123,7 +131,7 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
         .join("")}</ul>`;
     if (html !== this._shown) {
       this._shown = html;
-      this._body.innerHTML = html;
+      redraw(this._body, html);
     }
   }
 }
@@ -136,31 +144,29 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
     return FORM_STYLE;
   }
 
+  get head() {
+    return ["mdi:cash-plus", "sell"];
+  }
+
   question() {
     return { type: `${DOMAIN}/market` };
   }
 
   build() {
     super.build();
-    this._body.innerHTML = `${heading("mdi:cash-plus", this.t("sell"))}
-      <div class="facts"></div>
+    this._body.innerHTML = `<div class="facts"></div>
       <form><label>${escapeHtml(this.t("energy"))} (kWh)
         <input name="energy" type="number" min="0.1" step="0.1" inputmode="decimal" required></label>
       <label>${escapeHtml(`${this.t("from")} (${this.t("from_now")})`)}<input name="start" type="datetime-local"></label>
       <label>${escapeHtml(this.t("supplier"))}<select name="supplier"></select></label>
       <button class="do" type="submit">${escapeHtml(this.t("quote"))}</button></form>
-      <div class="result" role="status" aria-live="polite"></div>`;
+      <div class="result" role="status" aria-live="polite" tabindex="-1"></div>`;
     this._result = this._body.querySelector(".result");
     this._form = this._body.querySelector("form");
     this._form.addEventListener("submit", (event) => {
       event.preventDefault();
       this._quote();
     });
-  }
-
-  draw() {
-    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
-    super.draw();
   }
 
   show({ battery, prices, currency }) {
@@ -205,19 +211,8 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
     }
   }
 
-  async _call(service, data) {
-    const { response } = await this._hass.callWS({
-      type: "call_service",
-      domain: DOMAIN,
-      service,
-      service_data: { config_entry: this._home.entry_id, ...data },
-      return_response: true,
-    });
-    return response;
-  }
-
   _fail(error) {
-    this._result.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+    this._result.innerHTML = `<p class="error">${escapeHtml(explain(this, error))}</p>`;
   }
 
   async _quote() {
@@ -225,7 +220,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
     const button = this._form.querySelector("button");
     button.disabled = true;
     try {
-      const quote = await this._call("quote_sale", {
+      const quote = await this.act("quote_sale", {
         energy: Number.parseFloat(energy.value),
         ...(start.value ? { window_start: new Date(start.value).toISOString() } : {}),
         ...(supplier.value ? { supplier: supplier.value } : {}),
@@ -238,6 +233,8 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
   }
 
   _offer(quote) {
+    clearTimeout(this._later);
+    this._sale = undefined;
     const money = (value, digits) => escapeHtml(formatMoney(this._hass, value, quote.currency, digits));
     this._result.innerHTML = `<dl>
       <dt>${escapeHtml(this.t("supplier"))}</dt><dd>${escapeHtml(nameOf(quote.supplier))}</dd>
@@ -249,43 +246,73 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
       <div class="actions"><button class="do plain" type="button" id="no">${escapeHtml(this.t("discard"))}</button>
       <button class="do" type="button" id="yes">${escapeHtml(this.t("authorise", { sum: formatMoney(this._hass, quote.net, quote.currency) }))}</button></div>`;
     const root = this.shadowRoot;
-    root.getElementById("no").addEventListener("click", () => (this._result.innerHTML = ""));
+    root.getElementById("no").addEventListener("click", () => {
+      this._result.innerHTML = "";
+      this._form.querySelector("button").focus();
+    });
     root.getElementById("yes").addEventListener("click", () => this._sell(quote));
   }
 
   async _sell(quote) {
     // One name for this decision: sent twice, it still sells once.
     quote.request ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
+    this._way = undefined;
     this._follow({ ...quote, status: "sent" });
+    this._result.focus({ preventScroll: true });  // the button that had it is gone
     try {
-      const sale = await this._call("sell_energy", { quote: quote.quote, request_id: quote.request });
+      const sale = await this.act("sell_energy", { quote: quote.quote, request_id: quote.request });
+      this._sale = sale;
       this._follow(sale);
       this._asked = 0;
     } catch (error) {
-      this._fail(error);
+      // The same sale can be sent again: its name makes sure that it sells once.
+      this._offer(quote);
+      this._result.insertAdjacentHTML("beforeend", `<p class="error">${escapeHtml(explain(this, error))}</p>`);
     }
   }
 
-  _follow(sale) {
+  /** Show how far a sale is, and look again until it is settled. */
+  _follow(sale, found = null) {
     clearTimeout(this._later);
-    const now = Date.now();
-    const begun = now >= new Date(sale.window_start);
-    const over = now >= new Date(sale.window_end);
     const committed = sale.status === "committed";
+    const over = ["over", "delivered", "short", "settled"].includes(found?.state);
+    const begun = over || Date.now() >= new Date(sale.window_start);
+    const measured = over && found.delivered_kwh !== null;
+    const short = measured && found.delivered_kwh < found.energy_kwh;
+    const kwh = (value) => `${formatNumber(this._hass, value, 3)} kWh`;
+    const settled = found?.state === "settled";
     const steps = [
       [true, this.t("step_authorised"), ""],
       [committed, this.t("step_committed"), committed ? `${this.t("block")} ${sale.block} · ${sale.transaction_id.slice(0, 16)}…` : ""],
       [committed && begun, this.t("step_delivering"), `${formatTime(this._hass, sale.window_start)} – ${formatTime(this._hass, sale.window_end)}`],
-      [committed && over, this.t("step_delivered"), over ? this.t("settles_later") : ""],
+      [measured || settled, this.t(short ? "sale_short" : "step_delivered"), measured ? `${kwh(found.delivered_kwh)} / ${kwh(found.energy_kwh)}` : over ? this.t("sale_over") : ""],
+      [settled, this.t("step_settled"), over && !settled ? this.t("settles_later") : ""],
     ];
-    this._result.innerHTML = `<ol class="way">${steps
+    const next = steps.findIndex(([done]) => !done);
+    const html = `<ol class="way">${steps
       .map(
-        ([done, text, more]) => `<li class="${done ? "done" : ""}"><ha-icon aria-hidden="true"
+        ([done, text, more], index) => `<li class="${done ? "done" : ""}" ${index === next ? 'aria-current="step"' : ""}><ha-icon aria-hidden="true"
         icon="${done ? "mdi:check-circle" : "mdi:circle-outline"}"></ha-icon><span>${escapeHtml(text)}
         <small>${escapeHtml(more)}</small></span></li>`,
       )
       .join("")}</ol>`;
-    if (committed && !over) this._later = setTimeout(() => this._follow(sale), 5000);
+    // Said again only if it says something new.
+    if (html !== this._way) this._result.innerHTML = this._way = html;
+    if (committed && !settled) this._later = setTimeout(() => this._lookAgain(sale, found), over ? 15000 : 5000);
+  }
+
+  async _lookAgain(sale, known) {
+    let found = known;
+    if (this.isConnected && Date.now() >= new Date(sale.window_end)) {
+      try {
+        const question = { type: `${DOMAIN}/sale`, entry_id: this._home.entry_id, trade_id: sale.trade_id };
+        found = (await this._hass.callWS(question)).sale;
+      } catch (error) {
+        console.warn("GridLedger:", error);
+      }
+    }
+    // Another quote has taken its place, or the owner has left the page.
+    if (this._sale === sale && this.isConnected) this._follow(sale, found);
   }
 }
 
@@ -312,20 +339,23 @@ class GridLedgerMarketCard extends GridLedgerAskingCard {
     return BOOK_STYLE;
   }
 
+  get head() {
+    return ["mdi:tag-multiple-outline", "prices"];
+  }
+
   question() {
     return { type: `${DOMAIN}/market` };
   }
 
   show({ prices, book, currency }) {
     const html =
-      heading("mdi:tag-multiple-outline", this.t("prices")) +
       this._rates(prices, "buy", currency) +
       this._rates(prices, "sell", currency) +
       `<h3>${escapeHtml(this.t("order_book"))}${book ? ` · ${escapeHtml(formatTime(this._hass, book.start))}` : ""}</h3>` +
       this._book(book, currency);
     if (html !== this._shown) {
       this._shown = html;
-      this._body.innerHTML = html;
+      redraw(this._body, html);
     }
   }
 
@@ -378,6 +408,10 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
     return FORM_STYLE;
   }
 
+  get head() {
+    return ["mdi:cart-outline", "orders"];
+  }
+
   question() {
     return { type: `${DOMAIN}/market` };
   }
@@ -387,7 +421,7 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
     const next = new Date(Date.now() + 2 * 3600000);
     next.setMinutes(0, 0, 0);
     const local = new Date(next - next.getTimezoneOffset() * 60000).toISOString().slice(0, 16);
-    this._body.innerHTML = `${heading("mdi:cart-outline", this.t("orders"))}<div class="list"></div>
+    this._body.innerHTML = `<div class="list"></div>
       <form><label>${escapeHtml(this.t("side"))}<select name="side"><option value="sell">${escapeHtml(this.t("offer"))}</option>
         <option value="buy">${escapeHtml(this.t("bid"))}</option></select></label>
       <label>${escapeHtml(this.t("energy"))} (kWh)<input name="energy" type="number" min="0.001" step="any" value="0.5" required></label>
@@ -414,42 +448,33 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
     });
   }
 
-  draw() {
-    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
-    super.draw();
-  }
-
   async _do(service, data) {
     this._error.hidden = true;
+    this._error.textContent = "";
     try {
-      await this._hass.callWS({
-        type: "call_service",
-        domain: DOMAIN,
-        service,
-        service_data: { config_entry: this._home.entry_id, ...data },
-        return_response: true,
-      });
+      await this.act(service, data);
     } catch (error) {
-      this._error.textContent = error.message ?? error;
+      this._error.textContent = explain(this, error);
       this._error.hidden = false;
     }
     this.ask();
   }
 
   show({ orders, currency }) {
-    const rows = orders.map(
-      (order) => `<tr><td>${escapeHtml(this.t(order.side))}<div class="how">${escapeHtml(formatTime(this._hass, order.start))}</div></td>
+    const rows = orders.map((order) => {
+      const [state, progress] = orderState(this, order);
+      return `<tr><td>${escapeHtml(this.t(order.side))}<div class="how">${escapeHtml(formatTime(this._hass, order.start))}</div></td>
         <td class="num">${formatNumber(this._hass, order.energy_kwh, 2)} kWh</td>
         <td class="num wide">${escapeHtml(formatMoney(this._hass, order.price_per_kwh, currency, 3))}</td>
-        <td class="wrap">${escapeHtml(this.t(`order_${order.state}`))}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}</td>
-        <td>${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`,
-    );
+        <td class="wrap">${escapeHtml(state)}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}${progress ? `<div class="how">${escapeHtml(progress)}</div>` : ""}</td>
+        <td>${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`;
+    });
     const html = rows.length
       ? table(this.t("orders"), [[this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
       : `<p class="empty">${escapeHtml(this.t("no_orders"))}</p>`;
     if (html !== this._shown) {
       this._shown = html;
-      this._list.innerHTML = html;
+      redraw(this._list, html);
     }
     this._body.querySelector(".money").textContent = `${this.t("price")} (${currency}/kWh)`;
   }
@@ -490,22 +515,12 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
     return 60000;
   }
 
-  async ask() {
-    this._asking = true;
-    this._asked = Date.now();
-    try {
-      const { response } = await this._hass.callWS({
-        type: "call_service",
-        domain: DOMAIN,
-        service: "get_plan",
-        service_data: { config_entry: this._home.entry_id },
-        return_response: true,
-      });
-      this.show(response);
-    } catch (error) {
-      this.failed(error);
-    }
-    this._asking = false;
+  get head() {
+    return ["mdi:calendar-clock", "plan"];
+  }
+
+  async answer() {
+    return this.act("get_plan", {});
   }
 
   _why(one) {
@@ -520,7 +535,6 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
         <td class="why">${escapeHtml(this._why(one))}</td></tr>`,
     );
     const html =
-      heading("mdi:calendar-clock", this.t("plan")) +
       `<style>${PLAN_STYLE}</style>` +
       (now.length ? table(this.t("appliances"), [[this.t("appliances")], [this.t("now")], [this.t("why")]], now) : "") +
       this._chart(plan) +
@@ -528,7 +542,7 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
       (dry ? `<h3>${escapeHtml(this.t("dry_run"))}</h3>${this._hours(dry, this.t("dry_run"))}` : "");
     if (html !== this._shown) {
       this._shown = html;
-      this._body.innerHTML = html;
+      redraw(this._body, html);
     }
   }
 
@@ -633,12 +647,6 @@ function rootOf(commitment) {
   return typeof commitment === "string" ? commitment : (commitment.root ?? JSON.stringify(commitment));
 }
 
-/** The last day of a period that ends before a day. */
-function lastDay(day) {
-  const [year, month, date] = day.split("-").map(Number);
-  return new Date(Date.UTC(year, month - 1, date - 1)).toISOString().slice(0, 10);
-}
-
 /** Any day: what flowed, what was traded and paid, its proof, and CSV. */
 class GridLedgerArchiveCard extends GridLedgerCard {
   build() {
@@ -698,7 +706,9 @@ class GridLedgerArchiveCard extends GridLedgerCard {
           : `<p class="empty">${escapeHtml(this.t("no_bills"))}</p>`
       }`;
     } catch (error) {
-      this._billsIn.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+      // The day above says so if the ledger is away.
+      const said = error?.code === "ledger_away" ? "" : explain(this, error);
+      this._billsIn.innerHTML = `<p class="away">${escapeHtml(said)}</p>`;
     }
   }
 
@@ -725,7 +735,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       });
       cell.innerHTML = `<div class="proof">${this._explained(document_, bill)}</div>`;
     } catch (error) {
-      cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+      cell.innerHTML = `<p class="error">${escapeHtml(explain(this, error))}</p>`;
     }
   }
 
@@ -770,6 +780,12 @@ class GridLedgerArchiveCard extends GridLedgerCard {
 
   draw() {
     this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
+    const connected = this.state("ledger_connected")?.state;
+    if (this._connected && connected === "on" && this._connected !== "on") {
+      this._ask();
+      this._askBills();
+    }
+    this._connected = connected;
   }
 
   _set(day) {
@@ -798,23 +814,25 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       this._found = found;
       this._shownIn.innerHTML = this._render(found);
     } catch (error) {
-      this._shownIn.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+      this._shownIn.innerHTML = `<p class="away">${escapeHtml(explain(this, error))}</p>`;
     }
   }
 
-  _render({ readings, trades, orders, postings, totals, currency }) {
+  _render({ readings, trades, orders, postings, totals, currency, away }) {
     const exact = (value) => escapeHtml(formatExact(this._hass, value, currency));
     const money = (value, digits = 2) => escapeHtml(formatMoney(this._hass, value, currency, digits));
     const kwh = (value) => `${formatNumber(this._hass, value, 2)} kWh`;
     const facts = [
       [kwh(totals.import_kwh), "import"],
       [kwh(totals.export_kwh), "export"],
-      [kwh(totals.sold_kwh), "sold"],
+      ...(away ? [] : [[kwh(totals.sold_kwh), "sold"]]),
       ...(totals.from_neighbours_kwh ? [[kwh(totals.from_neighbours_kwh), "bought"]] : []),
-      [money(totals.net), "net"],
+      ...(away ? [] : [[money(totals.net), "net"]]),
     ]
       .map(([value, key]) => `<div><b>${value}</b><span>${escapeHtml(this.t(key))}</span></div>`)
       .join("");
+    const flows = `<div class="facts">${facts}</div>${this._chart(readings)}`;
+    if (away) return `<p class="away">${escapeHtml(this.t("away_home"))}</p>${flows}`;
     const proof = (id) =>
       id ? `<button class="do plain small" type="button" data-transaction="${escapeHtml(id)}">${escapeHtml(this.t("show_proof"))}</button>` : "";
     const tradeRows = trades.map(
@@ -827,7 +845,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
     const orderRows = orders.map(
       (order) => `<tr><td>${escapeHtml(formatTime(this._hass, order.start))}</td><td>${escapeHtml(this.t(order.side))}</td>
         <td class="num">${kwh(order.filled_kwh)}<span class="wide quiet"> / ${kwh(order.energy_kwh)}</span></td>
-        <td class="wide">${escapeHtml(this.t(`order_${order.state}`))}</td><td class="num"><b>${exact(order.amount)}</b></td></tr>`,
+        <td class="wide">${escapeHtml(orderState(this, order)[0])}</td><td class="num"><b>${exact(order.amount)}</b></td><td class="num">${proof(order.transaction_id)}</td></tr>`,
     );
     const postingRows = postings.map(
       (posting) => `<tr><td>${escapeHtml(formatTime(this._hass, posting.at))}</td>
@@ -835,14 +853,14 @@ class GridLedgerArchiveCard extends GridLedgerCard {
         <td class="wide quiet">${escapeHtml(this._party(posting.counterparty))}</td>
         <td class="num"><b>${exact(posting.amount)}</b></td><td class="num">${proof(posting.transaction_id)}</td></tr>`,
     );
-    return `<div class="facts">${facts}</div>${this._chart(readings)}
+    return `${flows}
       <h3>${escapeHtml(this.t("trades"))}</h3>${
         tradeRows.length
           ? table(this.t("trades"), [[this.t("when")], [this.t("supplier"), "wide"], [this.t("energy"), "num"], [this.t("with_fee"), "num wide"], [this.t("net"), "num"], [""]], tradeRows)
           : `<p class="empty">${escapeHtml(this.t("nothing_that_day"))}</p>`
       }${
         orderRows.length
-          ? `<h3>${escapeHtml(this.t("with_neighbours"))}</h3>${table(this.t("with_neighbours"), [[this.t("interval")], [this.t("side")], [this.t("filled"), "num"], [this.t("state"), "wide"], [this.t("amount"), "num"]], orderRows)}`
+          ? `<h3>${escapeHtml(this.t("with_neighbours"))}</h3>${table(this.t("with_neighbours"), [[this.t("interval")], [this.t("side")], [this.t("filled"), "num"], [this.t("state"), "wide"], [this.t("amount"), "num"], [""]], orderRows)}`
           : ""
       }<h3>${escapeHtml(this.t("bills"))}</h3>${
         postingRows.length
@@ -922,7 +940,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
         ${line("submitted", formatInstant(this._hass, proof.submitted_at))}
         ${line("data_hash", proof.data_hash)}</dl></div>`;
     } catch (error) {
-      cell.innerHTML = `<p class="error">${escapeHtml(error.message ?? error)}</p>`;
+      cell.innerHTML = `<p class="error">${escapeHtml(explain(this, error))}</p>`;
     }
   }
 
