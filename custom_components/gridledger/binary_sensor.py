@@ -1,7 +1,7 @@
 """Whether the ledger is there, the plant's sensors can be relied on, and a bill is overdue."""
 
 from collections.abc import Mapping
-from typing import Any, Final, override
+from typing import Any, override
 
 from homeassistant.components.binary_sensor import (
     BinarySensorDeviceClass,
@@ -44,8 +44,6 @@ OVERDUE = BinarySensorEntityDescription(
 SURPLUS = BinarySensorEntityDescription(
     key="surplus_available", translation_key="surplus_available"
 )
-_SURPLUS_ON_W: Final = 300.0
-_SURPLUS_OFF_W: Final = 100.0
 
 
 async def async_setup_entry(
@@ -114,31 +112,17 @@ class OverdueSensor(GridLedgerEntity[LedgerSession], BinarySensorEntity):
 class SurplusSensor(GridLedgerEntity[HomeKeeper], BinarySensorEntity):
     """On while the sun leaves more than what is on takes, averaged, with hysteresis."""
 
-    _on: bool | None = None
+    _shown: bool | None = None
 
     @property
     @override
     def is_on(self) -> bool | None:
         """Return whether there is surplus, None while the grid's power isn't known."""
-        return self._on
-
-    def _look(self) -> bool:
-        """Decide anew; return whether it has changed."""
-        surplus, before = self.coordinator.data.decision.surplus_w, self._on
-        if surplus is None:
-            self._on = None
-        else:
-            self._on = surplus >= (_SURPLUS_OFF_W if before else _SURPLUS_ON_W)
-        return self._on is not before
-
-    @override
-    async def async_added_to_hass(self) -> None:
-        """Look for the first time."""
-        self._look()
-        await super().async_added_to_hass()
+        return self.coordinator.data.surplus
 
     @callback
     @override
     def _handle_coordinator_update(self) -> None:
-        if self._look():
+        if self.is_on is not self._shown:
+            self._shown = self.is_on
             self.async_write_ha_state()

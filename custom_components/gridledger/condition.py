@@ -1,4 +1,4 @@
-"""Conditions for automations: suppliers' best price, the permit, the connection to the ledger.
+"""Conditions for automations: surplus, best price, the permit, the connection to the ledger.
 
 Automations import this module before requirements are installed: it must not import ``client``.
 """
@@ -16,7 +16,7 @@ from .const import ATTR_CONFIG_ENTRY, DOMAIN
 from .trigger import CONF_ABOVE, CONF_BELOW, CONF_KIND, KINDS
 
 if TYPE_CHECKING:
-    from .models import LedgerData
+    from .coordinator import GridLedgerRuntime
 
 _HOME_SCHEMA: Any = vol.Schema(
     {vol.Optional(CONF_OPTIONS, default=dict): {vol.Optional(ATTR_CONFIG_ENTRY): str}}
@@ -55,14 +55,23 @@ class _HomeCondition(Condition):
         """Ask each home that is meant."""
         wanted = self._options.get(ATTR_CONFIG_ENTRY)
         return any(
-            self.holds(entry.runtime_data.session.data)
+            self.holds(entry.runtime_data)
             for entry in self._hass.config_entries.async_entries(DOMAIN)
             if entry.state is ConfigEntryState.LOADED and wanted in (None, entry.entry_id)
         )
 
-    def holds(self, data: LedgerData) -> bool:
+    def holds(self, home: GridLedgerRuntime) -> bool:
         """Whether it holds for a home."""
-        return data.connected
+        return home.session.data.connected
+
+
+class SurplusCondition(_HomeCondition):
+    """The sun leaves more than what is on takes. Not while the grid's power isn't known."""
+
+    @override
+    def holds(self, home: GridLedgerRuntime) -> bool:
+        """Whether there is surplus."""
+        return home.keeper.data.surplus is True
 
 
 class PriceCondition(_HomeCondition):
@@ -71,8 +80,9 @@ class PriceCondition(_HomeCondition):
     _schema = _PRICE_SCHEMA
 
     @override
-    def holds(self, data: LedgerData) -> bool:
+    def holds(self, home: GridLedgerRuntime) -> bool:
         """Whether the price lies between the limits."""
+        data = home.session.data
         selling = self._options[CONF_KIND] == "sell"
         rate = data.best_buy_rate if selling else data.best_sell_rate
         if rate is None or not data.market_known:
@@ -86,8 +96,9 @@ class PermitCondition(_HomeCondition):
     """Supply is granted. Not while it isn't known, nor where no contract says so."""
 
     @override
-    def holds(self, data: LedgerData) -> bool:
+    def holds(self, home: GridLedgerRuntime) -> bool:
         """Whether the home may be supplied without a warning or a limit."""
+        data = home.session.data
         return (
             data.account is not None
             and data.account.permit is not None
@@ -96,6 +107,7 @@ class PermitCondition(_HomeCondition):
 
 
 CONDITIONS: dict[str, type[Condition]] = {
+    "is_surplus": SurplusCondition,
     "is_price": PriceCondition,
     "is_connected": _HomeCondition,
     "is_permit_granted": PermitCondition,

@@ -120,6 +120,7 @@ SIGNAL_ORDER: Final = f"{DOMAIN}_order"
 SIGNAL_PRICE: Final = f"{DOMAIN}_price"
 SIGNAL_BILL: Final = f"{DOMAIN}_bill"
 SIGNAL_PERMIT: Final = f"{DOMAIN}_permit"
+SIGNAL_SURPLUS: Final = f"{DOMAIN}_surplus"
 SIGNAL_RESPONSE: Final = f"{DOMAIN}_response"
 """Sent with an entry's id and data, for triggers."""
 ORDER_EVENTS: Final = {"open": "placed", "cleared": "cleared", "cancelled": "cancelled"}

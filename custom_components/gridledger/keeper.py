@@ -34,6 +34,7 @@ from homeassistant.core import (
 )
 from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers import config_validation as cv
+from homeassistant.helpers.dispatcher import async_dispatcher_send
 from homeassistant.helpers.event import (
     async_call_later,
     async_track_state_change_event,
@@ -51,6 +52,7 @@ from .const import (
     CONF_PV_POWER,
     DOMAIN,
     LOGGER,
+    SIGNAL_SURPLUS,
 )
 from .coordinator import GridLedgerConfigEntry, HomeCoordinator, number, power_w
 from .engine import (
@@ -113,6 +115,8 @@ _ASSUMED_SELL: Final = 0.08
 """Prices until the ledger has told any: only their order matters then."""
 _COMMITTED_S: Final = 7200.0
 _DAYS_KEPT: Final = 3
+_SURPLUS_ON_W: Final = 300.0
+_SURPLUS_OFF_W: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class KeeperData:
     decision: Decision = field(default_factory=lambda: Decision(0.0))
     plan: Plan | None = None
     dry_plan: Plan | None = None
+    surplus: bool | None = None
+    """The sun leaves more than what is on takes, averaged, with hysteresis. None: not known."""
 
 
 class HomeKeeper(DataUpdateCoordinator[KeeperData]):
@@ -558,12 +564,21 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         if decision.battery is not None and decision.battery.send:
             b = decision.battery
             self._do(self._async_battery(b.mode, b.power_w, b.until), "battery")
-        self.async_set_updated_data(KeeperData(decision, self._plan, self._dry_plan))
+        before, surplus = self.data.surplus, self._has_surplus(decision.surplus_w)
+        self.async_set_updated_data(KeeperData(decision, self._plan, self._dry_plan, surplus))
+        if None not in (before, surplus) and surplus is not before:
+            told = {"available": surplus, "surplus_w": round(decision.surplus_w or 0.0)}
+            async_dispatcher_send(self.hass, SIGNAL_SURPLUS, self.config_entry.entry_id, told)
         self._store.async_delay_save(self._state, _SAVE_S)
         due = self._plan is None or int(now // STEP_S) != int(self._plan.made_at // STEP_S)
         due = due or (self._session.data.connected and not self._planned_connected)
         if due and not self._planning.locked():
             self._do(self.async_replan(), "plan")
+
+    def _has_surplus(self, surplus_w: float | None) -> bool | None:
+        if surplus_w is None:
+            return None
+        return surplus_w >= (_SURPLUS_OFF_W if self.data.surplus else _SURPLUS_ON_W)
 
     def _do(self, work: Any, what: str) -> None:
         self.config_entry.async_create_background_task(
@@ -678,7 +693,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             if self._stopped or settings is not self.dispatcher.settings:
                 return  # the next step plans with what was changed meanwhile
             self._plan, self._dry_plan = made, dry
-            self.async_set_updated_data(KeeperData(self.data.decision, made, dry))
+            self.async_set_updated_data(replace(self.data, plan=made, dry_plan=dry))
             await self._async_trade(now)
 
     async def _async_trade(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Triggers for automations: sales, orders, prices, bills, the permit and response events.
+"""Triggers for automations: surplus, sales, orders, prices, bills, the permit and response events.
 
 Automations import this module before requirements are installed: it must not import ``client``.
 """
@@ -27,6 +27,7 @@ from .const import (
     SIGNAL_ORDER,
     SIGNAL_PERMIT,
     SIGNAL_PRICE,
+    SIGNAL_SURPLUS,
     SIGNAL_TRADE,
 )
 
@@ -48,7 +49,7 @@ KINDS: Final = ("sell", "buy")
 """The home sells at suppliers' best rate, and buys at their lowest."""
 
 _HOME: Final[dict[vol.Marker, Any]] = {vol.Optional(ATTR_CONFIG_ENTRY): str}
-_TRADE_SCHEMA: Any = vol.Schema({vol.Optional(CONF_OPTIONS, default=dict): _HOME})
+_HOME_SCHEMA: Any = vol.Schema({vol.Optional(CONF_OPTIONS, default=dict): _HOME})
 _ORDER_SCHEMA: Any = vol.Schema(
     {
         vol.Optional(CONF_OPTIONS, default=dict): {
@@ -124,7 +125,29 @@ class _SignalTrigger(_OptionsTrigger):
 class TradeCommittedTrigger(_SignalTrigger):
     """A sale of the home is in the ledger."""
 
-    _schema, _signal, _said = _TRADE_SCHEMA, SIGNAL_TRADE, "a sale was committed"
+    _schema, _signal, _said = _HOME_SCHEMA, SIGNAL_TRADE, "a sale was committed"
+
+
+class SurplusStartedTrigger(_SignalTrigger):
+    """The sun leaves more than what is on takes, and did not before."""
+
+    _schema, _signal, _said = _HOME_SCHEMA, SIGNAL_SURPLUS, "surplus started"
+
+    @override
+    def matters(self, data: dict[str, Any]) -> bool:
+        """Whether it is there now."""
+        return bool(data["available"])
+
+
+class SurplusEndedTrigger(_SignalTrigger):
+    """Nothing is left any more of what the sun gives."""
+
+    _schema, _signal, _said = _HOME_SCHEMA, SIGNAL_SURPLUS, "surplus ended"
+
+    @override
+    def matters(self, data: dict[str, Any]) -> bool:
+        """Whether it is gone now."""
+        return not data["available"]
 
 
 class OrderChangedTrigger(_SignalTrigger):
@@ -279,6 +302,8 @@ class ResponseEventSoonTrigger(_SoonTrigger):
 
 
 TRIGGERS: dict[str, type[Trigger]] = {
+    "surplus_started": SurplusStartedTrigger,
+    "surplus_ended": SurplusEndedTrigger,
     "trade_committed": TradeCommittedTrigger,
     "order_changed": OrderChangedTrigger,
     "price_crossed": PriceCrossedTrigger,

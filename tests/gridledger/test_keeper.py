@@ -18,6 +18,7 @@ from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 from pytest_homeassistant_custom_component.common import (
     MockConfigEntry,
+    async_capture_events,
     async_fire_time_changed,
     async_mock_service,
 )
@@ -715,8 +716,35 @@ async def test_surplus_sensor_and_planned_runs(
     )
     calendar = registry.async_get_entity_id("calendar", DOMAIN, f"{UNIQUE_ID}_calendar")
     assert surplus is not None
+    assert await async_setup_component(
+        hass,
+        "automation",
+        {
+            "automation": [
+                {
+                    "triggers": {"trigger": f"gridledger.surplus_{change}"},
+                    "conditions": {
+                        "condition": "template",
+                        "value_template": "{{ trigger.surplus_w is number }}",
+                    },
+                    "actions": {"event": f"surplus_{change}"},
+                }
+                for change in ("started", "ended")
+            ]
+        },
+    )
+    events = {c: async_capture_events(hass, f"surplus_{c}") for c in ("started", "ended")}
+
+    async def is_surplus() -> bool:
+        asked = {"condition": "gridledger.is_surplus"}
+        validated = await condition_helper.async_validate_condition_config(hass, asked)
+        check = await condition_helper.async_from_config(hass, validated)
+        return bool(check(hass))
+
     await live(hass, freezer, 8, 0)
     assert hass.states.is_state(surplus, "off")
+    assert not await is_surplus()
+    assert (len(events["started"]), len(events["ended"])) == (0, 1)  # there was sun before
     await entry.runtime_data.keeper.async_replan()
     now = dt_util.utcnow()
     answer: Any = await hass.services.async_call(
@@ -755,6 +783,12 @@ async def test_surplus_sensor_and_planned_runs(
     ]
     await live(hass, freezer, 12, 2500)
     assert hass.states.is_state(surplus, "on")
+    assert await is_surplus()
+    assert (len(events["started"]), len(events["ended"])) == (1, 1)
+    await live(hass, freezer, 12, -2500)
+    assert hass.states.is_state(surplus, "off")
+    assert not await is_surplus()
+    assert (len(events["started"]), len(events["ended"])) == (1, 2)
 
 
 async def test_advice_runs_no_action(hass: HomeAssistant, entry: Any, freezer: Any) -> None:
