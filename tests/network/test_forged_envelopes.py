@@ -633,4 +633,7 @@ async def test_an_orderer_refuses(
         assert said in answer.info
         assert len(answer.info) > 20, f"not a sentence: {answer.info}"
     assert await channel.ledgers.settled() == before
-    await channel.order(channel.utilities[0], (await channel.parts()).envelope())
+    good = (await channel.parts()).envelope()
+    await channel.order(channel.utilities[0], good)
+    for utility in channel.utilities:
+        await channel.ledgers.find(utility.msp_id, good.SerializeToString(), before.height)
