@@ -27,7 +27,7 @@ from consortium.node.network import Network, Replay, create_network
 from demo.home_assistant import REPOSITORY, USER, Api, HomeAssistant, configure_energy
 from demo.homes import ORIGIN
 from demo.screenshot import BROWSERS, FLAGS, browser_tokens
-from gridledger_client import GatewayClient, Identity
+from gridledger_client import GatewayClient
 from tests.ports import first_port
 
 START_S = 200
@@ -36,7 +36,6 @@ WAIT_MS = 60_000
 RATE = int(os.environ.get("GRIDLEDGER_RATE", "1"))
 """How fast the ledger's clock runs; at 720 a day passes in two minutes."""
 HOME = "HOME-01"
-NEIGHBOUR = "HOME-02"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 CONFIGURATION = """
@@ -56,8 +55,6 @@ class House:
     browser: Browser
     pictures: Path
     network: Network
-    order_start: int = 0
-    """The interval (channel time) in which the home has sold to a neighbour."""
     complaints: list[str] = field(default_factory=list)
     """What a page has logged as an error, or asked of anyone but Home Assistant."""
 
@@ -115,18 +112,6 @@ class House:
     def operator(self) -> GatewayClient:
         """A client that acts as the home's utility."""
         return utility_client(self.network, self.network.utility("Aurora"), "operator")
-
-    def neighbour(self) -> GatewayClient:
-        """A client that acts as the second home, which the demonstration has enrolled."""
-        folder = self.network.directory / "demo" / "identities"
-        boreal = self.network.utility("Boreal")
-        pems = ((folder / f"{NEIGHBOUR}.{kind}.pem").read_bytes() for kind in ("cert", "key"))
-        return GatewayClient(
-            [boreal.gateway_address],
-            self.network.channel,
-            Identity(boreal.msp_id, *pems),
-            self.network.tls_bundle_pem,
-        )
 
     async def picture(self, page: Page, name: str) -> None:
         """Keep what the page shows."""

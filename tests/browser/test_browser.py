@@ -25,9 +25,8 @@ from demo.home_assistant import (
     open_dashboard_first,
     prefilled,
 )
-from gridledger_client import CommitFailed, TransactionRefused
 
-from .conftest import HOME, NEIGHBOUR, RATE, WAIT_MS, House, state_of
+from .conftest import HOME, RATE, WAIT_MS, House, state_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -237,7 +236,6 @@ async def test_sell_and_see_it_in_the_archive(member: House, page: Page) -> None
     await member.picture(page, "trade-order-open")
     await orders.get_by_role("button", name="Cancel").click()
     await expect(orders.get_by_role("button", name="Cancel")).to_have_count(0)
-    await sell_to_a_neighbour(member, page)  # cleared while the other tests run
 
     await show(member, page, "archive")
     archive = page.locator("gridledger-archive-card")
@@ -255,50 +253,6 @@ async def test_sell_and_see_it_in_the_archive(member: House, page: Page) -> None
     )
     await archive.get_by_role("button", name="The day before").click()
     await expect(archive.get_by_text("Nothing on that day.").first).to_be_visible()
-
-
-async def sell_to_a_neighbour(house: House, page: Page) -> None:
-    """Place an order that a neighbour takes as soon as its book closes."""
-    orders = page.locator("gridledger-orders-card")
-    # Books close a minute ahead, and the interval that holds a minute's begin may begin before it.
-    minute = (time.time() + 200) // 60 * 60
-    local = (
-        "at => new Date(at - new Date(at).getTimezoneOffset() * 60e3).toISOString().slice(0, 16)"
-    )
-    await orders.locator("input[name=energy]").fill("0.04")
-    await orders.locator("input[name=price]").fill("0.03")
-    await orders.locator("input[name=start]").fill(await page.evaluate(local, minute * 1000))
-    await orders.get_by_role("button", name="Place order").click()
-    cancel, refusal = orders.get_by_role("button", name="Cancel"), orders.locator(".error")
-
-    async def is_answered() -> bool:
-        return bool(await cancel.count() or await refusal.text_content())
-
-    await eventually(is_answered)
-    assert await refusal.text_content() == ""
-    found = await house.api.call_service("gridledger", "list_orders", {})
-    [order] = [one for one in found["orders"] if one["state"] == "open"]
-    bid = {
-        "order_id": "taken",
-        "connection_id": NEIGHBOUR,
-        "product": order["product"],
-        "interval_start": order["interval_start"],
-        "side": "bid",
-        "price_micro_per_kwh": 400_000,
-        "energy_wh": 40,
-    }
-
-    async def is_placed() -> bool:
-        """The neighbour trades by itself, too: of two spendings at once one is invalid."""
-        try:
-            await neighbour.submit("energy", "book:Place", bid)
-        except CommitFailed, TransactionRefused:
-            return False
-        return True
-
-    async with house.neighbour() as neighbour:
-        await eventually(is_placed)
-    house.order_start = order["interval_start"]
 
 
 async def test_a_response_is_joined_and_guarantees_are_used_up(member: House, page: Page) -> None:
@@ -525,34 +479,6 @@ async def test_cards_on_a_dashboard_of_ones_own(member: House, page: Page) -> No
 
 
 # What takes time ------------------------------------------------------------------------------
-
-
-async def test_a_neighbours_order_is_filled_and_proven(member: House, page: Page) -> None:
-    """The order that an earlier test has placed is followed in Trade, and stands in the archive."""
-    await show(member, page, "trade")
-    if not member.order_start:
-        await sell_to_a_neighbour(member, page)
-    [entry] = await member.api.command("config_entries/get", domain="gridledger")
-
-    async def is_filled() -> str:
-        market = await member.api.command("gridledger/market", entry_id=entry["entry_id"])
-        filled = [order["start"] for order in market["orders"] if order["filled_kwh"]]
-        return filled[0] if filled else ""
-
-    start = await eventually(is_filled, within_s=180)
-    await page.reload()
-    await show(member, page, "trade")
-    row = page.locator("gridledger-orders-card tbody tr", has_text="Filled")
-    await expect(row).to_contain_text("0.04 kWh")
-    await member.picture(page, "trade-order-filled")
-    await show(member, page, "archive")
-    archive = page.locator("gridledger-archive-card")
-    # The day on which it is delivered may begin only now.
-    local = "at => new Date(new Date(at) - new Date(at).getTimezoneOffset() * 60e3).toISOString()"
-    await archive.locator("input[type=date]").fill((await page.evaluate(local, start))[:10])
-    traded = archive.get_by_role("region", name="With neighbours")
-    await traded.locator("tr", has_text="0.04 kWh").get_by_role("button", name="Proof").click()
-    await expect(archive.locator(".proof")).to_contain_text("Valid")
 
 
 @pytest.mark.skipif(RATE == 1, reason="a day has to pass: GRIDLEDGER_RATE=720 -k day_is")
