@@ -5,6 +5,7 @@ debug mode and fails a test that leaves a task, a timer or a thread behind. That
 `tests/gridledger/`; everywhere else tests talk over real sockets, on the loopback address only.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ HOME_ASSISTANT_TESTS = Path(__file__).parent / "gridledger"
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# At DEBUG gRPC logs while it holds a lock of its own, and waits for the lock of the handler that
+# the plugin adds. Whoever holds that one while garbage is collected, a closed channel being part of
+# it, waits for gRPC's.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
 
 _disable_socket = pytest_socket.disable_socket
 

@@ -28,7 +28,7 @@ from consortium.node.contracts import client as utility_client
 from consortium.node.contracts import ensure_contracts
 from consortium.node.lifecycle import submit_init
 from consortium.node.limits import allow_open_files
-from consortium.node.logs import leave_out_hang_ups
+from consortium.node.logs import quieten_grpc
 from consortium.node.network import (
     DEFAULT_BASE_PORT,
     DEFAULT_CHANNEL,
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    leave_out_hang_ups()
+    quieten_grpc()
     allow_open_files()
     try:
         result: int | None = _run(options.run(options))
