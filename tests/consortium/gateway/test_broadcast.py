@@ -147,8 +147,8 @@ async def test_an_orderer_that_hangs_is_left(
         _ask_first(broadcaster, aurora)
         async with asyncio.timeout(20):
             await asyncio.gather(*(broadcaster.submit(one.envelope) for one in signed))
-        assert taken
-        assert {one.envelope for one in signed} >= set(taken)
+        # Other gateways of the network, and peers, come to it as well.
+        assert {one.envelope for one in signed} & set(taken)
         for one in signed:
             assert (await channel.wait_for_transaction(one.transaction_id)).code == 0
         assert "answered none for" in broadcaster.last_errors[0][2]
@@ -168,7 +168,7 @@ async def test_an_orderer_that_fails_over_an_envelope_is_not_the_last_word(
         _ask_first(broadcaster, aurora)
         async with asyncio.timeout(10):
             await broadcaster.submit(signed.envelope)
-        assert taken == [signed.envelope]
+        assert taken.count(signed.envelope) == 1
         # Like Fabric's, it knows nothing of batches.
         assert broadcaster._without_batches == {f"127.0.0.1:{aurora.ports.orderer}"}
     assert (await channel.wait_for_transaction(signed.transaction_id)).code == 0

@@ -177,7 +177,7 @@ class Network:
             found[:] = [
                 number
                 for number, one in enumerate(self.orderers)
-                if one is not None and one.channels[CHANNEL].is_leader
+                if one is not None and (chain := one.channels.get(CHANNEL)) and chain.is_leader
             ]
             return bool(found)
 
@@ -193,10 +193,23 @@ class Network:
         )
 
     async def same_height(self) -> int:
-        """The height that all running orderers reach."""
-        chains = [one.channels[CHANNEL] for one in self.running()]
-        await until(lambda: len({chain.height for chain in chains}) == 1)
-        return chains[0].height
+        """The height that all running orderers reach, once each has the channel open.
+
+        One that was removed closes the channel for a moment, to follow it from then on.
+        """
+        heights: set[int | None] = set()
+
+        def same() -> bool:
+            heights.clear()
+            for one in self.running():
+                chain = one.channels.get(CHANNEL)
+                heights.add(chain.height if chain is not None else None)
+            return len(heights) == 1 and None not in heights
+
+        await until(same)
+        (height,) = heights
+        assert height is not None
+        return height
 
     def envelope(self, size: int = 200, signer: Signer | None = None) -> bytes:
         """A transaction with random contents."""
@@ -222,7 +235,7 @@ class Network:
         return [common_pb2.Block.FromString(chain.block(n)) for n in range(chain.height)]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  any condition

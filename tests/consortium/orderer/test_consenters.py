@@ -153,9 +153,7 @@ async def test_removing_the_leader(network: Network) -> None:
         count = len(sent)
         await until(lambda: len(sent) > count + 10, PATIENCE_S)
     # It follows what the others order.
-    await until(
-        lambda: len({one.channels[CHANNEL].height for one in network.running()}) == 1, PATIENCE_S
-    )
+    await network.same_height()
     answers = await send(network, network.envelope(), leader)
     assert answers.statuses == [common_pb2.SERVICE_UNAVAILABLE]
     assert "no consenter of channel" in answers.infos[0]
