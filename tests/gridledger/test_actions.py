@@ -15,6 +15,7 @@ from homeassistant.util import dt as dt_util
 from custom_components.gridledger import vault
 from custom_components.gridledger.client import Committed, ConnectionFailed, TransactionRefused
 from custom_components.gridledger.const import DOMAIN
+from tests.gridledger.asking import LISTED_ORDER, calendar_events
 
 from .conftest import PLANT, RunningNetwork, eventually, join, prepare_connection, report_plant
 from .test_path import House
@@ -40,14 +41,6 @@ BILLED = {
     "dispute": None,
 }
 ORDER = {"side": "buy", "energy": 1e-3, "price": 0, "start": "2099-01-01T00:00:00+00:00"}
-LISTED = {
-    "order_id": "A",
-    "side": "offer",
-    "product": "ANY",
-    "interval_start": "1750420800",
-    "energy_wh": "100",
-    "price_micro_per_kwh": "100000",
-}
 
 
 async def call(hass: HomeAssistant, name: str, **data: Any) -> Any:
@@ -160,7 +153,7 @@ NONSENSE: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
     (
         "cancel_order",
         {"order_id": "A"},
-        {"book:Orders": {"orders": [LISTED]}, "book:Cancel": None},
+        {"book:Orders": {"orders": [LISTED_ORDER]}, "book:Cancel": None},
         "the order can't be read",
     ),
     ("claim_certificate", CLAIM, {"certificate:Holdings": {}}, "a guarantee of origin can't be"),
@@ -341,7 +334,7 @@ async def test_the_views_read_what_they_show(
     now = int(home.runtime_data.session.clock.channel(dt_util.utcnow().timestamp())) // 60 * 60
     filled = [
         {
-            **LISTED,
+            **LISTED_ORDER,
             "order_id": name,
             "interval_start": str(at),
             "local_wh": "100",
@@ -410,24 +403,11 @@ async def test_the_calendar_shows_deliveries(hass: HomeAssistant, home: Any) -> 
     state = hass.states.get(entity_id)
     assert state.attributes["message"] == "Delivers 0.30 kWh to Boreal"
 
-    async def events() -> list[Any]:
-        now = dt_util.utcnow()
-        answer = await hass.services.async_call(
-            "calendar",
-            "get_events",
-            {
-                "entity_id": entity_id,
-                "start_date_time": (now - timedelta(hours=1)).isoformat(),
-                "end_date_time": (now + timedelta(hours=1)).isoformat(),
-            },
-            blocking=True,
-            return_response=True,
-        )
-        return answer[entity_id]["events"]
-
-    [event] = await events()
+    an_hour = timedelta(hours=1)
+    [event] = await calendar_events(hass, entity_id, before=an_hour)
     assert dt_util.parse_datetime(event["start"]) == dt_util.parse_datetime(sale["window_start"])
     with patch.object(
         home.runtime_data.session.client, "evaluate", side_effect=ConnectionFailed("gone")
     ):
-        assert await events() == [event]  # from what is known
+        # From what is known.
+        assert await calendar_events(hass, entity_id, before=an_hour) == [event]

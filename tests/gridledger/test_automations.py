@@ -20,6 +20,7 @@ from pytest_homeassistant_custom_component.common import async_fire_time_changed
 
 from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.models import Rate
+from tests.gridledger.asking import LISTED_ORDER
 
 from .conftest import PV_POWER, RunningNetwork, eventually
 from .test_actions import call
@@ -131,14 +132,6 @@ async def test_an_orders_changes_are_told(hass: HomeAssistant, home: Any) -> Non
     ran = await automation(
         hass, {"trigger": "gridledger.order_changed", "options": {"change": ["cleared"]}}
     )
-    order = {
-        "order_id": "A",
-        "side": "offer",
-        "product": "ANY",
-        "interval_start": "1750420800",
-        "energy_wh": "100",
-        "price_micro_per_kwh": "100000",
-    }
     listed: dict[str, Any] = {}
 
     async def orders(since: int) -> dict[str, Any]:
@@ -148,7 +141,7 @@ async def test_an_orders_changes_are_told(hass: HomeAssistant, home: Any) -> Non
     told: list[Any] = []
     session.async_on_order(told.append)
     for state in ("open", "open", "cleared"):
-        listed["A"] = {**order, "state": state}
+        listed["A"] = {**LISTED_ORDER, "state": state}
         await session.async_refresh_market()
         await hass.async_block_till_done()
     assert [one["state"] for one in told] == ["open", "cleared"]

@@ -10,20 +10,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import pytest_socket
-from homeassistant.components.recorder.statistics import statistics_during_period
 from homeassistant.config_entries import ConfigEntryState
 from homeassistant.core import HomeAssistant
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers import condition as condition_helper
 from homeassistant.helpers import entity_registry as er
 from homeassistant.helpers import issue_registry as ir
-from homeassistant.helpers.recorder import get_instance
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
 
@@ -34,6 +31,7 @@ from custom_components.gridledger import client as integration
 from custom_components.gridledger.const import DOMAIN
 from gridledger_client import CommitFailed, GatewayClient, TransactionRefused
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.gridledger.asking import calendar_events, holds, statistics
 from tests.ports import first_port
 
 from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
@@ -342,13 +340,6 @@ def told_by(hass: HomeAssistant) -> list[str]:
     return told
 
 
-async def condition(hass: HomeAssistant, config: dict[str, Any]) -> bool:
-    """Whether a condition holds, as an automation asks."""
-    validated = await condition_helper.async_validate_condition_config(hass, config)
-    check = await condition_helper.async_from_config(hass, validated)
-    return bool(check(hass))
-
-
 def entity(hass: HomeAssistant, entry: Any, platform: str, key: str) -> Any:
     entity_id = er.async_get(hass).async_get_entity_id(platform, DOMAIN, f"{entry.unique_id}_{key}")
     return hass.states.get(entity_id)
@@ -357,19 +348,8 @@ def entity(hass: HomeAssistant, entry: Any, platform: str, key: str) -> Any:
 async def calendar(hass: HomeAssistant, entry: Any) -> list[str]:
     """What the home's calendar shows of the hours around now."""
     entity_id = entity(hass, entry, "calendar", "calendar").entity_id
-    now = dt_util.utcnow()
-    answer = await hass.services.async_call(
-        "calendar",
-        "get_events",
-        {
-            "entity_id": entity_id,
-            "start_date_time": (now - timedelta(hours=1)).isoformat(),
-            "end_date_time": (now + timedelta(hours=1)).isoformat(),
-        },
-        blocking=True,
-        return_response=True,
-    )
-    return [event["summary"] for event in answer[entity_id]["events"]]
+    events = await calendar_events(hass, entity_id, before=timedelta(hours=1))
+    return [event["summary"] for event in events]
 
 
 async def test_from_a_bill_to_a_warning_and_a_payment(
@@ -386,7 +366,7 @@ async def test_from_a_bill_to_a_warning_and_a_payment(
     messages = told_by(hass)
     await from_blueprint(hass, "tell_of_bills", {"before": "01:00:00", "tell": [TELL]})
     granted = {"condition": "gridledger.is_permit_granted"}
-    assert await condition(hass, granted)
+    assert await holds(hass, granted)
     client = await hass_ws_client(hass)
     async with network.client() as aurora:
         await town.until(start + DAY_S)
@@ -446,7 +426,7 @@ async def test_from_a_bill_to_a_warning_and_a_payment(
         )
         assert entity(hass, home, "binary_sensor", "bill_overdue").state == "on"
         assert entity(hass, home, "event", "permit").attributes["event_type"] == "warned"
-        assert not await condition(hass, granted)
+        assert not await holds(hass, granted)
         issue = ir.async_get(hass).async_get_issue(DOMAIN, f"permit_{home.entry_id}")
         assert issue is not None
         assert issue.translation_key == "permit_warned"
@@ -651,17 +631,7 @@ async def test_statistics_equal_what_was_settled(
     async def check() -> None:
         for _ in range(2):  # written anew, not added
             await async_write_settled(hass, home, session)
-        await get_instance(hass).async_block_till_done()
-        rows: Any = await get_instance(hass).async_add_executor_job(
-            statistics_during_period,
-            hass,
-            datetime.fromtimestamp(0, UTC),
-            None,
-            set(ids.values()),
-            "hour",
-            None,
-            {"sum"},
-        )
+        rows = await statistics(hass, ids.values(), "hour", "sum")
         sums = {key: rows[one][-1]["sum"] for key, one in ids.items() if rows[one]}
         assert sums.keys() == ids.keys() - {"billed"}  # by the day, and not yet
         assert round(sums["settled_import"] * 1000) == int(summary["import_wh"]) == 24 * IMPORT_WH

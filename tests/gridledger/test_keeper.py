@@ -11,7 +11,6 @@ from homeassistant.const import EVENT_HOMEASSISTANT_STOP
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
-from homeassistant.helpers import condition as condition_helper
 from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers import entity_registry as er
 from homeassistant.setup import async_setup_component
@@ -33,6 +32,7 @@ from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.energy import async_get_solar_forecast
 from custom_components.gridledger.engine import REASONS, Mode
 from custom_components.gridledger.models import AccountData, Permit, ResponseEvent
+from tests.gridledger.asking import calendar_events, holds
 
 from .conftest import BATTERY_POWER, GRID_POWER, LEVEL, PLANT, PV_POWER, report_plant, set_state
 from .test_automations import automation
@@ -716,6 +716,7 @@ async def test_surplus_sensor_and_planned_runs(
     )
     calendar = registry.async_get_entity_id("calendar", DOMAIN, f"{UNIQUE_ID}_calendar")
     assert surplus is not None
+    assert calendar is not None
     assert await async_setup_component(
         hass,
         "automation",
@@ -735,30 +736,13 @@ async def test_surplus_sensor_and_planned_runs(
     )
     events = {c: async_capture_events(hass, f"surplus_{c}") for c in ("started", "ended")}
 
-    async def is_surplus() -> bool:
-        asked = {"condition": "gridledger.is_surplus"}
-        validated = await condition_helper.async_validate_condition_config(hass, asked)
-        check = await condition_helper.async_from_config(hass, validated)
-        return bool(check(hass))
-
+    is_surplus = {"condition": "gridledger.is_surplus"}
     await live(hass, freezer, 8, 0)
     assert hass.states.is_state(surplus, "off")
-    assert not await is_surplus()
+    assert not await holds(hass, is_surplus)
     assert (len(events["started"]), len(events["ended"])) == (0, 1)  # there was sun before
     await entry.runtime_data.keeper.async_replan()
-    now = dt_util.utcnow()
-    answer: Any = await hass.services.async_call(
-        "calendar",
-        "get_events",
-        {
-            "entity_id": calendar,
-            "start_date_time": now.isoformat(),
-            "end_date_time": (now + timedelta(days=2)).isoformat(),
-        },
-        blocking=True,
-        return_response=True,
-    )
-    (event,) = answer[calendar]["events"]
+    (event,) = await calendar_events(hass, calendar, after=timedelta(days=2))
     assert event["summary"].startswith("Pump is planned: 0.")  # a part may have run already
 
     # Runs apart are events apart.
@@ -766,28 +750,18 @@ async def test_surplus_sensor_and_planned_runs(
     plan = keeper.data.plan
     runs = {slot.start: 250.0 for slot in (plan.slots[4], plan.slots[5], plan.slots[8])}
     keeper.async_set_updated_data(replace(keeper.data, plan=replace(plan, runs={pump: runs})))
-    answer = await hass.services.async_call(
-        "calendar",
-        "get_events",
-        {
-            "entity_id": calendar,
-            "start_date_time": now.isoformat(),
-            "end_date_time": (now + timedelta(days=2)).isoformat(),
-        },
-        blocking=True,
-        return_response=True,
-    )
-    assert [event["summary"] for event in answer[calendar]["events"]] == [
+    events_apart = await calendar_events(hass, calendar, after=timedelta(days=2))
+    assert [event["summary"] for event in events_apart] == [
         "Pump is planned: 0.50 kWh",
         "Pump is planned: 0.25 kWh",
     ]
     await live(hass, freezer, 12, 2500)
     assert hass.states.is_state(surplus, "on")
-    assert await is_surplus()
+    assert await holds(hass, is_surplus)
     assert (len(events["started"]), len(events["ended"])) == (1, 1)
     await live(hass, freezer, 12, -2500)
     assert hass.states.is_state(surplus, "off")
-    assert not await is_surplus()
+    assert not await holds(hass, is_surplus)
     assert (len(events["started"]), len(events["ended"])) == (1, 2)
 
 
@@ -996,8 +970,7 @@ async def test_a_ledger_never_reached_is_said_so(
             "condition": "gridledger.is_price",
             "options": {"kind": kind, "above": -1.0},
         }
-        config = await condition_helper.async_validate_condition_config(hass, config)
-        assert not (await condition_helper.async_from_config(hass, config))(hass)
+        assert not await holds(hass, config)
     # A trigger that waits for what nobody knows yet, and one for another home, stay quiet.
     ran = await automation(
         hass,

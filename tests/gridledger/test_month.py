@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import batched
 from typing import Any
 from unittest.mock import patch
@@ -17,10 +17,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_socket
-from homeassistant.components.recorder.statistics import statistics_during_period
 from homeassistant.config_entries import ConfigEntryState
 from homeassistant.core import HomeAssistant
-from homeassistant.helpers.recorder import get_instance
 from homeassistant.setup import async_setup_component
 
 from consortium.identity.certificates import generate_key, key_pem
@@ -32,6 +30,7 @@ from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.statistics import async_write_settled, settled_ids
 from gridledger_client import GatewayClient
 from gridledger_client.readings import MeterKey, Reading, batch_transient
+from tests.gridledger.asking import statistics
 from tests.ports import first_port
 
 from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
@@ -247,18 +246,8 @@ class Month:
 
 async def dashboard(hass: HomeAssistant, entry: Any) -> dict[str, dict[date, float]]:
     """What the Energy dashboard asks for: each statistic's change by local day."""
-    await get_instance(hass).async_block_till_done()
     ids = settled_ids(entry.unique_id)
-    rows: Any = await get_instance(hass).async_add_executor_job(
-        statistics_during_period,
-        hass,
-        datetime.fromtimestamp(0, UTC),
-        None,
-        set(ids.values()),
-        "day",
-        None,
-        {"change"},
-    )
+    rows = await statistics(hass, ids.values(), "day", "change")
     return {
         key: {
             datetime.fromtimestamp(row["start"], ZONE).date(): row["change"]

@@ -6,7 +6,6 @@ from unittest.mock import patch
 from zoneinfo import ZoneInfo
 
 import pytest
-from homeassistant.components.recorder.statistics import statistics_during_period
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers.recorder import get_instance
 
@@ -20,6 +19,7 @@ from custom_components.gridledger.statistics import (
     by_hour,
     statistic_ids,
 )
+from tests.gridledger.asking import statistics
 
 from .test_actions import call
 
@@ -58,19 +58,6 @@ async def test_statistics_equal_the_ledger(
     session = home.runtime_data.session
     ids = statistic_ids(home.unique_id)
 
-    async def stored() -> Any:
-        await get_instance(hass).async_block_till_done()
-        return await get_instance(hass).async_add_executor_job(
-            statistics_during_period,
-            hass,
-            datetime.fromtimestamp(0, UTC),
-            None,
-            set(ids),
-            "hour",
-            None,
-            {"sum"},
-        )
-
     net = 0.0
     for energy in (0.3, 0.2):  # written anew, not added
         net += (await call(hass, "sell_energy", energy=energy))["net"]
@@ -86,6 +73,6 @@ async def test_statistics_equal_the_ledger(
     with away:
         await _write(hass, home, session)
     assert "Statistics wait: gone" in caplog.text
-    rows = await stored()
+    rows = await statistics(hass, ids, "hour", "sum")
     assert rows[ids[0]][-1]["sum"] == pytest.approx(0.6)
     assert rows[ids[1]][-1]["sum"] == pytest.approx(net)
