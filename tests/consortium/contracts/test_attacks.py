@@ -130,18 +130,7 @@ def test_a_trader_is_certified_by_whom_the_home_trusts() -> None:
 
 
 def community(town: Town, *names: str) -> None:
-    town.agree(
-        "sharing:Propose",
-        "sharing:Approve",
-        {
-            "community": "GREEN",
-            "utility": "AuroraMSP",
-            "method": "proportional",
-            "price_micro_per_kwh": 100_000,
-            "keys": [],
-        },
-        community="GREEN",
-    )
+    town.found_community("GREEN", 100_000)
     for name in names:
         join(town, name)
 

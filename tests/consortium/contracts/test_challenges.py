@@ -349,14 +349,7 @@ def test_a_netting_window_is_opened_as_a_whole() -> None:
 
 def test_a_member_of_a_community_opens_its_interval() -> None:
     made = Town.of("CP-1", "CP-2")
-    terms = {
-        "community": "SUN",
-        "utility": "AuroraMSP",
-        "method": "proportional",
-        "price_micro_per_kwh": 123_457,
-        "keys": [],
-    }
-    made.agree("sharing:Propose", "sharing:Approve", terms, community="SUN")
+    made.found_community("SUN", 123_457)
     made.world.now = START
     for name in made.homes:
         made.world.submit(

@@ -292,18 +292,7 @@ def test_a_community_is_no_larger_than_can_be_settled() -> None:
         assert most_members(seconds) * 25 * 3600 // seconds <= MAX_COMMUNITY_CELLS
     names = [f"CP-{number}" for number in range(6)]
     town = Town.of(*names, interval_s=60, deposit=0)
-    town.agree(
-        "sharing:Propose",
-        "sharing:Approve",
-        {
-            "community": "C",
-            "utility": "AuroraMSP",
-            "method": "proportional",
-            "price_micro_per_kwh": 120_000,
-            "keys": [],
-        },
-        community="C",
-    )
+    town.found_community("C", 120_000)
     town.world.now = START - 15 * 3600
 
     def join(name: str) -> None:
@@ -318,29 +307,16 @@ def test_a_community_is_no_larger_than_can_be_settled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "keys", "use_1", "use_2", "sun"),
+    ("keys", "use_1", "use_2", "sun"),
     [
-        ("proportional", {}, 250, 750, 0),
-        ("static", {"USE-1": 1, "USE-2": 1}, 300, 500, 200),
+        ({}, 250, 750, 0),  # in proportion to consumption
+        ({"USE-1": 1, "USE-2": 1}, 300, 500, 200),
     ],
 )
-def test_a_community_shares(
-    method: str, keys: dict[str, int], use_1: int, use_2: int, sun: int
-) -> None:
+def test_a_community_shares(keys: dict[str, int], use_1: int, use_2: int, sun: int) -> None:
     town = Town.of("OTHER", "SUN", "USE-1", "USE-2", terms={"shared_fee": 10_000})
     world = town.world
-    town.agree(
-        "sharing:Propose",
-        "sharing:Approve",
-        {
-            "community": "C",
-            "utility": "AuroraMSP",
-            "method": method,
-            "price_micro_per_kwh": 120_000,
-            "keys": [{"connection_id": name, "parts": part} for name, part in keys.items()],
-        },
-        community="C",
-    )
+    town.found_community("C", 120_000, keys)
     world.now = START - 15 * 3600
     for name in ("SUN", "USE-1", "USE-2"):
         world.submit(

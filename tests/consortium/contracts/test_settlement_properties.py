@@ -24,18 +24,7 @@ RUNS = ("provisional", "final", *(f"adjustment-{number}" for number in range(1, 
 def _fresh() -> Town:
     """Three homes in hours, with little money, all read on the day before."""
     town = Town.of(*HOMES, product=True, interval_s=HOUR_S, deposit=300_000)
-    town.agree(
-        "sharing:Propose",
-        "sharing:Approve",
-        {
-            "community": "C",
-            "utility": "AuroraMSP",
-            "method": "proportional",
-            "price_micro_per_kwh": 123_457,
-            "keys": [],
-        },
-        community="C",
-    )
+    town.found_community("C", 123_457)
     town.world.submit(
         SUPPLIER,
         "market:PublishRate",

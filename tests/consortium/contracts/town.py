@@ -112,6 +112,21 @@ class Town:
         agreement = self.world.submit(OPERATOR, propose, terms=terms, effective_from=START)
         self.world.submit(BOREAL_OPERATOR, approve, version=agreement["version"], **named)
 
+    def found_community(
+        self, name: str, price_micro_per_kwh: int, keys: Mapping[str, int] | None = None
+    ) -> None:
+        """A community that shares by these static keys, or else in proportion to consumption."""
+        terms = {
+            "community": name,
+            "utility": "AuroraMSP",
+            "method": "static" if keys else "proportional",
+            "price_micro_per_kwh": price_micro_per_kwh,
+            "keys": [
+                {"connection_id": member, "parts": parts} for member, parts in (keys or {}).items()
+            ],
+        }
+        self.agree("sharing:Propose", "sharing:Approve", terms, community=name)
+
     def sweep(self, name: str) -> None:
         entries = self.world.evaluate(self.homes[name], "wallet:Incoming", account=name)["entries"]
         names = [one if isinstance(one, str) else one["entry"] for one in entries]
