@@ -791,7 +791,7 @@ async def test_nodes_listeners_want_a_nodes_certificate(world: World) -> None:
         (boreal.directory / "peer" / "tls.cert.pem").read_bytes(),
     )
     async with grpc.aio.secure_channel(f"127.0.0.1:{aurora.ports.cluster}", peer) as connection:
-        call = connection.stream_stream(services.CLUSTER_STEP)(timeout=10)
+        call = connection.stream_stream(services.CLUSTER_STEP)(timeout=60)
         vote = orderer_pb2.StepRequest(
             consensus_request=orderer_pb2.ConsensusRequest(channel="neighbourhood")
         )

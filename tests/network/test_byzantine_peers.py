@@ -251,7 +251,7 @@ async def test_a_peer_that_boasts_of_its_height(cluster: Cluster) -> None:
         authentication=discovery_pb2.AuthInfo(client_identity=signer.serialized), queries=[query]
     ).SerializeToString()
     signed = discovery_pb2.SignedRequest(payload=payload, signature=signer.sign(payload))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             raw = await cluster.wire.unary(
                 cluster.aurora.gateway_address, services.DISCOVER, signed.SerializeToString()

@@ -71,7 +71,7 @@ def deposited(utility: str) -> dict[str, str]:
 async def more(committed: list[int]) -> None:
     """Return when five more transactions are committed."""
     enough = len(committed) + 5
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if len(committed) >= enough:
                 return

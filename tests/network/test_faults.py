@@ -147,7 +147,7 @@ class Load:
             await self.goes_on()
         finally:
             self._stopped = True
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await asyncio.gather(*tasks)
 
     async def goes_on(self, *, within_s: float = RECOVERY_S) -> None:

@@ -461,7 +461,7 @@ async def test_a_forged_transaction_commits_as_invalid_everywhere(
             stored = await channel.ledgers.transaction(utility.msp_id, tx_id)
             assert stored.transactionEnvelope == envelope
             assert peer_pb2.TxValidationCode.Name(stored.validationCode) == code
-        status = await channel.operator.commit_status(tx_id, timeout_s=10)
+        status = await channel.operator.commit_status(tx_id, timeout_s=60)
         assert (status.code, status.valid) == (code, False)
     assert await channel.balance() == balance
     await channel.ledgers.settled()

@@ -164,7 +164,7 @@ async def test_connections_that_never_finish_tls(
         before = open_files(running)
         sockets = []
         for number in range(1_000):
-            one = socket.create_connection(("127.0.0.1", ports[number % len(ports)]), timeout=10)
+            one = socket.create_connection(("127.0.0.1", ports[number % len(ports)]), timeout=60)
             one.setblocking(False)
             with contextlib.suppress(OSError):
                 one.send(openings[number % len(openings)])
@@ -172,7 +172,7 @@ async def test_connections_that_never_finish_tls(
         await served(operator)
         # Aurora's CA is another kind of server; it gets a hundred.
         sockets += [
-            socket.create_connection(("127.0.0.1", aurora.ports.ca), timeout=10) for _ in range(100)
+            socket.create_connection(("127.0.0.1", aurora.ports.ca), timeout=60) for _ in range(100)
         ]
         await asyncio.to_thread(running.register, "Aurora", f"tls-{time.time_ns()}")
         await served(operator)

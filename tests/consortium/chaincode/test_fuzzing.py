@@ -65,9 +65,9 @@ LANES = 6
 MUTATIONS, INVENTIONS = 5, 2
 """On each lane."""
 DEADLINE_S = 0.2
-SLACK_S = 10.0
+SLACK_S = 30.0
 """What a busy machine may add to a deadline."""
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """For an honest transaction on a busy machine."""
 MEMORY_GROWTH = 150 * 1024 * 1024
 MEMBER = Member("ann")

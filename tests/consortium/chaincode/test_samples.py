@@ -389,7 +389,7 @@ async def test_asset_transfer_private_data(samples: Samples, variant: str) -> No
     assert len(await samples.ask("Org1MSP", name, "GetAssetByRange", "asset1", "asset9")) == 2
     found = await samples.ask("Org1MSP", name, "ReadAssetPrivateDetails", *own)
     assert lower(found)["appraisedvalue"] == 100
-    async with asyncio.timeout(30):  # the shared collection reaches the other member's peer
+    async with asyncio.timeout(60):  # the shared collection reaches the other member's peer
         while not await samples.ask("Org2MSP", name, "ReadAsset", "asset1"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     with pytest.raises(TransactionRefused):

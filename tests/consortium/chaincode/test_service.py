@@ -376,9 +376,9 @@ async def test_events(running: Running) -> None:
     connected = asyncio.Event()
     events = running.clients["AuroraMSP"].chaincode_events("everything", connected=connected.set)
     first = asyncio.ensure_future(anext(events))
-    await asyncio.wait_for(connected.wait(), 10)
+    await asyncio.wait_for(connected.wait(), 60)
     committed = await running.submit("event", "sunrise", "06:41")
-    event = await asyncio.wait_for(first, 10)
+    event = await asyncio.wait_for(first, 60)
     assert (event.name, event.payload) == ("sunrise", b"06:41")
     assert event.transaction_id == committed.transaction_id
     await events.aclose()

@@ -205,7 +205,7 @@ async def test_a_worker_dies_with_its_node() -> None:
     pid = int(await asyncio.wait_for(node.stdout.readline(), 60))
     node.kill()
     await node.wait()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while running(pid):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

@@ -49,7 +49,7 @@ def _events(
     call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = peer.connection.unary_stream(
         services.CHAINCODE_EVENTS
     )
-    return call(request.SerializeToString(), timeout=20)
+    return call(request.SerializeToString(), timeout=60)
 
 
 async def _first(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> tuple[int, list[str]]:

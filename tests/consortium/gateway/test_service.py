@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -17,6 +16,7 @@ from consortium.identity.certificates import (
     generate_key,
     key_pem,
 )
+from consortium.node import nodes
 from consortium.node.contracts import client as utility_client
 from consortium.node.nodes import EmbeddedNetwork, PeerNode, make_node
 from consortium.wire import gateway_pb2, services
@@ -83,7 +83,7 @@ async def test_the_number_of_calls_is_limited(
         await operator.evaluate("energy", "registry:Settings")
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await operator.evaluate("energy", "registry:Settings")
@@ -140,7 +140,7 @@ async def _process(
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as connection:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary(path)
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await call(b"", timeout=10)
+            await call(b"", timeout=60)
     return error.value.code(), str(error.value.details())
 
 
@@ -212,8 +212,11 @@ def _endorsers(envelope: bytes) -> list[str]:
     return found
 
 
-async def test_a_peer_that_stops_ends_its_streams_and_calls(embedded: EmbeddedNetwork) -> None:
-    """With a client's stream and a waiting call open, a stop takes no longer than without."""
+async def test_a_peer_that_stops_ends_its_streams_and_calls(
+    embedded: EmbeddedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's stream and a waiting call don't use up the time that a stop grants."""
+    monkeypatch.setattr(nodes, "STOP_GRACE_S", 120.0)
     network = embedded.network
     cielo = network.utility("Cielo")
     node = embedded.nodes["peer0.cielo.example"]
@@ -229,10 +232,9 @@ async def test_a_peer_that_stops_ends_its_streams_and_calls(embedded: EmbeddedNe
             asyncio.create_task(events()),
         ]
         await asyncio.sleep(0.3)
-        began = time.monotonic()
-        await node.stop()
-        assert time.monotonic() - began < 1.0
-        assert (await asyncio.wait({waiting[0]}, timeout=5))[0]
+        async with asyncio.timeout(60):
+            await node.stop()
+            await asyncio.wait({waiting[0]})
         for each in waiting:
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -277,7 +279,7 @@ async def test_events_are_for_readers(embedded: EmbeddedNetwork) -> None:
             services.CHAINCODE_EVENTS
         )
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await call(request.SerializeToString(), timeout=5).read()
+            await call(request.SerializeToString(), timeout=60).read()
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 

@@ -42,7 +42,7 @@ async def test_a_gateway_is_found_while_it_is_announced(network: Network) -> Non
     browser = AsyncServiceBrowser(home.zeroconf, SERVICE, handlers=[changed])  # type: ignore[list-item]
     announcing = asyncio.create_task(announce([told], until, interface=LOOPBACK))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert (await found.get())[0] is ServiceStateChange.Added
             info = AsyncServiceInfo(SERVICE, told.name)
             assert await info.async_request(home.zeroconf, 5000)

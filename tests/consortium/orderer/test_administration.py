@@ -19,7 +19,7 @@ def signed(signer: Signer, act: Act, *, timestamp_ns: int | None = None) -> byte
 
 async def ask(network: Network, number: int, request: bytes) -> gridledger_pb2.OrdererAnswer:
     async with network.channel(number) as connection:
-        raw = await connection.unary_unary(services.ORDERER_ACT)(request, timeout=10)
+        raw = await connection.unary_unary(services.ORDERER_ACT)(request, timeout=60)
     return gridledger_pb2.OrdererAnswer.FromString(raw)
 
 

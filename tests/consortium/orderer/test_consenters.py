@@ -232,7 +232,7 @@ async def test_a_rotation_keeps_the_raft_id(network: Network, tmp_path: Path) ->
         network.settings[number].client_address,
         grpc.ssl_channel_credentials(candidates[1].certificate_pem),
     ) as connection:
-        await asyncio.wait_for(connection.channel_ready(), 10)
+        await asyncio.wait_for(connection.channel_ready(), 60)
 
 
 async def test_refused_changes(network: Network) -> None:
@@ -501,7 +501,7 @@ async def test_a_removed_consenter_is_refused_at_the_cluster_listener(network: N
         async with asyncio.timeout(PATIENCE_S):
             # Until its own connection has ended it is told to go on over that one.
             while code is grpc.StatusCode.UNAVAILABLE:
-                call = connection.stream_stream(services.CLUSTER_STEP)(timeout=10)
+                call = connection.stream_stream(services.CLUSTER_STEP)(timeout=60)
                 await call.write(network.raft_message())
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await call.read()

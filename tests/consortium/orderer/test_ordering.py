@@ -254,7 +254,7 @@ async def test_the_cluster_listener_asks_for_a_certificate(network: Network) -> 
     address = network.settings[0].cluster_address
     credentials = grpc.ssl_channel_credentials(network.roots)
     async with grpc.aio.secure_channel(address, credentials) as channel:
-        call = channel.stream_stream(services.CLUSTER_STEP)(timeout=5)
+        call = channel.stream_stream(services.CLUSTER_STEP)(timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE

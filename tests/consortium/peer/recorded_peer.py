@@ -81,7 +81,7 @@ class RecordedPeer:
         open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = (
             self.connection.stream_stream(path)
         )
-        return open_stream(iter([request.SerializeToString() for request in requests]), timeout=20)
+        return open_stream(iter([request.SerializeToString() for request in requests]), timeout=60)
 
 
 @asynccontextmanager

@@ -356,7 +356,7 @@ async def test_a_lying_orderer_is_left_for_another(
     caplog.set_level(logging.INFO, "consortium.peer.channel")
     before = _resident()
     async with scene(tmp_path, script) as found:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await found.peer.wait_for_height(BLOCKS)
         assert found.liar.calls >= 2
         ledger = found.peer.ledger
@@ -405,7 +405,7 @@ async def test_an_orderer_that_holds_blocks_back(
     count = 60
     began = dt.datetime.now(dt.UTC)
     async with scene(tmp_path, script, count) as found:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await found.peer.wait_for_height(count)
         # Had it gone on with the liar, it would have taken more than half a minute.
         assert found.liar.sent < count / 2, dt.datetime.now(dt.UTC) - began
@@ -434,7 +434,7 @@ async def test_an_honest_orderer_is_stayed_with(
         await context.abort(grpc.StatusCode.UNAVAILABLE, "ask the other one")
 
     async with scene(tmp_path, boasting) as found:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await found.peer.wait_for_height(BLOCKS)
             while found.liar.sent < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)

@@ -507,7 +507,7 @@ async def test_a_request_is_of_use_to_its_sender_alone(world: World) -> None:
             payload=payload, identity=identity.serialized, signature=signer.sign(payload)
         ).SerializeToString()
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await pull(request, timeout=5)
+            await pull(request, timeout=60)
         assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
         return error.value.details() or ""
 
@@ -537,7 +537,7 @@ async def test_an_unknown_channel_and_broken_requests(world: World) -> None:
             ),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await call(raw, timeout=5)
+                await call(raw, timeout=60)
             assert error.value.code() is code
             assert error.value.details()
 

@@ -280,7 +280,7 @@ def test_another_process_reads_what_is_written_and_follows_the_map(tmp_path: Pat
         reader.stdin.write("read\n")
         assert reader.stdout.readline() == f"{length}\n"
     reader.stdin.close()
-    assert reader.wait(10) == 0
+    assert reader.wait(60) == 0
     reader.stdout.close()
     writer.close()
 
@@ -294,12 +294,12 @@ def test_closing_waits_for_readers_and_refuses_new_ones(environment: Environment
     def read() -> None:
         with environment.read() as transaction:
             reading.set()
-            go_on.wait(10)
+            go_on.wait(60)
             seen.append(transaction.get("a", b"key"))
 
     reader = threading.Thread(target=read)
     reader.start()
-    reading.wait(10)
+    reading.wait(60)
     closing = threading.Thread(target=environment.close)
     closing.start()
     time.sleep(0.05)

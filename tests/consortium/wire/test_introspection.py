@@ -56,14 +56,14 @@ async def _reflect(
             response_deserializer=ServerReflectionResponse.FromString,
         )
     )
-    return [answer async for answer in call(iter(list(requests)), timeout=10)]
+    return [answer async for answer in call(iter(list(requests)), timeout=60)]
 
 
 async def _check(connection: grpc.aio.Channel, raw: bytes) -> HealthCheckResponse:
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = connection.unary_unary(
         f"/{HEALTH}/Check"
     )
-    return HealthCheckResponse.FromString(await call(raw, timeout=10))
+    return HealthCheckResponse.FromString(await call(raw, timeout=60))
 
 
 @pytest.mark.parametrize("service", [REFLECTION, REFLECTION_ALPHA])
@@ -137,7 +137,7 @@ async def test_health_is_watched(
     )
 
     async def status(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> int:
-        raw = await asyncio.wait_for(call.read(), 10)
+        raw = await asyncio.wait_for(call.read(), 60)
         assert isinstance(raw, bytes)
         return HealthCheckResponse.FromString(raw).status
 
