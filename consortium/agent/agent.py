@@ -147,12 +147,14 @@ def _call(asked: str, one: Mapping[str, Any]) -> Call:
     """A call as a contract names it.
 
     It is of the chaincode that was asked, and endorsed by the utility that alone can make it,
-    unless it says otherwise.
+    unless it says otherwise. Raises AttributeError, KeyError, TypeError or ValueError for what is
+    no call.
     """
     utility = one.get("utility")
     endorsing = one.get("endorsing", () if utility is None else (utility,))
     chaincode = one.get("chaincode", asked)
-    return Call(chaincode, one["function"], one["argument"], utility, tuple(endorsing))
+    function, argument = str(one["function"]), dict(one["argument"])
+    return Call(str(chaincode), function, argument, utility, tuple(map(str, endorsing)))
 
 
 class Agent:
@@ -238,7 +240,7 @@ class Agent:
             return []
         try:
             calls = [_call(chaincode, one) for one in found[:MAX_DUE]]
-        except (TypeError, KeyError, AttributeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             # Asking is not endorsed by anybody else: a peer may answer whatever it likes.
             self._failed(asked)
             _LOGGER.warning(

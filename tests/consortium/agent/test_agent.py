@@ -71,7 +71,20 @@ def exchange() -> Exchange:
     return exchange
 
 
-@pytest.mark.parametrize("answer", [{"a": 1}, None, 7, ["book:Clear"], [{"function": "x"}], [None]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"a": 1},
+        None,
+        7,
+        ["book:Clear"],
+        [{"function": "x"}],
+        [{"function": "x", "argument": 7}],
+        [{"function": "x", "argument": "y"}],
+        [{"function": 7, "argument": {}, "chaincode": [], "endorsing": [{}]}],
+        [None],
+    ],
+)
 async def test_a_peer_that_answers_anything(exchange: Exchange, answer: Any) -> None:
     class Liar(Ledger):
         async def evaluate(self, chaincode: str, function: str, argument: Any = None) -> Any:
