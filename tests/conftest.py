@@ -5,7 +5,6 @@ debug mode and fails a test that leaves a task, a timer or a thread behind. That
 `tests/gridledger/`; everywhere else tests talk over real sockets, on the loopback address only.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest_socket
 
 # Before the plugin puts a folder of its own with this name in front of the path.
 import custom_components  # noqa: F401
+from consortium.node.logs import quieten_grpc
 
 HOME_ASSISTANT_TESTS = Path(__file__).parent / "gridledger"
 
@@ -25,10 +25,8 @@ hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# At DEBUG gRPC logs while it holds a lock of its own, and waits for the lock of the handler that
-# the plugin adds. Whoever holds that one while garbage is collected, a closed channel being part of
-# it, waits for gRPC's.
-logging.getLogger("grpc._cython.cygrpc").setLevel(logging.INFO)
+# The plugin logs at DEBUG, at which gRPC may stop a test as it may a node.
+quieten_grpc()
 
 _disable_socket = pytest_socket.disable_socket
 

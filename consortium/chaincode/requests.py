@@ -103,7 +103,7 @@ class Requests:
 
     async def _get_state(self, payload: bytes) -> bytes:
         asked = parse(peer_pb2.GetState, payload, "the request")
-        return self._value(asked.collection, asked.key)
+        return self._values(asked.collection, [asked.key])[0]
 
     async def _get_state_multiple(self, payload: bytes) -> bytes:
         asked = parse(peer_pb2.GetStateMultiple, payload, "the request")
@@ -124,13 +124,9 @@ class Requests:
     def _values(self, collection: str, keys: Sequence[str]) -> list[bytes]:
         if collection:
             found = self._simulator.get_privates(self._namespace, collection, keys)
-            return [value or b"" for value in found]
-        return [self._value("", key) for key in keys]
-
-    def _value(self, collection: str, key: str) -> bytes:
-        if collection:
-            return self._simulator.get_private(self._namespace, collection, key) or b""
-        return self._simulator.get_state(self._namespace, key) or b""
+        else:
+            found = [self._simulator.get_state(self._namespace, key) for key in keys]
+        return [value or b"" for value in found]
 
     async def _get_private_data_hash(self, payload: bytes) -> bytes:
         asked = parse(peer_pb2.GetState, payload, "the request")

@@ -53,6 +53,9 @@ PORTS = 6
 """Of a utility: what `Ports` names."""
 MAX_PEERS = 8
 """Peers of one utility."""
+BATCH_ENVELOPES = 500
+BATCH_TIMEOUT = "100ms"
+"""A block is cut at so many envelopes, or so long after its first one."""
 RAFT_TICK_S = 0.05
 """An election starts after 10 to 20 ticks without a leader, so within a second."""
 
@@ -277,8 +280,8 @@ def create_network(
     replay: Replay | None = None,
     base_port: int = DEFAULT_BASE_PORT,
     peers: Mapping[str, int] | None = None,
-    max_message_count: int = 500,
-    batch_timeout: str = "100ms",
+    max_message_count: int = BATCH_ENVELOPES,
+    batch_timeout: str = BATCH_TIMEOUT,
     first_block: bool = True,
     progress: Progress = lambda _message: None,
 ) -> Network:
@@ -334,8 +337,8 @@ def first_block_of(
     channel: str,
     members: Sequence[Utility],
     *,
-    max_message_count: int = 500,
-    batch_timeout: str = "100ms",
+    max_message_count: int = BATCH_ENVELOPES,
+    batch_timeout: str = BATCH_TIMEOUT,
 ) -> common_pb2.Block:
     """The first block of a channel whose members endorse, commit and order.
 

@@ -31,6 +31,7 @@ from gridledger_client import (
 )
 from gridledger_client.readings import batch_transient
 from tests.ports import first_port
+from tests.windows import coming_window
 
 from .fabric import FabricPeer, fabric_bin, height, node_client, same_ledgers
 from .networks import fabric_network
@@ -146,12 +147,12 @@ async def test_a_home_meters_and_sells(theirs: Theirs) -> None:
                 "price_micro_per_kwh": "81000",
             },
         )
-    start = int(time.time()) // 60 * 60 + 120
+    start, end = coming_window(120, 300)
     asked = {
         "connection_id": "CP-1",
         "energy_wh": "400",
         "window_start": str(start),
-        "window_end": str(start + 300),
+        "window_end": str(end),
     }
     quote = (await theirs.home.evaluate("energy", "market:Quote", asked))["quote"]
     first = await height(theirs.operator)
@@ -171,8 +172,8 @@ async def test_a_home_meters_and_sells(theirs: Theirs) -> None:
 async def test_fabrics_node_client(theirs: Theirs) -> None:
     """The same with Fabric's own client, on its own network, with our contracts."""
     aurora = theirs.network.utility("Aurora")
-    start = int(time.time()) // 60 * 60 + 600
-    window = {"window_start": str(start), "window_end": str(start + 300)}
+    start, end = coming_window(600, 300)
+    window = {"window_start": str(start), "window_end": str(end)}
     asked = {"connection_id": "CP-1", "energy_wh": "300", **window}
 
     async def run(*steps: dict[str, Any]) -> Any:
