@@ -193,12 +193,16 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         self._unsubscribe = []
+        self._cancel_timers()
+        await self.async_save()
+        self._stopped = True
+        self._cancel_timers()  # those of a meter that began meanwhile
+
+    def _cancel_timers(self) -> None:
         for cancel in (self._cancel_tick, self._cancel_publish):
             if cancel is not None:
                 cancel()
         self._cancel_tick = self._cancel_publish = None
-        await self.async_save()
-        self._stopped = True
 
     def _load_counters(self) -> None:
         stored = self._outbox.fact(_FACT_COUNTERS) or {}
@@ -220,7 +224,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
 
     async def _begin_meter(self, clock: ChannelClock) -> None:
         stored = await self.hass.async_add_executor_job(self._outbox.fact, _FACT_METER)
-        if self.meter is not None:
+        if self.meter is not None or self._stopped:
             return
         self.meter = Meter(clock.interval_s, self._imports, self._exports, stored)
         oldest = clock.next_boundary(clock.channel(dt_util.utcnow().timestamp()) - RETENTION_S)

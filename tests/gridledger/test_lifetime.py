@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from homeassistant.core import HomeAssistant
@@ -91,3 +92,26 @@ async def test_reloads_leave_nothing_behind(hass: HomeAssistant, home: Any) -> N
     assert after[1] <= before[1] + 2, "threads go on"
     assert after[3] == before[3], "something holds on to what was unloaded"
     assert grown_kb <= 4_000 + GROWTH_KB * RELOADS, "memory grows"
+
+
+async def test_a_meter_that_would_begin_once_its_home_has_stopped(
+    hass: HomeAssistant, home: Any
+) -> None:
+    runtime = home.runtime_data
+    asked, go_on = threading.Event(), threading.Event()
+    fact = runtime.outbox.fact
+
+    def slow(name: str) -> Any:
+        asked.set()
+        go_on.wait(60)
+        return fact(name)
+
+    runtime.home.meter = None  # as before the ledger was reached for the first time
+    with patch.object(runtime.outbox, "fact", slow):
+        runtime.home.async_adopt_clock(runtime.session.clock)
+        await hass.async_add_executor_job(asked.wait, 60)
+        await runtime.home.async_stop()
+        go_on.set()
+        await hass.async_block_till_done()
+    assert runtime.home.meter is None
+    assert runtime.home._cancel_tick is None
