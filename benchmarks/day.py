@@ -121,12 +121,17 @@ class Bench:
     def sizes(self) -> dict[str, int]:
         """Bytes of the two peers' folders: blocks, and pages of the index that are in use."""
         found = {}
-        for peer, ledger in (("aurora", self.world.ledger), ("boreal", self.boreal)):
+        for peer, ledger, folder in (
+            ("aurora", self.world.ledger, self.folder / "ledger"),
+            ("boreal", self.boreal, self.folder / "boreal"),
+        ):
             environment = ledger._environment
             with environment.read():
                 pages = environment._environment.info()["last_pgno"] + 1
             found[f"{peer} index"] = pages * environment._page_bytes
-            found[f"{peer} blocks"] = ledger._segments.end.length
+            found[f"{peer} blocks"] = sum(
+                file.stat().st_size for file in (folder / "blocks").iterdir()
+            )
         return found
 
     def run(self, what: str, calls: Iterator[tuple[Any, str, Any, Any]]) -> Step:

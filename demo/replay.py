@@ -12,9 +12,10 @@ the contracts, on the ledgers of three utilities (`demo.replay_channel`). Each d
   twice or wrong (`demo.replay_readings`), settles the day in private and posts it, and closes its
   transformer's balance. Six homes share as a community what they have left.
 
-After the month certificates are issued, every day is settled finally, and bills are posted. Some
-readings are corrected only then: each is an adjustment of its day, and of the bill. Then bills are
-paid, and all sums are checked against the series that went in. `script/run --replay` calls it.
+After the month every day is settled finally, and bills are posted. Some readings are corrected only
+then: each is an adjustment of its day, and of the bill. Then certificates are issued by the
+readings, bills are paid, and all sums are checked against the series that went in.
+`script/run --replay` calls it.
 """
 
 from __future__ import annotations
@@ -186,11 +187,11 @@ class Replay:
                 f"{self.channel.height:,} blocks, {spent:.0f} s"
             )
         self._read_the_rest()
-        self._certify()
         self._settle_finally()
         self._tell(f"all days are final, {time.monotonic() - began:.0f} s")
         self._bill(month.connections, 1)
         self._adjust()
+        self._certify()
         self._pay()
         self._tell(f"bills are posted, adjusted and paid, {time.monotonic() - began:.0f} s")
         self._collect()
@@ -760,20 +761,20 @@ class Replay:
     # After the month
 
     def _certify(self) -> None:
-        """Issue the month's certificates; one is given to the supplier and claimed."""
+        """Issue the month's certificates by its readings; half is given to the supplier, and used.
+
+        Once they are corrected: what is issued stays.
+        """
         channel, plant = self.channel, self.month.plant
         year, number = (int(part) for part in self.month.name.split("-"))
         over = utc_start(f"{year + number // 12:04d}-{number % 12 + 1:02d}-01")
         channel.now = max(channel.now, over + 6 * HOUR_S)
-        export = sum(plant.export_wh.values())
-        issue = channel.submit(
-            channel.operators[plant.utility],
-            "certificate:Issue",
-            plant_id="SUN-1",
-            month=self.month.name,
-            generation_wh=export,
-            export_wh=export,
-        )
+        operator = channel.operators[plant.utility]
+        what = {"plant_id": "SUN-1", "month": self.month.name}
+        own = {"utility": f"{plant.utility}MSP", **what}
+        channel.submit_all([Call(operator, "origin:Commit", own, endorser=plant.utility)])
+        produced = channel.evaluate(operator, "origin:Record", at=plant.utility, **own)
+        issue = channel.submit(operator, "certificate:Issue", produced=produced, **what)
         found = {name: int(issue[name]) for name in ("export_wh", "issued", "carry_wh")}
         owner = self.owners[plant.connection_id]
         claimed = 0

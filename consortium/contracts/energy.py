@@ -20,6 +20,7 @@ from .market.bilateral import Bilaterals
 from .market.books import Books
 from .market.gates import Gates
 from .market.market import Market
+from .market.pools import Pools
 from .market.response import Responses
 from .oversight.challenges import Challenges
 from .oversight.exports import Exports
@@ -45,6 +46,7 @@ CHAINCODE = Chaincode(
         Certificates(),
         Delegations(),
         Responses(),
+        Pools(),
         Balances(),
         Oversight(),
         Exports(),

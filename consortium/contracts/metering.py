@@ -6,10 +6,12 @@ collection of a utility's homes, that utility alone endorses.
 
 from consortium.chaincode.api import Chaincode
 
+from .assets.origins import Origins
 from .balance.feeder import Feeders
 from .billing.bill_records import Bills
 from .billing.protections import Protections
 from .common.commitments import Commitments
+from .market.baselines import Baselines
 from .meters.duties import Duties
 from .meters.metering import Metering
 from .meters.privacy import Privacy
@@ -26,5 +28,7 @@ CHAINCODE = Chaincode(
         Protections(),
         Duties(),
         Privacy(),
+        Baselines(),
+        Origins(),
     ),
 )

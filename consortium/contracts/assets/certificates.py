@@ -1,11 +1,13 @@
 """Contract `certificate`: guarantees of origin, one for each whole unit of renewable export.
 
-A plant's utility issues them for a month of validated readings; what is less than a unit carries
-on to the next month. They are held in batches of consecutive serial numbers, transferred and split
+A plant's utility issues them for a month, of what it has committed to by the readings (`origin`)
+or, where no meter of this ledger tells, of what it declares, which each certificate says; what is
+less than a unit carries on. They are held in batches of consecutive numbers, transferred and split
 in whole units, and claimed once and for all. (Directive (EU) 2018/2001, article 19: one guarantee
 for each MWh, valid for 12 months from the end of production, expired 18 months after it.)
 
-Energy counts once: what was sold as green in its own right is taken off before issuing.
+Energy counts once: what was sold as green in its own right is taken off before issuing, on this
+ledger (green products, offers with the attribute GREEN) and elsewhere.
 """
 
 from dataclasses import dataclass, replace
@@ -20,47 +22,42 @@ from consortium.chaincode.api import (
     Instant,
     Integer,
     InvalidArgument,
-    MspId,
     NotFound,
-    Text,
     canonical_json,
     query,
     stored_record,
     transaction,
 )
 
-from ..common import access, settings
-from ..common.clock import Day, day_start
+from ..common import access, agreements, commitments, settings
+from ..common.clock import day_start, utc_text
 from ..common.pages import Bookmark, listed
+from ..market.auctions import result_of
+from ..market.orders import Order
+from ..market.products import Product
+from ..registry import grid, roles
 from ..registry.registry import connection_of, energy_settings
+from .guarantees import (
+    Energy,
+    Month,
+    Plant,
+    Produced,
+    ProducedBasis,
+    Source,
+    Words,
+    month_end,
+    produced_key,
+)
 from .wallet import Account, require_owner
 
 UNIT_WH = 1_000_000
+GREEN = "GREEN"
+"""The attribute of offers that are sold as green."""
 _TRANSFER_MONTHS = 12
 _CLAIM_MONTHS = 18
 
-Month = Annotated[str, Text(r"[0-9]{4}-(0[1-9]|1[0-2])", "a month as YYYY-MM")]
-Energy = Annotated[int, Integer(0, 10**15, "Wh")]
 Count = Annotated[int, Integer(1, 10**9, "certificates")]
-Source = Annotated[str, Choice("solar", "wind", "hydro", "biomass")]
 BatchState = Annotated[str, Choice("issued", "claimed", "expired", "withdrawn")]
-Words = Annotated[str, Text(r"[^\x00-\x1f]{1,200}", "1 to 200 characters")]
-
-
-@dataclass(frozen=True, slots=True)
-class Plant:
-    """A plant that certificates are issued for."""
-
-    plant_id: Identifier
-    connection_id: Identifier
-    utility: MspId
-    source: Source
-    capacity_w: Annotated[int, Integer(1, 10**12, "W")]
-    commissioned: Day
-    support: Words
-    """What public support it received; 'none' if none."""
-    place: Words
-    """As exact as its owner wants it public, such as a municipality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +69,14 @@ class Issue:
     generation_wh: Energy
     export_wh: Energy
     sold_green_wh: Energy
+    """Elsewhere, as its utility says."""
     carried_in_wh: Energy
     issued: Annotated[int, Integer(0, 10**9)]
     carry_wh: Energy
+    traded_green_wh: Energy = 0
+    """On this ledger, by the plant's own orders."""
+    measured: bool = False
+    """By readings that were committed to; else as its utility says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Batch:
     claimable_until: Instant
     claimed_for: Words | None = None
     """Whose use, where and when."""
+    measured: bool = False
+    """See `Issue`."""
 
 
 def whole_units(carry_wh: int, energy_wh: int) -> tuple[int, int]:
@@ -109,11 +113,36 @@ def whole_units(carry_wh: int, energy_wh: int) -> tuple[int, int]:
     return divmod(carry_wh + energy_wh, UNIT_WH)
 
 
-def month_end(month: str, later: int = 0) -> int:
-    """The instant (UTC) at which a month, or the one so many months later, has ended."""
-    year, number = int(month[:4]), int(month[5:])
-    months = year * 12 + number + later  # number is 1 for January: the month after
-    return day_start(f"{months // 12:04d}-{months % 12 + 1:02d}-01")
+def _traded_green(context: Context, connection_id: str, month: str) -> int:
+    """What a connection has sold as green on this ledger, for a month that is over.
+
+    Raises:
+        Conflict: a book is cleared, but its fills aren't noted yet.
+    """
+    green: dict[tuple[str, int], bool] = {}
+    sold = 0
+    prefix = f"order/{connection_id}/"
+    start, end = month_end(month, -1), month_end(month)
+    for _, value in context.range(f"{prefix}{start:012d}", f"{prefix}{end:012d}"):
+        order = stored_record(Order, value)
+        if order.side != "offer":
+            continue
+        version = agreements.version_at(context, "product", order.product, order.interval_start)
+        known = (order.product, version)
+        if known not in green:
+            terms = agreements.terms_of(context, "product", *known, Product)
+            green[known] = terms.green
+        if not green[known] and GREEN not in order.attributes:
+            continue
+        if order.state == "open":
+            result = result_of(context, order.product, order.interval_start)
+            if result is not None and not result.void:
+                raise Conflict(
+                    f"order {order.order_id} of {connection_id} for "
+                    f"{utc_text(order.interval_start)} isn't applied; book:Apply first"
+                )
+        sold += order.filled_wh
+    return sold
 
 
 def _batch_id(transaction_id: str, part: str) -> str:
@@ -137,6 +166,15 @@ class Certificates(Contract):
             f"operators of {connection.utility}",
         )
         day_start(plant.commissioned)
+        # What a connection exports is one plant's: else its Wh would be certified twice.
+        holder_key = f"origin/{plant.connection_id}"
+        holder = context.get_state(holder_key)
+        if holder is None:
+            context.put_state(holder_key, plant.plant_id.encode())
+        elif holder.decode() != plant.plant_id:
+            raise Conflict(
+                f"the export of {plant.connection_id} is plant {holder.decode()}'s already"
+            )
         key = f"plant/{plant.plant_id}"
         stored = context.get_state(key)
         if stored is None:
@@ -150,6 +188,25 @@ class Certificates(Contract):
         """A plant."""
         return self._plant(context, plant_id)
 
+    @query
+    def basis(self, context: Context, *, plant_id: Identifier, month: Month) -> ProducedBasis:
+        """What is public of a plant's month: `origin` sums its readings up by it."""
+        return self._basis(context, self._plant(context, plant_id), month)
+
+    @staticmethod
+    def _basis(context: Context, plant: Plant, month: str) -> ProducedBasis:
+        connection = connection_of(context, plant.connection_id)
+        start, end = month_end(month, -1), month_end(month)
+        stored = [
+            unit.battery_wh
+            for at in (start, end - 1)
+            for unit in grid.plants_at(context, plant.connection_id, at)
+        ]
+        utility = roles.role_at(context, connection, "metering_operator", start)
+        return ProducedBasis(
+            plant.plant_id, plant.connection_id, str(utility), start, end, any(stored)
+        )
+
     @transaction
     def issue(
         self,
@@ -157,17 +214,30 @@ class Certificates(Contract):
         *,
         plant_id: Identifier,
         month: Month,
-        generation_wh: Energy,
-        export_wh: Energy,
+        produced: Produced | None = None,
+        generation_wh: Energy | None = None,
+        export_wh: Energy | None = None,
         sold_green_wh: Energy = 0,
     ) -> Issue:
         """Issue a month's certificates to the plant's connection; months go in order.
 
         Of the export, only what the plant generated in the same intervals is renewable: what a
         battery took from the grid before is not. `export_wh` is that lesser of the two, summed.
+        Both come from the readings (`produced`), or are the utility's word.
         """
         plant = self._plant(context, plant_id)
         access.require_operator(context.creator, plant.utility, f"issue certificates of {plant_id}")
+        if produced is not None:
+            if generation_wh is not None or export_wh is not None:
+                raise InvalidArgument("produced has generation_wh and export_wh; leave these out")
+            if (produced.plant_id, produced.month) != (plant_id, month):
+                raise InvalidArgument(f"produced isn't of plant {plant_id} in {month}")
+            generation_wh, export_wh = produced.generation_wh, produced.export_wh
+        elif generation_wh is None or export_wh is None:
+            raise InvalidArgument(
+                "produced is missing, as origin:Record answers it; without readings on this ledger "
+                "generation_wh and export_wh are"
+            )
         if export_wh > generation_wh:
             raise InvalidArgument(
                 f"export_wh is {export_wh}, but no more than was generated is renewable, "
@@ -194,6 +264,11 @@ class Certificates(Contract):
             return issued
         if settings.now(context, channel) < month_end(month):
             raise Conflict(f"month {month} isn't over in the channel's time")
+        if produced is not None:
+            basis = self._basis(context, plant, month)
+            place = produced_key(plant.connection_id, month, plant_id)
+            commitments.check(context, basis.utility, place, produced)
+        traded = _traded_green(context, plant.connection_id, month)
         progress_key = f"plant/{plant_id}/progress"
         known = context.get_state(progress_key)
         progress = _Progress("0000-01", 0, 1) if known is None else stored_record(_Progress, known)
@@ -202,7 +277,8 @@ class Certificates(Contract):
                 f"certificates of {plant_id} are issued up to {progress.last_month}; months go in "
                 "order"
             )
-        count, carry = whole_units(progress.carry_wh, export_wh - sold_green_wh)
+        left = max(0, export_wh - sold_green_wh - traded)
+        count, carry = whole_units(progress.carry_wh, left)
         issued = Issue(
             plant_id,
             month,
@@ -212,6 +288,8 @@ class Certificates(Contract):
             progress.carry_wh,
             count,
             carry,
+            traded,
+            produced is not None,
         )
         context.put_state(key, canonical_json(issued))
         context.put_state(
@@ -232,6 +310,7 @@ class Certificates(Contract):
                     "issued",
                     month_end(month, _TRANSFER_MONTHS),
                     month_end(month, _CLAIM_MONTHS),
+                    measured=produced is not None,
                 ),
             )
         return issued

@@ -51,7 +51,7 @@ from consortium.chaincode.api import (
 
 from ..common import access, settings
 from ..common.clock import real_seconds
-from ..common.money import convert_micro
+from ..common.money import MICRO, convert_micro, half_even
 from ..common.pages import Bookmark
 from ..common.residence import Residence
 from ..common.settings import Currency
@@ -153,6 +153,10 @@ class Withdrawal:
     state: Annotated[str, Choice("requested", "paid", "rejected")]
     bank_reference: Identifier | None = None
     reason: Annotated[str, Text(r".{0,200}", "at most 200 characters")] = ""
+    currency: Currency | None = None
+    """What was paid out, if not the channel's currency."""
+    paid_micro: Amount | None = None
+    """How much of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,16 @@ class Conversion:
     rate_micro: ConversionRate
     """Micro-units of the channel's currency for one unit of `currency`."""
     published_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """Who answers for an account, with a hold of its own account."""
+
+    account: Account
+    guarantor: Account
+    amount_micro: Amount
+    """At first; the hold has what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +382,14 @@ class Ledger:
         )
         self._receive(hold.account, owed, UTILITY_SHARD)
         self._append(hold.account, hold.amount_micro - owed)
+
+    def call_guarantee(self, hold: Hold, account: str, owed: int) -> None:
+        """Pay what an account owes out of its guarantor's hold; what is left stays held."""
+        left = hold.amount_micro - owed
+        ended = replace(hold, amount_micro=left) if left else replace(hold, state="posted")
+        self._context.put_state(_hold_key(hold.account, hold.hold_id), canonical_json(ended))
+        self._receive(account, owed, UTILITY_SHARD)
+        self._post_both(Transfer(hold.account, account, owed, "guarantee", account))
 
     def sweep(self, account: str, shard: str, names: Sequence[str]) -> tuple[int, int]:
         """Move entries from `in` to a shard; return how many, and their sum."""
@@ -577,7 +599,7 @@ class Wallet(Contract):
     def publish_conversion(
         self, context: Context, *, currency: Currency, rate_micro: ConversionRate
     ) -> Conversion:
-        """Say what a unit of another currency is worth in deposits to the caller's utility."""
+        """Say what a unit of another currency is worth at the caller's utility's bank."""
         utility = context.creator.msp_id
         channel = energy_settings(context)
         access.require(
@@ -633,15 +655,8 @@ class Wallet(Contract):
         else:
             received = amount_micro
             if paid_in != channel.currency:
-                published = context.get_state(f"conversion/{utility}/{paid_in}")
-                if published is None:
-                    raise NotFound(
-                        f"{utility} has published no conversion rate of {paid_in}; it does so "
-                        "with wallet:PublishConversion"
-                    )
-                received = convert_micro(
-                    amount_micro, stored_record(Conversion, published).rate_micro
-                )
+                rate = _conversion(context, utility, paid_in).rate_micro
+                received = convert_micro(amount_micro, rate)
                 if not 0 < received <= MAX_AMOUNT:
                     raise Conflict(
                         f"{amount_micro} micro-units of {paid_in} come to {received} of "
@@ -712,9 +727,14 @@ class Wallet(Contract):
         account: Account,
         request_id: RequestId,
         bank_reference: Identifier,
+        currency: Currency | None = None,
     ) -> Withdrawal:
-        """Say that the bank has paid a withdrawal out; a bank reference counts once."""
+        """Say that the bank has paid a withdrawal out; a bank reference counts once.
+
+        In another currency it is what the utility's published rate makes of it.
+        """
         utility = _require_operator(context, account, f"confirm withdrawals of {account}")
+        channel = energy_settings(context)
         withdrawal = self._withdrawal(context, account, request_id)
         if withdrawal.state == "paid" and withdrawal.bank_reference == bank_reference:
             return withdrawal
@@ -723,7 +743,16 @@ class Wallet(Contract):
             raise Conflict(f"bank_reference {bank_reference} of {utility} is in use already")
         hold = pending_hold(context, account, f"withdrawal-{request_id}")
         paid = replace(withdrawal, state="paid", bank_reference=bank_reference)
-        ledger = Ledger(context, settings.now(context, energy_settings(context)))
+        if currency is not None and currency != channel.currency:
+            rate = _conversion(context, utility, currency).rate_micro
+            paid_micro = half_even(hold.amount_micro * MICRO, rate)
+            if not 0 < paid_micro <= MAX_AMOUNT:
+                raise Conflict(
+                    f"{hold.amount_micro} micro-units of {channel.currency} come to {paid_micro} "
+                    f"of {currency}, but a withdrawal is of 1 to {MAX_AMOUNT}"
+                )
+            paid = replace(paid, currency=currency, paid_micro=paid_micro)
+        ledger = Ledger(context, settings.now(context, channel))
         ledger.end_hold(
             hold,
             "posted",
@@ -878,8 +907,51 @@ class Wallet(Contract):
         return replace(hold, state="voided")
 
     @transaction
+    def guarantee(
+        self,
+        context: Context,
+        *,
+        account: Account,
+        guarantor: Account,
+        amount_micro: Amount,
+        shard: Shard = 0,
+    ) -> Guarantee:
+        """Answer for another account, after its collateral; one guarantor at a time."""
+        require_owner(context, guarantor, f"guarantee with {guarantor}")
+        if account == guarantor:
+            raise InvalidArgument(f"account is {account}, the guarantor itself; see wallet:Pledge")
+        connection_of(context, account)
+        wanted = Guarantee(account, guarantor, amount_micro)
+        before = _guarantee(context, account)
+        if before is not None:
+            known, _ = before
+            if known == wanted:
+                return known
+            raise Conflict(f"{known.guarantor} answers for {account} already")
+        ledger = Ledger(context, settings.now(context, energy_settings(context)))
+        hold_id = guarantee_hold(account)
+        hold = Hold(guarantor, hold_id, amount_micro, "GUARANTEE", NEVER, "pending")
+        ledger.hold(hold, str(shard))
+        ledger.write()
+        context.put_state(f"guarantor/{account}", canonical_json(wanted))
+        return wanted
+
+    @transaction
+    def release_guarantee(self, context: Context, *, account: Account) -> Guarantee:
+        """Give a guarantee for an account back to its guarantor."""
+        _require_operator(context, account, f"release the guarantee for {account}")
+        found = _guarantee(context, account)
+        if found is None:
+            raise NotFound(f"nobody answers for account {account}")
+        ledger = Ledger(context, settings.now(context, energy_settings(context)))
+        ledger.end_hold(found[1], "voided")
+        ledger.write()
+        context.del_state(f"guarantor/{account}")
+        return found[0]
+
+    @transaction
     def cover_default(self, context: Context, *, account: Account) -> dict[str, Any]:
-        """Cover what an account owes beyond its means: from its collateral, then by its supplier.
+        """Cover what an account owes: from its collateral, by its guarantor, then its supplier.
 
         What it owes is what the utility's shard is below zero.
         """
@@ -896,7 +968,12 @@ class Wallet(Contract):
         if collateral is not None and collateral.state == "pending":
             from_collateral = min(owed, collateral.amount_micro)
             ledger.end_collateral(collateral, from_collateral)
-        by_supplier = owed - from_collateral
+        by_guarantor = 0
+        guaranteed = _guarantee(context, account)
+        if guaranteed is not None and from_collateral < owed:
+            by_guarantor = min(owed - from_collateral, guaranteed[1].amount_micro)
+            ledger.call_guarantee(guaranteed[1], account, by_guarantor)
+        by_supplier = owed - from_collateral - by_guarantor
         ledger.transfer(
             Transfer(supplier_account(utility), account, by_supplier, "default", account),
             into_shard=UTILITY_SHARD,
@@ -906,6 +983,7 @@ class Wallet(Contract):
             "account": account,
             "owed_micro": owed,
             "from_collateral_micro": from_collateral,
+            "by_guarantor_micro": by_guarantor,
             "by_supplier_micro": by_supplier,
         }
 
@@ -1021,6 +1099,32 @@ class Wallet(Contract):
             "entries": entries,
             "bookmark": None,
         }
+
+
+def _conversion(context: Context, utility: str, currency: str) -> Conversion:
+    """What a utility has published of a currency; raises NotFound."""
+    published = context.get_state(f"conversion/{utility}/{currency}")
+    if published is None:
+        raise NotFound(
+            f"{utility} has published no conversion rate of {currency}; it does so with "
+            "wallet:PublishConversion"
+        )
+    return stored_record(Conversion, published)
+
+
+def guarantee_hold(account: str) -> str:
+    """The hold in a guarantor's account that answers for an account."""
+    return f"guarantee-{account}"
+
+
+def _guarantee(context: Context, account: str) -> tuple[Guarantee, Hold] | None:
+    """Who answers for an account, and with what is left; None if nobody does any more."""
+    stored = context.get_state(f"guarantor/{account}")
+    if stored is None:
+        return None
+    found = stored_record(Guarantee, stored)
+    hold = hold_of(context, found.guarantor, guarantee_hold(account))
+    return (found, hold) if hold.state == "pending" else None
 
 
 def _incoming(context: Context, account: str) -> Iterator[tuple[str, int]]:

@@ -27,6 +27,7 @@ from consortium.chaincode.api import (
 from ..common import access, settings
 from ..common.clock import DAY_S, day_of, day_start
 from ..common.dated import Span
+from ..common.pages import Bookmark
 from ..common.remembered import remembered
 from ..market.bilateral import sold_as_produced
 from ..oversight import challenges
@@ -172,14 +173,26 @@ class Agenda(Contract):
         return OpenDays(tuple(found[:MAX_OPEN_DAYS]))
 
     @query
-    def revised(self, context: Context, *, utility: MspId, since: Instant) -> RevisedDays:
+    def revised(
+        self,
+        context: Context,
+        *,
+        utility: MspId,
+        since: Instant,
+        bookmark: Bookmark | None = None,
+    ) -> RevisedDays:
         """Days of buyers that were adjusted for their sellers as produced since an instant."""
         self._require_operator(context, utility)
+        contract_id, _, after = (bookmark or "").partition("/")
         found: list[RevisedDay] = []
         for terms in sold_as_produced(context):
+            if terms.contract_id < contract_id:
+                continue
             buyer = connection_of(context, terms.buyer)
             for key, value in context.range(*under(f"day/{terms.seller}/")):
                 day, posted = key.rpartition("/")[2], stored_record(settlement.Posted, value)
+                if terms.contract_id == contract_id and day <= after:
+                    continue
                 if (
                     posted.run.startswith("adjustment-")
                     and posted.posted_at >= since
@@ -188,7 +201,9 @@ class Agenda(Contract):
                     == utility
                 ):
                     found.append(RevisedDay(terms.buyer, day))
-        return RevisedDays(tuple(found[:MAX_OPEN_DAYS]))
+                    if len(found) == MAX_OPEN_DAYS:
+                        return RevisedDays(tuple(found), f"{terms.contract_id}/{day}")
+        return RevisedDays(tuple(found), None)
 
     @query
     def bills(self, context: Context, *, utility: MspId) -> OpenBills:

@@ -157,7 +157,9 @@ class Billing(Contract):
     ) -> Document:
         """Take something off a bill; a request counts once."""
         document = supply.document_of(context, connection_id, number)
-        supply.require_supplier(context, document.supplier, f"credit bills of {connection_id}")
+        access.require_supplier(
+            context.creator, document.supplier, f"credit bills of {connection_id}"
+        )
         key = f"creditnote/{connection_id}/{request_id}"
         known = context.get_state(key)
         if known is not None:
@@ -180,7 +182,9 @@ class Billing(Contract):
     ) -> Document:
         """Take a bill off in full, so that its period is billed anew by the next computation."""
         document = supply.document_of(context, connection_id, number)
-        supply.require_supplier(context, document.supplier, f"cancel bills of {connection_id}")
+        access.require_supplier(
+            context.creator, document.supplier, f"cancel bills of {connection_id}"
+        )
         key = f"cancelled/{connection_id}/{number}"
         known = context.get_state(key)
         if known is not None:
@@ -271,7 +275,9 @@ class Billing(Contract):
     ) -> Dispute:
         """End a dispute: credit what was wrong; the rest is due again after a new term."""
         document = supply.document_of(context, connection_id, number)
-        supply.require_supplier(context, document.supplier, f"resolve disputes of {connection_id}")
+        access.require_supplier(
+            context.creator, document.supplier, f"resolve disputes of {connection_id}"
+        )
         found = _required_dispute(context, connection_id, number)
         if found.state == "resolved":
             if (found.credited_micro, found.answer) != (credited_micro, answer):
@@ -417,7 +423,7 @@ class Billing(Contract):
         """Remind of a bill (1) or give final notice (2), in order; again changes nothing."""
         dues = Dues(context, connection_id)
         standing = dues.standing(number)
-        supply.require_supplier(context, standing.supplier, f"remind {connection_id}")
+        access.require_supplier(context.creator, standing.supplier, f"remind {connection_id}")
         if standing.dunning >= step:
             return standing
         now = _now(context)
@@ -504,7 +510,7 @@ class Billing(Contract):
         (bill:Compute's statement, protection:Clear's clearance), `then` names that.
         """
         supplier = context.creator.msp_id
-        supply.require_supplier(context, supplier, f"see the acts of {supplier}")
+        access.require_supplier(context.creator, supplier, f"see the acts of {supplier}")
         now = _now(context)
         items, following = page(context, "supply/", "", limit, bookmark)
         found: list[dict[str, Any]] = []

@@ -460,7 +460,7 @@ class Permits(Contract):
         now = self._now(context)
         connection_of(context, connection_id)
         terms = supply.current_supply(context, connection_id, now)
-        supply.require_supplier(context, terms.supplier, f"{act} {connection_id}")
+        access.require_supplier(context.creator, terms.supplier, f"{act} {connection_id}")
         rules = required_rules(context, terms.region, now)
         return now, terms, permit_of(context, connection_id), rules
 
@@ -563,7 +563,7 @@ class Permits(Contract):
             return permit
         dues = Dues(context, connection_id)
         if goodwill:
-            supply.require_supplier(context, terms.supplier, f"restore {connection_id}")
+            access.require_supplier(context.creator, terms.supplier, f"restore {connection_id}")
             due = dues.due_micro(now)
             return _change(context, permit, terms, "granted", "goodwill", now, due)
         restored = refresh(context, dues, terms, now, "paid")

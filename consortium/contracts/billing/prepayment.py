@@ -38,7 +38,7 @@ from ..assets.wallet import (
     Transfer,
     supplier_account,
 )
-from ..common import settings
+from ..common import access, settings
 from ..common.money import amount_micro
 from ..registry.registry import energy_settings
 from . import permit, supply
@@ -199,7 +199,7 @@ class Prepayments(Contract):
         self, context: Context, *, supplier: MspId, price_micro_per_kwh: Price
     ) -> EnergyPrice:
         """Say what energy in advance costs from now on; the same again changes nothing."""
-        supply.require_supplier(context, supplier, f"publish prices of {supplier}")
+        access.require_supplier(context.creator, supplier, f"publish prices of {supplier}")
         before = self._price(context, supplier)
         if before is not None and before.price_micro_per_kwh == price_micro_per_kwh:
             return before
@@ -247,7 +247,9 @@ class Prepayments(Contract):
         """Add money that arrived at the supplier's bank or till; a bank reference counts once."""
         now = self._now(context)
         terms = supply.current_supply(context, connection_id, now)
-        supply.require_supplier(context, terms.supplier, f"enter top-ups of {connection_id}")
+        access.require_supplier(
+            context.creator, terms.supplier, f"enter top-ups of {connection_id}"
+        )
         key = f"topup/{connection_id}/bank/{bank_reference}"
         known = self._known(context, key, amount_micro, 0)
         if known is not None:

@@ -343,16 +343,6 @@ def seen_bills(context: Context, connection_id: str) -> Residence:
     return EVERYBODY
 
 
-def require_supplier(context: Context, supplier: str, act: str) -> None:
-    """Raise Forbidden unless the caller acts for a supplier."""
-    access.require(
-        access.is_supplier(context.creator, supplier),
-        context.creator,
-        act,
-        f"operators and suppliers of {supplier}",
-    )
-
-
 def require_home(context: Context, connection_id: str, act: str) -> Connection:
     """The connection; raises Forbidden unless its home calls."""
     connection = connection_of(context, connection_id)

@@ -25,10 +25,6 @@ from .calendars import Calendar
 MAX_PARTS = 24
 _MILLION = 1_000_000
 
-LineKind = Annotated[
-    str,
-    Choice("standing", "energy", "block", "index", "capacity", "feed_in", "tax", "rounding"),
-]
 DayPattern = Annotated[str, Choice("EVERY", "WORKDAY", "WEEKEND", "HOLIDAY", "SATURDAY", "SUNDAY")]
 """WORKDAY and SATURDAY leave holidays out; WEEKEND and SUNDAY have them with them."""
 Minute = Annotated[int, Integer(0, 1440, "minutes")]
@@ -94,6 +90,9 @@ class Tariff:
     taxes: Annotated[tuple[Tax, ...], AtMost(MAX_PARTS)]
     rounding: Annotated[str, Choice("total", "line")]
     """What is rounded to the minor unit: the sum, or each line."""
+    netting: Annotated[str, Choice("none", "period")] = "none"
+    """period: a bill's export is set off against its import first, the dearest band before the
+    others; what is left is fed in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +120,11 @@ class BillLine:
 
     kind: Annotated[
         str,
-        Choice("standing", "energy", "block", "index", "capacity", "feed_in", "tax", "rounding"),
-    ]
+        Choice(
+            "standing", "energy", "block", "index", "capacity", "netted", "feed_in", "tax",
+            "rounding",
+        ),
+    ]  # fmt: skip
     name: Identifier
     quantity: Annotated[int, Integer(-(10**15), 10**15)]
     """Wh; days for standing; W for capacity; micro-units for a tax."""
@@ -154,6 +156,11 @@ def check_terms(tariff: Tariff) -> None:
         raise InvalidArgument("a tariff has bands, blocks or an index: something that has a price")
     if tariff.index is None and (tariff.index_ppm or tariff.feed_in_index_ppm):
         raise InvalidArgument("index_ppm and feed_in_index_ppm need an index")
+    if tariff.netting == "period" and tariff.index is not None:
+        raise InvalidArgument(
+            "netting is period, but an index has a price for each interval, so that what is set "
+            "off against what would matter"
+        )
     limits = [block.up_to_wh for block in tariff.blocks]
     if limits and (limits[-1] != 0 or 0 in limits[:-1] or limits[:-1] != sorted(limits[:-1])):
         raise InvalidArgument("blocks must rise in up_to_wh, and the last have 0: it has no limit")
@@ -313,6 +320,15 @@ def _energy_lines(
             price = index[each.interval_start]
             indexed += each.import_wh * (price * tariff.index_ppm + tariff.markup * _MILLION)
             fed_in += each.export_wh * price * tariff.feed_in_index_ppm
+    if tariff.netting == "period":
+        netted = min(imported, exported)
+        if netted:
+            yield BillLine("netted", "NETTED", netted, 0, 0)
+        dearest = sorted(range(len(bands)), key=lambda at: (-tariff.bands[at].price, at))
+        matched, _ = net_metering([bands[at] for at in dearest], netted)
+        for at, energy_wh in zip(dearest, matched, strict=True):
+            bands[at] -= energy_wh
+        imported, exported = imported - netted, exported - netted
     for band, energy_wh in zip(tariff.bands, bands, strict=True):
         if energy_wh:
             yield BillLine(
@@ -336,6 +352,21 @@ def _energy_lines(
     if exported and (tariff.feed_in or fed_in):
         received = half_even(exported * tariff.feed_in * _MILLION + fed_in, 1000 * _MILLION)
         yield BillLine("feed_in", "FEED-IN", exported, tariff.feed_in, -received)
+
+
+def net_metering(imports_by_band: Sequence[int], exported: int) -> tuple[list[int], int]:
+    """Set one export off against imports by price band, in their order.
+
+    Returns:
+        What was set off in each band, and what is left of the export.
+    """
+    left = exported
+    matched = []
+    for imported in imports_by_band:
+        taken = min(imported, left)
+        matched.append(taken)
+        left -= taken
+    return matched, left
 
 
 def local_days(calendar: Calendar, start: int, end: int) -> Iterator[str]:

@@ -60,3 +60,8 @@ def require_operator(creator: Creator, utility: str, act: str) -> None:
 def require_supplier(creator: Creator, supplier: str, act: str) -> None:
     """Raise Forbidden unless the caller trades for this utility or operates it."""
     require(is_supplier(creator, supplier), creator, act, f"suppliers and operators of {supplier}")
+
+
+def require_member(creator: Creator, act: str) -> None:
+    """Raise Forbidden unless the caller operates a utility, whichever."""
+    require(is_operator(creator, creator.msp_id), creator, act, "operators of any utility")

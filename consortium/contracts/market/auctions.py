@@ -167,7 +167,7 @@ class Auctions(Contract):
     @transaction
     def close(self, context: Context, *, product: Identifier, interval_start: Instant) -> BookState:
         """Close the books of a product and interval in all zones; again changes nothing."""
-        require_member(context, "close books")
+        access.require_member(context.creator, "close books")
         state = closed_state(context, product, interval_start)
         if state is not None:
             return state
@@ -202,7 +202,7 @@ class Auctions(Contract):
         page: PageNumber,
     ) -> PageSum:
         """Sum the next page of a closed book by price; again changes nothing."""
-        require_member(context)
+        access.require_member(context.creator, "run auctions")
         _, terms = self._closed(context, product, interval_start)
         terms.zone_of(zone)
         book = zone_key(zone, product, interval_start)
@@ -240,7 +240,7 @@ class Auctions(Contract):
     @transaction
     def clear(self, context: Context, *, product: Identifier, interval_start: Instant) -> Result:
         """Find prices and volumes once all pages are summed; again changes nothing."""
-        require_member(context)
+        access.require_member(context.creator, "run auctions")
         key = f"{interval_key(product, interval_start)}/result"
         stored = context.get_state(key)
         if stored is not None:
@@ -298,7 +298,7 @@ class Auctions(Contract):
         page: PageNumber,
     ) -> dict[str, Any]:
         """Note the fills of one page and give back what its orders no longer need set aside."""
-        require_member(context)
+        access.require_member(context.creator, "run auctions")
         book = zone_key(zone, product, interval_start)
         applied = f"applied/{book}/{page:06d}"
         result = self._result(context, product, interval_start)
@@ -398,16 +398,6 @@ class Auctions(Contract):
                 "book:Clear first"
             )
         return result
-
-
-def require_member(context: Context, doing: str = "run auctions") -> None:
-    """Raise Forbidden unless the caller operates a utility."""
-    access.require(
-        access.is_operator(context.creator, context.creator.msp_id),
-        context.creator,
-        doing,
-        "operators of any utility",
-    )
 
 
 def closed_terms(context: Context, product: str, interval_start: int) -> tuple[int, Product]:

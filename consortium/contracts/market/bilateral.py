@@ -473,12 +473,7 @@ class Bilaterals(Contract):
     ) -> Shares:
         """Contracts as produced of some sellers, with what is published of [from, to)."""
         interval_s = energy_settings(context).interval_s
-        access.require(
-            access.is_operator(context.creator, context.creator.msp_id),
-            context.creator,
-            "read what sellers deliver",
-            "operators of any utility",
-        )
+        access.require_member(context.creator, "read what sellers deliver")
         if not from_ < to <= from_ + MAX_DELIVERED * interval_s:
             raise InvalidArgument(
                 f"to is {to}, but must be after from, {from_}, by {MAX_DELIVERED} intervals at most"

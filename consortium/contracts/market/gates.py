@@ -110,12 +110,7 @@ class Gates(Contract):
     @transaction
     def begin(self, context: Context, *, at: Instant) -> dict[str, Any]:
         """Say that a time has begun, and all of the day before it; again changes nothing."""
-        access.require(
-            access.is_operator(context.creator, context.creator.msp_id),
-            context.creator,
-            "write gates",
-            "operators of any utility",
-        )
+        access.require_member(context.creator, "write gates")
         channel = energy_settings(context)
         length = length_s(channel)
         if length is None or at % length:

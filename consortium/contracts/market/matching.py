@@ -35,7 +35,7 @@ from consortium.chaincode.api import (
 )
 
 from ..assets.wallet import Hold, Ledger, pending_hold
-from ..common import settings
+from ..common import access, settings
 from ..common.clock import utc_text
 from ..common.money import amount_micro
 from ..common.settings import Price
@@ -43,7 +43,7 @@ from ..registry.registry import energy_settings
 from ..settlement.firm import FirmTrade, note
 from ..settlement.settle import MARKET
 from . import continuous
-from .auctions import closed_terms, matching_paid, require_member
+from .auctions import closed_terms, matching_paid
 from .continuous import ContinuousBook, book_of
 from .orders import (
     Amendment,
@@ -199,7 +199,7 @@ class Matching(Contract):
         entries: Annotated[tuple[TransactionId, ...], AtMost(MAX_ENTRIES)],
     ) -> dict[str, Any]:
         """Take up entries of a continuous book and match them; what was taken up is left out."""
-        require_member(context, "run matching")
+        access.require_member(context.creator, "run matching")
         for index, name in enumerate(entries):
             if name in entries[:index]:
                 raise InvalidArgument(f"entries names {name} twice")
@@ -235,7 +235,7 @@ class Matching(Contract):
         self, context: Context, *, product: Identifier, interval_start: Instant
     ) -> dict[str, Any]:
         """Give back what a closed continuous book left unfilled, 500 orders at a time."""
-        require_member(context, "run matching")
+        access.require_member(context.creator, "run matching")
         _, terms = closed_terms(context, product, interval_start)
         if terms.trading != "continuous":
             raise Conflict(f"{product} is traded in auctions; book:Apply gives back what is left")

@@ -78,6 +78,8 @@ class Product:
     """Above 0: orders are sealed until the book is closed; who doesn't reveal loses this."""
     reveal_s: Annotated[int, Integer(0, 86_400, "s")] = 0
     """How long after the close sealed orders may be revealed at least."""
+    green: bool = False
+    """What is sold in it is sold as green: no certificate is issued for it any more."""
 
     @property
     def sealed(self) -> bool:

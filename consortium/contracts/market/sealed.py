@@ -33,13 +33,13 @@ from consortium.chaincode.api import (
 )
 
 from ..assets.wallet import Hold, Ledger, Shard, Transfer, grid_account, pending_hold
-from ..common import settings
+from ..common import access, settings
 from ..common.clock import utc_text
 from ..common.settings import Price
 from ..registry.delegations import actor_for
 from ..registry.registry import connection_of, energy_settings
 from . import gates
-from .auctions import closed_terms, require_member, revealing_ended
+from .auctions import closed_terms, revealing_ended
 from .orders import (
     HOLD_AFTER_S,
     BookState,
@@ -256,7 +256,7 @@ class Sealing(Contract):
         self, context: Context, *, product: Identifier, interval_start: Instant
     ) -> Revealed:
         """End revealing, so that the book can be cleared; again changes nothing."""
-        require_member(context)
+        access.require_member(context.creator, "run auctions")
         key = f"{interval_key(product, interval_start)}/revealed"
         stored = context.get_state(key)
         if stored is not None:
@@ -284,7 +284,7 @@ class Sealing(Contract):
         self, context: Context, *, product: Identifier, interval_start: Instant
     ) -> dict[str, Any]:
         """Take the pledges of what was not revealed, 500 at a time; again changes nothing."""
-        require_member(context)
+        access.require_member(context.creator, "run auctions")
         stored = context.get_state(f"{interval_key(product, interval_start)}/revealed")
         if stored is None:
             raise Conflict(

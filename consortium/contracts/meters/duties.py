@@ -12,7 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from consortium.chaincode.api import AtMost, Context, Contract, ContractError, Identifier, query
+from consortium.chaincode.api import (
+    AtMost,
+    Conflict,
+    Context,
+    Contract,
+    ContractError,
+    Identifier,
+    query,
+)
 
 from ..billing.bill_basis import (
     MAX_RUNS,
@@ -37,9 +45,11 @@ from ..settlement.days import (
     RevisedDays,
     Rows,
     Summary,
+    check_shared,
     rows_key,
     summary_key,
     trades_changed,
+    written_at_once,
 )
 from ..settlement.firm import Shares
 from .meters import meter_of
@@ -190,8 +200,12 @@ class Duties(Contract):
                     summaries.append(summary)
                 elif _is_read(store, home, one, own, now):
                     rest.append(name)
-            if one.together and len(summaries) + len(rest) < len(one.connections):
-                continue
+            if one.together:
+                if len(summaries) + len(rest) < len(one.connections):
+                    continue
+                if not rest and not _agree(summaries):
+                    rest = list(one.connections)  # a reading came in between
+                summaries = [] if rest else summaries
             if summaries:
                 found.append(
                     {
@@ -205,13 +219,14 @@ class Duties(Contract):
             lacking = [] if not rest else _undelivered(context, utility, store, one, rest)
             found += lacking
             if rest and not lacking:
-                found.append(
-                    {
-                        "function": "daybook:Commit",
-                        "argument": {**where, "connections": rest},
-                        "utility": utility,
-                    }
-                )
+                for part in _parts(one, rest, own.interval_s):
+                    found.append(
+                        {
+                            "function": "daybook:Commit",
+                            "argument": {**where, **part},
+                            "utility": utility,
+                        }
+                    )
         return found
 
     @staticmethod
@@ -234,6 +249,30 @@ class Duties(Contract):
             "utility": utility,
             "endorsing": [],
         }
+
+
+def _agree(summaries: Sequence[Summary]) -> bool:
+    """Whether a community's days, committed by several calls, share the same."""
+    try:
+        check_shared(summaries)
+    except Conflict:
+        return False
+    return True
+
+
+def _parts(one: OpenDay, names: list[str], interval_s: int) -> Iterator[dict[str, list[str]]]:
+    """What the calls that commit a day name: a community as a whole, and whose records each writes.
+
+    Once for all where it is small enough.
+    """
+    if not one.together:
+        yield {"connections": names}
+        return
+    whole = list(one.connections)
+    size = written_at_once((one.to - one.from_) // interval_s)
+    for first in range(0, len(names), size):
+        part = names[first : first + size]
+        yield {"connections": whole} if part == whole else {"connections": whole, "only": part}
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +316,21 @@ def _revised(context: Context, utility: str, now: int) -> Iterator[tuple[str, in
     """(connection, instant) of whose day, or bill, may come to something else than it did."""
     for meter_id, at in _rested(context, utility, now):
         yield meter_of(context, meter_id).connection_id, at
-    since = max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
-    answer = called(context, "energy", "agenda:Revised", RevisedDays, utility=utility, since=since)
-    for one in answer.days:
-        start = day_start(one.day)
-        # A seller's local day may lie in two of the buyer's.
-        yield one.connection_id, start
-        yield one.connection_id, start + DAY_S - 1
+    bookmark: str | None = ""
+    while bookmark is not None:
+        answer = called(context, "energy", "agenda:Revised", RevisedDays,
+                        utility=utility, since=_since(now), bookmark=bookmark)  # fmt: skip
+        for one in answer.days:
+            start = day_start(one.day)
+            # A seller's local day may lie in two of the buyer's.
+            yield one.connection_id, start
+            yield one.connection_id, start + DAY_S - 1
+        bookmark = answer.bookmark
+
+
+def _since(now: int) -> int:
+    """The first day of which is looked at what has changed."""
+    return max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
 
 
 def _rested(context: Context, utility: str, now: int) -> list[tuple[str, int]]:
@@ -293,8 +340,7 @@ def _rested(context: Context, utility: str, now: int) -> list[tuple[str, int]]:
     """
     store = Store(context, utility)
     arrivals: dict[tuple[str, str], list[Arrival]] = {}
-    first = max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
-    for day in range(first, now + 1, DAY_S):
+    for day in range(_since(now), now + 1, DAY_S):
         for one in late_arrivals(store, day_of(day)):
             # No day is final within a day; most of what is late comes before.
             if one.at < now - DAY_S:

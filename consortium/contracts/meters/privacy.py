@@ -62,6 +62,8 @@ PrivateKey = Annotated[
         r"|(bill|billsum)/[A-Z0-9-]{1,64}/[0-9-]{10}/[0-9]{1,3}"
         r"|(protected|clear)/[A-Z0-9-]{1,64}"
         r"|alias/[A-Z0-9-]{1,64}"
+        r"|gen/[A-Z0-9-]{1,64}/[0-9]{4}-[0-9]{2}/[A-Z0-9-]{1,64}"
+        r"|dr/[A-Z0-9-]{1,64}/[0-9]{12}/[A-Z0-9-]{1,64}/(expected|measured)"
         r"|feeder/[A-Z0-9-]{1,64}/[0-9]{1,12}/lines",
         "the key of a private record of homes",
     ),
@@ -115,6 +117,12 @@ def _place(key: str) -> _Place:
     if kind in ("bill", "billsum"):
         start = day_start(parts[1])
         return _Place(parts[0], False, start, start + 33 * DAY_S)
+    if kind == "gen":
+        start = day_start(f"{parts[1]}-01")
+        return _Place(parts[0], False, start, start + 31 * DAY_S)
+    if kind == "dr":
+        # Its baseline rests on days of up to two months before, which could be erased already.
+        return _Place(parts[0], False, int(parts[1]), int(parts[1]) + DAY_S)
     if kind == "feeder":
         return _Place("", False, int(parts[1]), int(parts[1]))
     return _Place(parts[0], False, None, 0)
@@ -154,6 +162,8 @@ class _Home:
             yield f"v/{meter}/", True
         yield f"bill/{self.connection_id}/", True
         yield f"billsum/{self.connection_id}/", True
+        yield f"dr/{self.connection_id}/", True
+        yield f"gen/{self.connection_id}/", True
         for day in self._under("late/", first, last):
             for meter in self.meters:
                 yield f"late/{day}/{meter}/", True

@@ -25,7 +25,7 @@ from consortium.chaincode.api import (
 
 from ..billing.bill_basis import record_key
 from ..common import commitments
-from ..common.money import amount_micro
+from ..common.money import amount_micro, half_even
 from ..settlement.days import rows_key, summary_key
 from ..settlement.settlement import day_inputs
 
@@ -160,6 +160,12 @@ def _leads_to(reader: Reader, account: str, posting: Json) -> Document | None:
         return None
     if kind == "response":
         return Document("response", f"{reference}/{home}")
+    if kind == "pool":
+        for found in reader.all("enlisted", f"enlisted/{reference}/", MAX_SEARCHED):
+            pool = reader.find("pool", f"pool/{text(found.value, 'pool_id')}")
+            if pool is not None and text(pool.value, "account") == home:
+                return Document("pool", found.key.removeprefix("enlisted/"))
+        return None
     for word, prefix in (("bill_payment", "billpayment"), ("top_up", "topup"), ("order", "order")):
         for found in reader.all(word, f"{prefix}/{home}/", MAX_SEARCHED):
             if found.key.endswith(f"/{reference}"):
@@ -442,6 +448,20 @@ def _response(reader: Reader, parts: Sequence[str]) -> Explained:
     event_id, connection_id = parts
     taking_part = reader.get("participation", f"respond/{event_id}/{connection_id}")
     event = reader.get("event", f"event/{event_id}")
+    pool_id = text(taking_part.value, "pool")
+    measured = (
+        "the response is the baseline, as committed to before, against what was metered, without "
+        "what was sold as energy"
+    )
+    if pool_id:
+        return Explained(
+            taking_part.value,
+            f"the reward is this home's part of its pool's; {measured}",
+            (event, *reader.known(("pool", f"pool/{pool_id}"))),
+            documents=(Document("pool", f"{event_id}/{pool_id}"),),
+            connections=(connection_id,),
+            utilities=(text(event.value, "operator"),),
+        )
     reward = amount_micro(
         number(taking_part.value, "response_wh"), number(event.value, "reward_micro_per_kwh")
     )
@@ -449,13 +469,45 @@ def _response(reader: Reader, parts: Sequence[str]) -> Explained:
     return Explained(
         taking_part.value,
         "reward = response x the event's reward, divided by 1000 and rounded half to even once; "
-        "the response is the baseline, as committed to before, against what was metered",
+        + measured,
         (event,),
         {"reward_micro": reward} if settled else None,
         reward == number(taking_part.value, "reward_micro") if settled else None,
         (),
-        (connection_id, text(taking_part.value, "aggregator")),
+        (connection_id,),
         (text(event.value, "operator"),),
+    )
+
+
+def _pool(reader: Reader, parts: Sequence[str]) -> Explained:
+    event_id, pool_id = parts
+    enlisted = reader.get("enlisted", f"enlisted/{event_id}/{pool_id}")
+    pool = reader.get("pool", f"pool/{pool_id}")
+    event = reader.get("event", f"event/{event_id}")
+    record = enlisted.value
+    names = record["connections"] if isinstance(record, dict) else ()
+    assert isinstance(names, list)
+    known = reader.known(*(("participation", f"respond/{event_id}/{name}") for name in names))
+    members = [
+        one
+        for one in known
+        if text(one.value, "pool") == pool_id and text(one.value, "state") == "settled"
+    ]
+    total = max(0, sum(number(one.value, "change_wh") for one in members))
+    reward = amount_micro(total, number(event.value, "reward_micro_per_kwh"))
+    own = half_even(reward * number(pool.value, "share_ppm"), 1_000_000)
+    again = {"response_wh": total, "reward_micro": reward, "aggregator_micro": own}
+    settled = bool(text(record, "settled_at"))
+    return Explained(
+        record,
+        "the members' changes together x the event's reward; the aggregator's share of it, and the "
+        "rest split by what each has done, or by the battery that each brought, rounded on the "
+        "running sum in order of names",
+        (event, pool, *members),
+        again if settled else None,
+        all(number(record, name) == value for name, value in again.items()) if settled else None,
+        connections=(text(pool.value, "account"), *(str(name) for name in names)),
+        utilities=(text(event.value, "operator"),),
     )
 
 
@@ -535,6 +587,7 @@ KINDS: Mapping[str, tuple[str, Explainer]] = {
     "bank": ("MSP/BANK_REFERENCE", _bank),
     "payment": ("ACCOUNT/REQUEST", _payment),
     "response": ("EVENT/CONNECTION", _response),
+    "pool": ("EVENT/POOL", _pool),
     "balance": ("NODE/NUMBER", _balance),
     "alert": ("NODE/NUMBER", _alert),
 }

@@ -32,6 +32,7 @@ PLACES = (
     "credited/{}/", "challenge/{}/", "billing/{}", "bill/{}/", "due/{}/", "billperiod/{}/",
     "posted/{}/", "creditnote/{}/", "cancelled/{}/", "dispute/{}/", "billpayment/{}/", "topup/{}/",
     "prepaid/{}", "permit/{}", "certs/{}/", "payment/{}/", "withdrawal/{}/", "acct/{}/",
+    "inpool/{}/", "guarantor/{}", "origin/{}",
 )  # fmt: skip
 """Where records of a home stand, in the order of the export; what ends in "/" is a prefix."""
 MAX_PAGE_BYTES = 500_000

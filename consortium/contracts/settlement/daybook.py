@@ -58,6 +58,7 @@ from .days import (
     Summary,
     check_run,
     check_size,
+    check_written,
     compute,
     differences,
     follows,
@@ -321,10 +322,17 @@ class Daybook(Contract):
         day: Day,
         run: Run,
         connections: Annotated[tuple[Identifier, ...], AtMost(MAX_CONNECTIONS)],
+        only: Annotated[tuple[Identifier, ...], AtMost(MAX_CONNECTIONS)] | None = None,
     ) -> dict[str, Any]:
-        """Settle a day of some connections together and commit to it; tells no amounts."""
+        """Settle a day of some connections together and commit to it; tells no amounts.
+
+        A community whose day is too large for one transaction is settled by several, each of which
+        computes all of it and writes `only` some members' records. What was read in between makes
+        them differ in what they share, and then settlement:Post lets none of them pass.
+        """
         access.require_operator(context.creator, utility, f"settle days of {utility}")
         inputs = _inputs(context, utility, day, connections)
+        written = check_written(inputs, only)
         own = settings.read(context, MeteringSettings, "metering:Configure")
         check_run(inputs, run, settings.now(context, own))
         for one in inputs.connections:
@@ -338,15 +346,17 @@ class Daybook(Contract):
         _check_shares(inputs, metered)
         records = []
         for name, rows in compute(inputs, metered).items():
+            if name not in written:
+                continue
             if not secrets[name]:
                 raise Conflict(
                     f"{name} has no reading of {day}, nor of a day before to estimate it from"
                 )
             key = rows_key(day, run, name)
             opened = Rows(name, day, run, rows, commitments.salt(context, key, secrets[name]))
-            commitments.put(context, utility, key, opened)
+            hashed = commitments.put(context, utility, key, opened)
             place = summary_key(day, run, name)
-            committed = commitments.put(context, utility, place, summarize(inputs, opened))
+            committed = commitments.put(context, utility, place, summarize(inputs, opened, hashed))
             records.append({"connection_id": name, "key": place, "commitment": committed})
         return {"utility": utility, "day": day, "run": run, "records": records}
 

@@ -33,6 +33,7 @@ from consortium.chaincode.api import (
 from ..common.clock import Day, utc_text
 from ..common.commitments import Commitment, Salt
 from ..common.money import amount_micro
+from ..common.pages import Bookmark
 from ..common.settings import IntervalLength, Price
 from ..common.trees import Count, Hash, Index, Path, leaf_hash, path, root, root_by_path
 from .firm import MAX_TRADES, FirmTrade, Money, Party
@@ -45,8 +46,10 @@ MAX_INTERVALS = 1_500
 """Of one day: a quarter hour makes 100 at most, a minute 1,500."""
 MAX_CELLS = 4_000
 """Connections times intervals of one call: what fits into 2 s and 2 MB."""
-MAX_COMMUNITY_CELLS = 8_000
-"""The same where a community is settled, which can't be divided: 7 MB of private rows."""
+MAX_COMMUNITY_CELLS = 12_000
+"""The same where a community is settled, which is computed as a whole by each call."""
+MAX_WRITTEN_CELLS = 6_000
+"""Of a community, what one call writes: 4 MB of private rows. The others' are further calls'."""
 _LONGEST_DAY_S = 25 * 3600
 MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
@@ -331,6 +334,7 @@ class RevisedDays:
     """As `agenda:Revised` answers, in order of contracts."""
 
     days: Annotated[tuple[RevisedDay, ...], AtMost(MAX_OPEN_DAYS)]
+    bookmark: Bookmark | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,8 +531,8 @@ def _kept(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(row for row in rows if any(row.metered) or row.lines)
 
 
-def summarize(inputs: DayInputs, opened: Rows) -> Summary:
-    """The part of a connection's day that is posted."""
+def summarize(inputs: DayInputs, opened: Rows, commitment: str | None = None) -> Summary:
+    """The part of a connection's day that is posted; `commitment` is that of the rows, if known."""
     return Summary(
         opened.connection_id,
         inputs.utility,
@@ -540,7 +544,7 @@ def summarize(inputs: DayInputs, opened: Rows) -> Summary:
         sum(1 for row in opened.rows if row.quality != "measured"),
         sums_of(opened.rows),
         _holdings(holding for row in opened.rows for holding in row.tokens),
-        sha256_hex(canonical_json(opened)),
+        commitment or sha256_hex(canonical_json(opened)),
         tree_of(inputs, opened),
     )
 
@@ -722,6 +726,29 @@ def check_summary(inputs: DayInputs, summary: Summary) -> None:
         if one.kind in _TRADED and key not in shown:
             raise Conflict(f"the day of {name} lacks {_text(one)}, which was traded")
     _check_fees(inputs, summary, traded, by_kind)
+
+
+def check_shared(summaries: Sequence[Summary]) -> None:
+    """Raise Conflict unless what members gave others took, to the Wh and the micro-unit."""
+
+    def sides(kind: str) -> dict[tuple[str, str], tuple[int, int]]:
+        found = {}
+        for summary in summaries:
+            for one in summary.sums:
+                if one.kind == kind:
+                    ends = summary.connection_id, one.counterparty
+                    giver, taker = ends if kind == "shared" else ends[::-1]
+                    amount = one.amount_micro if kind == "shared" else -one.amount_micro
+                    found[giver, taker] = one.energy_wh, amount
+        return found
+
+    given, taken = sides("shared"), sides("taken")
+    for giver, taker in sorted({**given, **taken}):
+        if given.get((giver, taker)) != taken.get((giver, taker)):
+            raise Conflict(
+                f"the days of {giver} and {taker} differ in what they share: "
+                f"{given.get((giver, taker))} was given, {taken.get((giver, taker))} taken"
+            )
 
 
 def _check_form(inputs: DayInputs, summary: Summary) -> None:
@@ -1071,8 +1098,33 @@ def _line_text(line: RowLine) -> str:
 
 
 def most_members(interval_s: int) -> int:
-    """How many members a community may have, whose longest day is still settled by one call."""
+    """How many members a community may have, whose longest day one call can still compute."""
     return min(MAX_MEMBERS, max(1, MAX_COMMUNITY_CELLS * interval_s // _LONGEST_DAY_S))
+
+
+def written_at_once(intervals: int) -> int:
+    """How many members' days of a community one call writes."""
+    return max(1, MAX_WRITTEN_CELLS // max(1, intervals))
+
+
+def check_written(inputs: DayInputs, only: Sequence[str] | None) -> list[str]:
+    """Whose days a call writes: all, or of a community `only` some.
+
+    Raises:
+        InvalidArgument: they aren't of those that are computed, or more than one call can write.
+    """
+    names = [one.connection_id for one in inputs.connections]
+    wanted = names if only is None else list(only)
+    if only is not None and (not only or [one for one in names if one in only] != wanted):
+        raise InvalidArgument("only must name some of connections, in order, one at least")
+    if only is not None and not inputs.communities:
+        raise InvalidArgument("only is for communities; others are settled by calls of their own")
+    if inputs.communities and len(wanted) > written_at_once(inputs.intervals):
+        raise InvalidArgument(
+            f"{len(wanted)} days of {inputs.intervals} intervals would be written, but one call "
+            f"writes {written_at_once(inputs.intervals)}; name them in only, by several calls"
+        )
+    return wanted
 
 
 def check_size(inputs: DayInputs) -> None:

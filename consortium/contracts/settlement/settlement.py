@@ -79,6 +79,7 @@ from .days import (
     Sum,
     Summary,
     check_run,
+    check_shared,
     check_summary,
     first_difference,
     follows,
@@ -394,29 +395,6 @@ def day_key(connection_id: str, day: str) -> str:
     return f"day/{connection_id}/{day}"
 
 
-def _check_shared(summaries: Sequence[Summary]) -> None:
-    """What a member gave to another is what that one took, to the Wh and the micro-unit."""
-
-    def sides(kind: str) -> dict[tuple[str, str], tuple[int, int]]:
-        found = {}
-        for summary in summaries:
-            for one in summary.sums:
-                if one.kind == kind:
-                    ends = summary.connection_id, one.counterparty
-                    giver, taker = ends if kind == "shared" else ends[::-1]
-                    amount = one.amount_micro if kind == "shared" else -one.amount_micro
-                    found[giver, taker] = one.energy_wh, amount
-        return found
-
-    given, taken = sides("shared"), sides("taken")
-    for giver, taker in sorted({**given, **taken}):
-        if given.get((giver, taker)) != taken.get((giver, taker)):
-            raise Conflict(
-                f"the days of {giver} and {taker} differ in what they share: "
-                f"{given.get((giver, taker))} was given, {taken.get((giver, taker))} taken"
-            )
-
-
 def _differences(before: Sequence[Sum], after: Sequence[Sum]) -> dict[tuple[str, str], int]:
     """What is still to be paid by kind and counterparty; what was paid before is left out."""
     left: dict[tuple[str, str], int] = {}
@@ -598,7 +576,7 @@ class Settlement(Contract):
             self._post(context, ledger, now, summary, hashed, connection)
             credits.settle_day(context, ledger, inputs, summary)
             posted.append(summary.connection_id)
-        _check_shared(summaries)
+        check_shared(summaries)
         ledger.write()
         if posted:
             context.set_event(
@@ -691,13 +669,7 @@ class Settlement(Contract):
         Buyers and sellers are rounded each for itself, by half a micro-unit a line at most. If more
         is left, somebody's day isn't posted yet.
         """
-        utility = context.creator.msp_id
-        access.require(
-            access.is_operator(context.creator, utility),
-            context.creator,
-            "close the clearing house's day",
-            "operators of any utility",
-        )
+        access.require_member(context.creator, "close the clearing house's day")
         left, lines, count = market_left(context, day)
         if 2 * abs(left) > lines:
             raise Conflict(

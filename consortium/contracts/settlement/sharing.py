@@ -88,18 +88,3 @@ def net_windows(imports: Sequence[int], exports: Sequence[int], length: int) -> 
     """
     net = [imported - exported for imported, exported in zip(imports, exports, strict=True)]
     return [sum(net[start : start + length]) for start in range(0, len(net), length)]
-
-
-def net_metering(imports_by_band: Sequence[int], exported: int) -> tuple[list[int], int]:
-    """Set one export off against imports by price band, the dearest band first.
-
-    Returns:
-        What was set off in each band, and what is left of the export as credit.
-    """
-    left = exported
-    matched = []
-    for imported in imports_by_band:
-        taken = min(imported, left)
-        matched.append(taken)
-        left -= taken
-    return matched, left

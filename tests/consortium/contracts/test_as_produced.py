@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
+from consortium.contracts.billing import agenda
 from consortium.contracts.common.clock import DAY_S
 from consortium.contracts.meters.duties import REST_S
 from tests.consortium.contracts.test_challenges import commit_instead
@@ -90,8 +91,9 @@ def test_a_correction_is_published_again_and_adjusted() -> None:
     assert sum(town.world.money().values()) == 0
 
 
-def test_the_buyers_day_follows_the_sellers_correction() -> None:
+def test_the_buyers_day_follows_the_sellers_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its seller would be paid less than it pays, and the clearing house keep the rest."""
+    monkeypatch.setattr(agenda, "MAX_OPEN_DAYS", 1)
     town = contracted()
     work(town.world, *ALL)
     town.world.now = final_time()
@@ -104,9 +106,12 @@ def test_the_buyers_day_follows_the_sellers_correction() -> None:
     assert town.world.evaluate(OPERATOR, "agenda:Revised", **asked_for)["days"] == []
     done = work(town.world, "duties:Corrections")
     assert done == ["bilateral:Deliver", *2 * ["daybook:Commit", "settlement:Post"]]
-    assert town.world.evaluate(OPERATOR, "agenda:Revised", **asked_for)["days"] == [
-        {"connection_id": "CP-2", "day": DAY}
-    ]
+    revised = town.world.evaluate(OPERATOR, "agenda:Revised", **asked_for)
+    assert revised["days"] == [{"connection_id": "CP-2", "day": DAY}]
+    more = town.world.evaluate(
+        OPERATOR, "agenda:Revised", **asked_for, bookmark=revised["bookmark"]
+    )
+    assert more == {"days": [], "bookmark": None}
     # Of 600 Wh 200 are left, all used; what it used of the others comes from its supplier now.
     assert town.sums("PLANT")["sold"][0] == town.sums("CP-2")["bought"][0] == 200
     assert "surplus" not in town.sums("CP-2")

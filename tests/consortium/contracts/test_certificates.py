@@ -12,9 +12,13 @@ from consortium.chaincode.api import (
     InvalidArgument,
     NotFound,
 )
-from consortium.contracts.assets.certificates import month_end, whole_units
+from consortium.contracts.assets.certificates import whole_units
+from consortium.contracts.assets.guarantees import month_end
 from consortium.contracts.common.clock import day_start
+from consortium.contracts.meters import meters
+from consortium.contracts.meters.meters import Meter
 from tests.consortium.contracts.cases import cases
+from tests.consortium.contracts.town import PRODUCT, START, Town
 from tests.consortium.contracts.world import (
     BOREAL_OPERATOR,
     HOME,
@@ -48,6 +52,7 @@ def issue(world: World, month: str, export_wh: int, **other: Any) -> Any:
     return world.submit(
         OPERATOR,
         "certificate:Issue",
+        frozen=True,
         **{
             "plant_id": "SUN-1",
             "month": month,
@@ -185,14 +190,107 @@ def test_what_is_refused_when_issuing(world: World) -> None:
     assert issue(world, "2026-05", 3_000_000, sold_green_wh=1_500_000)["issued"] == "1"
 
 
+def plant_town() -> Town:
+    """A plant of CP-1 that exported 700, 900 and 500 kWh in three quarter hours of November."""
+    made = Town.of("CP-1", "CP-2")
+    made.world.submit(
+        OPERATOR, "certificate:RegisterPlant", plant={**PLANT, "connection_id": "CP-1"}
+    )
+    made.read_intervals("CP-1", {40: (0, 700_000), 41: (0, 900_000), 42: (0, 500_000)})
+    return made
+
+
+NOVEMBER = {"plant_id": "SUN-1", "month": "2026-11"}
+OVER = day_start("2026-12-01")
+
+
+def sum_up(made: Town) -> Any:
+    own = {"utility": "AuroraMSP", **NOVEMBER}
+    made.world.now = OVER
+    made.world.submit(OPERATOR, "origin:Commit", **own)
+    return made.world.evaluate(OPERATOR, "origin:Record", **own)
+
+
+def test_what_a_battery_took_from_the_grid_is_not_renewable() -> None:
+    """Each interval counts the lesser of export and generation; what wasn't read counts nothing."""
+    made = plant_town()
+    world = made.world
+    with pytest.raises(Conflict, match="month 2026-11 ends at 2026-12-01T00:00:00Z"):
+        world.submit(OPERATOR, "origin:Commit", utility="AuroraMSP", **NOVEMBER)
+    before = sum_up(made)  # no battery is known: all export is the plant's
+    assert (before["export_wh"], before["missing"]) == ("2100000", str(30 * 96 - 3))
+    context, simulator = made.metering()
+    meters.enter(
+        context,
+        Meter("M-CP-1-G", "CP-1", "AuroraMSP", "accredited", "key", 10**7, "generation"),
+    )
+    assert world.state.commit(simulator.results()) == [0]
+    made.read_intervals("CP-1-G", {40: (0, 800_000), 41: (0, 400_000)})
+    produced = sum_up(made)
+    assert (produced["generation_wh"], produced["export_wh"]) == ("1200000", "1100000")
+    assert produced["missing"] == str(30 * 96 - 2)
+    for argument, error, said in (
+        ({"produced": before}, Conflict, "has committed to"),
+        ({"produced": {**produced, "export_wh": "1100001"}}, Conflict, "has committed to"),
+        ({"produced": {**produced, "month": "2026-10"}}, InvalidArgument, "isn't of plant SUN-1"),
+        ({"produced": produced, "export_wh": 1}, InvalidArgument, "leave these out"),
+        ({}, InvalidArgument, "produced is missing"),
+    ):
+        with pytest.raises(error, match=said):
+            world.submit(OPERATOR, "certificate:Issue", frozen=True, **NOVEMBER, **argument)
+    issued = world.submit(OPERATOR, "certificate:Issue", frozen=True, **NOVEMBER, produced=produced)
+    assert (issued["issued"], issued["carry_wh"], issued["measured"]) == ("1", "100000", True)
+    [batch] = world.evaluate(made.homes["CP-1"], "certificate:Holdings", owner="CP-1")["batches"]
+    assert batch["measured"] is True
+    with pytest.raises(Forbidden, match="operators of AuroraMSP, and auditors"):
+        world.evaluate(made.homes["CP-2"], "origin:Record", utility="AuroraMSP", **NOVEMBER)
+
+
+def test_without_a_generation_meter_nothing_beside_a_battery_counts() -> None:
+    made = plant_town()
+    world = made.world
+    plant = {
+        "plant_id": "B-1",
+        "connection_id": "CP-1",
+        "kind": "battery",
+        "peak_w": 0,
+        "inverter_w": 5000,
+        "battery_wh": 10_000,
+        "battery_efficiency_ppm": 900_000,
+    }
+    world.submit(OPERATOR, "grid:RegisterPlant", plant=plant, **{"from": START})
+    world.now = OVER
+    with pytest.raises(Conflict, match="nothing of plant SUN-1 was read in 2026-11"):
+        world.submit(OPERATOR, "origin:Commit", utility="AuroraMSP", **NOVEMBER)
+
+
+def test_what_was_sold_as_green_on_the_ledger_gets_no_certificate() -> None:
+    made = plant_town()
+    world = made.world
+    made.agree(
+        "book:ProposeProduct", "book:ApproveProduct", {**PRODUCT, "green": True}, product="ANY"
+    )
+    made.order("CP-1", "offer", 1000, 50_000, 41)
+    made.order("CP-2", "bid", 1000, 100_000, 41)
+    made.clear(41)
+    issued = world.submit(
+        OPERATOR, "certificate:Issue", frozen=True, **NOVEMBER, produced=sum_up(made)
+    )
+    assert (issued["issued"], issued["traded_green_wh"]) == ("2", "1000")
+    assert issued["carry_wh"] == "99000"
+
+
 def test_plants(world: World) -> None:
     assert world.evaluate(HOME, "certificate:Plant", plant_id="SUN-1")["place"] == "Basel"
     world.submit(OPERATOR, "certificate:RegisterPlant", plant=PLANT)
     with pytest.raises(Conflict, match="differently"):
         world.submit(OPERATOR, "certificate:RegisterPlant", plant={**PLANT, "capacity_w": 1})
+    second = {**PLANT, "plant_id": "SUN-2"}
+    with pytest.raises(Conflict, match="the export of CP-0001 is plant SUN-1's already"):
+        world.submit(OPERATOR, "certificate:RegisterPlant", plant=second)
     for caller in (HOME, BOREAL_OPERATOR):
         with pytest.raises(Forbidden):
-            world.submit(caller, "certificate:RegisterPlant", plant={**PLANT, "plant_id": "SUN-2"})
+            world.submit(caller, "certificate:RegisterPlant", plant=second)
 
 
 def test_withdrawing(world: World) -> None:

@@ -17,7 +17,7 @@ from consortium.contracts.settlement.settle import (
     Terms,
     settle,
 )
-from consortium.contracts.settlement.sharing import net_metering, net_windows, pro_rata, share
+from consortium.contracts.settlement.sharing import net_windows, pro_rata, share
 from tests.consortium.contracts.cases import cases
 
 TERMS = Terms(
@@ -122,18 +122,6 @@ def test_a_community_shares_before_tariff_and_base_rate() -> None:
         ("feed_in", 200, 10_000),
     ]
     assert sum(static.amounts().values()) == 0
-
-
-def test_published_netting() -> None:
-    for name in ("tnb_nem_peak_first", "tnb_nem_partial", "tnb_nem_excess"):
-        case = SHARING[name]
-        matched, left = net_metering(
-            [case["import_kwh"]["peak"] * 1000, case["import_kwh"]["off"] * 1000],
-            case["export_kwh"] * 1000,
-        )
-        expected = case["expected"]
-        assert matched == [expected["matched_peak"] * 1000, expected["matched_off"] * 1000]
-        assert left == expected["excess"] * 1000
 
 
 def test_a_community_of_all_shares_what_is_used_at_once() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from consortium.chaincode.api import (
 )
 from consortium.contracts.common import commitments
 from consortium.contracts.common.clock import DAY_S, day_start
+from consortium.contracts.settlement import days
 from consortium.contracts.settlement.days import MAX_COMMUNITY_CELLS, most_members
 from consortium.wire import kvrwset_pb2, rwset_pb2
 from tests.consortium.contracts.cases import cases
@@ -286,11 +288,11 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing() -> N
 
 
 def test_a_community_is_no_larger_than_can_be_settled() -> None:
-    """It can't be divided, so short intervals leave room for fewer members."""
-    assert [most_members(seconds) for seconds in (60, 300, 450, 900)] == [5, 26, 40, 40]
+    """It is computed as a whole, so very short intervals leave room for fewer members."""
+    assert [most_members(seconds) for seconds in (60, 150, 300, 900)] == [8, 20, 40, 40]
     for seconds in (60, 300, 900, 3600):
         assert most_members(seconds) * 25 * 3600 // seconds <= MAX_COMMUNITY_CELLS
-    names = [f"CP-{number}" for number in range(6)]
+    names = [f"CP-{number}" for number in range(9)]
     town = Town.of(*names, interval_s=60, deposit=0)
     town.found_community("C", 120_000)
     town.world.now = START - 15 * 3600
@@ -300,10 +302,77 @@ def test_a_community_is_no_larger_than_can_be_settled() -> None:
             town.homes[name], "sharing:Join", community="C", connection_id=name, from_day=DAY
         )
 
-    for name in names[:5]:
+    for name in names[:8]:
         join(name)
-    with pytest.raises(LimitExceeded, match=f"C has 5 members from {DAY} on, as many as are "):
-        join("CP-5")
+    with pytest.raises(LimitExceeded, match=f"C has 8 members from {DAY} on, as many as are "):
+        join("CP-8")
+
+
+def test_a_large_community_is_settled_by_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to the same as by one; and what is read between two of them is taken by all."""
+
+    def made() -> Town:
+        town = Town.of("SUN", "USE-1", "USE-2", deposit=0)
+        town.found_community("HILL", 120_000)
+        town.world.now = START - 15 * 3600
+        for name, creator in town.homes.items():
+            argument = {"community": "HILL", "connection_id": name, "from_day": DAY}
+            town.world.submit(creator, "sharing:Join", **argument)
+        town.read_day({"SUN": {40: (0, 900)}, "USE-1": {40: (300, 0)}, "USE-2": {40: (400, 0)}})
+        town.world.now = START + DAY_S
+        return town
+
+    def agent(town: Town) -> list[Any]:
+        return [
+            (one["function"], one["argument"].get("only"))
+            for one in town.world.evaluate(OPERATOR, "duties:Due")
+        ]
+
+    def act(town: Town) -> None:
+        call = town.world.evaluate(OPERATOR, "duties:Due")[0]
+        town.world.submit(OPERATOR, call["function"], frozen=True, **call["argument"])
+
+    whole = made()
+    assert agent(whole) == [("daybook:Commit", None)]
+    act(whole)
+    act(whole)
+    # Two members' quarter hours in each call.
+    monkeypatch.setattr(days, "MAX_WRITTEN_CELLS", 2 * 96)
+    parted = made()
+    both = [("daybook:Commit", ["SUN", "USE-1"]), ("daybook:Commit", ["USE-2"])]
+    assert agent(parted) == both
+    everybody = {"utility": "AuroraMSP", "day": DAY, "run": "provisional",
+                 "connections": ["SUN", "USE-1", "USE-2"]}  # fmt: skip
+    for only, said in (
+        (None, "3 days of 96 intervals would be written, but one call writes 2"),
+        ([], "in order, one at least"),
+        (["USE-1", "SUN"], "in order, one at least"),
+        (["OTHER"], "some of connections"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            parted.world.submit(OPERATOR, "daybook:Commit", **everybody, only=only)
+    interrupted = parted.copy()
+    act(parted)
+    assert agent(parted) == both[1:]
+    act(parted)
+    assert agent(parted) == [("settlement:Post", None)]
+    act(parted)
+    for name in parted.homes:
+        assert parted.record(name) == whole.record(name)
+    assert parted.world.money() == whole.world.money()
+    assert agent(parted) == []
+    # More sun is read between the two calls.
+    act(interrupted)
+    interrupted.read("SUN", 40, 0, 600)
+    act(interrupted)
+    with pytest.raises(Conflict, match="differ in what they share"):
+        interrupted.post()
+    assert agent(interrupted) == both
+    act(interrupted)
+    assert agent(interrupted) == [("settlement:Post", None)]
+    act(interrupted)
+    assert interrupted.sums("USE-2")["taken"] == (343, -41_160)
+    assert agent(interrupted) == []
 
 
 @pytest.mark.parametrize(

@@ -159,36 +159,28 @@ def test_a_package_is_named_by_all_its_sources() -> None:
     assert package_id("metering") != package_id("energy")
 
 
-SCENARIO = """
-import hashlib
-from tests.consortium.contracts.world import *
-world = energy_world(replay={"anchor": 0, "origin": 0, "rate": 1})
-for supplier, caller in (("AuroraMSP", SUPPLIER), ("BorealMSP", BOREAL_SUPPLIER)):
-    world.submit(caller, "market:PublishRate", supplier=supplier, day="2026-11-21", kind="buy",
-                 price_micro_per_kwh=81_000)
-digest = hashlib.sha256()
-quoted = world.simulate(HOME, "market:Quote", {"connection_id": "CP-0001", "energy_wh": 8000,
-                        "window_start": NOON + 3600, "window_end": NOON + 7200 + 3600})
-digest.update(quoted.results.rwset)
-sold = world.simulate(HOME, "market:Authorise", {"request_id": "r", **quoted.value})
-digest.update(sold.results.rwset)
-for key, value in sorted(world.state.values().items()):
-    digest.update(repr((key, value)).encode())
-print(digest.hexdigest())
-"""
-
-
-def test_hash_seed_and_locale_make_no_difference() -> None:
+def test_hash_seed_locale_and_time_zones_make_no_difference(tmp_path: Path) -> None:
+    """Two endorsers' read and write sets of sales, a settled day and a bill are the same bytes."""
     answers = {
         subprocess.run(
-            [sys.executable, "-c", SCENARIO],
+            [sys.executable, "-m", "tests.consortium.contracts.deterministic"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": locale, "TZ": zone},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "LC_ALL": locale,
+                "TZ": zone,
+                "PYTHONTZPATH": tzdata,
+                "TZDIR": tzdata,
+            },
             check=True,
             capture_output=True,
             text=True,
         ).stdout
-        for seed, locale, zone in (("0", "C", "UTC"), ("4242", "de_DE.UTF-8", "Asia/Kathmandu"))
+        for seed, locale, zone, tzdata in (
+            ("0", "C", "UTC", "/usr/share/zoneinfo"),
+            ("4242", "de_DE.UTF-8", "Asia/Kathmandu", str(tmp_path)),  # no time zones at all
+        )
     }
     assert len(answers) == 1
     assert len(answers.pop().strip()) == 64

@@ -18,6 +18,7 @@ from tests.consortium.contracts.local_time import calendar_of
 
 BILLING = cases("billing")
 METERING = cases("metering")
+SHARING = cases("net_metering_sharing")
 
 
 @cache
@@ -284,11 +285,47 @@ def test_a_bill_refuses_readings_of_other_days_and_doubles() -> None:
         ({"blocks": (Block(0, 1), Block(5, 1))}, "blocks must rise"),
         ({"blocks": (Block(5, 1),)}, "blocks must rise"),
         ({"blocks": (Block(0, 1),), "feed_in_index_ppm": 1}, "need an index"),
+        ({"index": "I", "netting": "period"}, "netting is period, but an index"),
     ],
 )
 def test_tariffs_that_are_refused(terms: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         tariffs.check_terms(tariff(**terms))
+
+
+@pytest.mark.parametrize("name", ["tnb_nem_peak_first", "tnb_nem_partial", "tnb_nem_excess"])
+def test_published_netting(name: str) -> None:
+    """A month's export is set off against the dearest band first; what is left is fed in."""
+    case = SHARING[name]
+    begin, _ = rome().bounds("2019-06-03")
+    peak, off = begin + 12 * 3600, begin + 2 * 3600
+    usage = [
+        Usage(off, case["import_kwh"]["off"] * 1000, 0),
+        Usage(peak, case["import_kwh"]["peak"] * 1000, case["export_kwh"] * 1000),
+    ]
+    terms = tariff(
+        bands=(Band("PEAK", "WORKDAY", 480, 1200, 400_000), Band("OFF", "EVERY", 0, 1440, 200_000)),
+        feed_in=50_000,
+        netting="period",
+    )
+    found = bill(terms, rome(), Period("2019-06-01", "2019-07-01"), usage)
+    billed = {line.name: line.quantity for line in found.lines}
+    expected = case["expected"]
+    matched_peak, matched_off = expected["matched_peak"] * 1000, expected["matched_off"] * 1000
+    assert billed.get("PEAK", 0) == case["import_kwh"]["peak"] * 1000 - matched_peak
+    assert billed.get("OFF", 0) == case["import_kwh"]["off"] * 1000 - matched_off
+    assert billed["NETTED"] == matched_peak + matched_off
+    assert billed.get("FEED-IN", 0) == expected["excess"] * 1000
+    assert found.import_wh == sum(each.import_wh for each in usage)
+    assert found.total_micro == sum(
+        line.quantity * line.price // 1000 * (-1 if line.kind == "feed_in" else 1)
+        for line in found.lines
+    )
+    # Blocks count what is left of import.
+    blocks = tariff(blocks=(Block(100_000, 1_000_000), Block(0, 2_000_000)), netting="period")
+    again = bill(blocks, rome(), Period("2019-06-01", "2019-07-01"), usage)
+    left = found.import_wh - billed["NETTED"]
+    assert again.total_micro == (min(left, 100_000) + 2 * max(0, left - 100_000)) * 1000
 
 
 @pytest.mark.parametrize("seed", range(20))

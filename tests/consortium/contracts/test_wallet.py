@@ -228,12 +228,51 @@ def test_a_default_is_covered_by_collateral_then_by_the_supplier(world: World) -
         "account": "CP-0001",
         "owed_micro": "1000",
         "from_collateral_micro": "300",
+        "by_guarantor_micro": "0",
         "by_supplier_micro": "700",
     }
     assert balance(world) == {"balance": 0, "available": 0, "incoming": 0, "held": 0}
     assert world.money()["SUPPLIER-AURORA"] == -700
     with pytest.raises(Conflict, match="owes nothing"):
         world.submit(OPERATOR, "wallet:CoverDefault", account="CP-0001")
+
+
+def test_a_guarantor_answers_after_the_collateral(world: World) -> None:
+    """1,000 are owed twice: 300 by collateral, 900 by the guarantor, the rest by the supplier."""
+    deposit(world, 2000, "CP-0002", "B-2")
+    sweep(world, "CP-0002")
+    world.submit(HOME, "wallet:Pledge", account="CP-0001", amount_micro=300)
+    wanted = {"account": "CP-0001", "guarantor": "CP-0002", "amount_micro": 900}
+    with pytest.raises(Forbidden, match="its home alone"):
+        world.submit(HOME, "wallet:Guarantee", **wanted)
+    with pytest.raises(InvalidArgument, match="the guarantor itself"):
+        world.submit(OTHER_HOME, "wallet:Guarantee", **{**wanted, "account": "CP-0002"})
+    with pytest.raises(NotFound, match="nobody answers for account CP-0001"):
+        world.submit(OPERATOR, "wallet:ReleaseGuarantee", account="CP-0001")
+    made = world.submit(OTHER_HOME, "wallet:Guarantee", **wanted)
+    assert world.submit(OTHER_HOME, "wallet:Guarantee", **wanted) == made
+    with pytest.raises(Conflict, match="CP-0002 answers for CP-0001 already"):
+        world.submit(OTHER_HOME, "wallet:Guarantee", **{**wanted, "amount_micro": 901})
+    pay(world, 700)
+    covered = []
+    for _ in range(2):
+        charge(world, 1000)
+        sweep(world, caller=OPERATOR)
+        found = world.submit(OPERATOR, "wallet:CoverDefault", account="CP-0001")
+        covered.append([int(found[f"{by}_micro"]) for by in ("from_collateral", "by_guarantor",
+                                                             "by_supplier")])  # fmt: skip
+    assert covered == [[300, 700, 0], [0, 200, 800]]
+    assert balance(world) == {"balance": 0, "available": 0, "incoming": 0, "held": 0}
+    money = world.money()
+    assert money["CP-0002"] == 2000 + 700 - 900
+    assert sum(money.values()) == 0
+    # Used up: another may answer. It is given back when it isn't needed any more.
+    world.submit(OTHER_HOME, "wallet:Guarantee", **{**wanted, "amount_micro": 5})
+    with pytest.raises(Forbidden):
+        world.submit(OTHER_HOME, "wallet:ReleaseGuarantee", account="CP-0001")
+    world.submit(OPERATOR, "wallet:ReleaseGuarantee", account="CP-0001")
+    assert world.evaluate(OTHER_HOME, "wallet:Holds", account="CP-0002") == []
+    assert world.money() == money
 
 
 def test_collateral_is_given_back(world: World) -> None:
@@ -293,6 +332,19 @@ def test_deposits_in_another_currency() -> None:
         world.submit(OPERATOR, "wallet:Deposit", **{**francs, "currency": "EUR"})
 
 
+def test_withdrawals_in_another_currency(world: World) -> None:
+    asked = {"account": "CP-0001", "amount_micro": 1000, "request_id": "w"}
+    world.submit(HOME, "wallet:Withdraw", **asked)
+    paid = {"account": "CP-0001", "request_id": "w", "bank_reference": "O-1", "currency": "CHF"}
+    with pytest.raises(NotFound, match="no conversion rate of CHF"):
+        world.submit(OPERATOR, "wallet:ConfirmWithdrawal", **paid)
+    world.submit(OPERATOR, "wallet:PublishConversion", currency="CHF", rate_micro=1_071_500)
+    found = world.submit(OPERATOR, "wallet:ConfirmWithdrawal", **paid)
+    assert (found["currency"], found["paid_micro"]) == ("CHF", "933")  # 933.27
+    assert world.submit(OPERATOR, "wallet:ConfirmWithdrawal", **paid) == found
+    assert world.money()["ext/bank/AuroraMSP"] == 0
+
+
 STEPS = st.one_of(
     st.tuples(st.just("deposit"), st.sampled_from([*HOMES]), st.integers(1, 1000)),
     st.tuples(st.just("sweep"), st.sampled_from([*HOMES]), st.integers(0, 1), st.booleans()),
@@ -301,6 +353,7 @@ STEPS = st.one_of(
     st.tuples(st.just("confirm"), st.integers(0, 9)),
     st.tuples(st.just("reject"), st.integers(0, 9)),
     st.tuples(st.just("pledge"), st.sampled_from([*HOMES]), st.integers(1, 900)),
+    st.tuples(st.just("guarantee"), st.sampled_from([*HOMES]), st.integers(1, 900)),
     st.tuples(st.just("charge"), st.integers(1, 1500)),
     st.tuples(st.just("cover"), st.sampled_from([*HOMES])),
     st.tuples(st.just("limit"), st.sampled_from([*HOMES]), st.integers(0, 300)),
@@ -345,6 +398,10 @@ def step(world: World, act: tuple[Any, ...], asked: list[tuple[str, str]]) -> No
                 )
         case "pledge", account, amount:
             world.submit(HOMES[account], "wallet:Pledge", account=account, amount_micro=amount)
+        case "guarantee", account, amount:
+            other = "CP-0002" if account == "CP-0001" else "CP-0001"
+            argument = {"account": account, "guarantor": other, "amount_micro": amount}
+            world.submit(HOMES[other], "wallet:Guarantee", **argument)
         case "charge", amount:
             charge(world, amount)
         case "cover", account:

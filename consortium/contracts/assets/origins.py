@@ -1,0 +1,134 @@
+"""Contract `origin` of chaincode `metering`: what of a plant's month is renewable.
+
+Energy that a battery took from the grid isn't, so each interval counts the lesser of what the
+connection's meters exported and what its generation meters (metering:RegisterMeter, `purpose`
+generation) counted. Behind a connection without a battery all export is the plant's. What wasn't
+read counts nothing and is named: certificates are for what was measured.
+
+    gen/{connection}/{month}/{plant}   `Produced`, private; certificate:Issue takes it
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from consortium.chaincode.api import (
+    Conflict,
+    Context,
+    Contract,
+    Identifier,
+    LimitExceeded,
+    MspId,
+    NotFound,
+    query,
+    transaction,
+)
+
+from ..common import access, commitments, settings
+from ..common.clock import utc_text
+from ..common.commitments import called
+from ..common.settings import MeteringSettings
+from ..meters.meters import Meter, meters_of
+from ..meters.readings import Store, connection_intervals
+from .guarantees import Month, Produced, ProducedBasis, produced_key
+
+MAX_INTERVALS = 10_000
+"""Of one month: five minutes make 8,928."""
+
+
+class Origins(Contract):
+    """Months of plants."""
+
+    name: ClassVar[str] = "origin"
+
+    @transaction
+    def commit(
+        self, context: Context, *, utility: MspId, plant_id: Identifier, month: Month
+    ) -> dict[str, Any]:
+        """Sum a plant's month up from its readings and commit to it; tells no amounts.
+
+        Again after a correction, as long as nothing is issued.
+        """
+        access.require_operator(context.creator, utility, f"sum up plants of {utility}")
+        basis = called(
+            context, "energy", "certificate:Basis", ProducedBasis, plant_id=plant_id, month=month
+        )
+        if basis.utility != utility:
+            raise Conflict(f"plant {plant_id} is metered by {basis.utility}, not by {utility}")
+        channel = settings.read(context, MeteringSettings, "metering:Configure")
+        if settings.now(context, channel) < basis.to:
+            raise Conflict(f"month {month} ends at {utc_text(basis.to)}")
+        count = (basis.to - basis.from_) // channel.interval_s
+        if count > MAX_INTERVALS:
+            raise LimitExceeded(
+                f"month {month} has {count} intervals of {channel.interval_s} s, but "
+                f"{MAX_INTERVALS} can be summed up at once"
+            )
+        store = Store(context, utility)
+        found = _produced(store, basis, month, channel.interval_s)
+        key = produced_key(basis.connection_id, month, plant_id)
+        committed = commitments.put(context, utility, key, found)
+        return {"utility": utility, "plant_id": plant_id, "month": month, "commitment": committed}
+
+    @query
+    def record(
+        self, context: Context, *, utility: MspId, plant_id: Identifier, month: Month
+    ) -> Produced:
+        """A plant's month as committed to: what certificate:Issue takes."""
+        access.require(
+            access.is_operator(context.creator, utility) or commitments.is_overseer(context),
+            context.creator,
+            f"read what plants of {utility} made",
+            f"operators of {utility}, and auditors",
+        )
+        basis = called(
+            context, "energy", "certificate:Basis", ProducedBasis, plant_id=plant_id, month=month
+        )
+        key = produced_key(basis.connection_id, month, plant_id)
+        found = commitments.opened(context, utility, key, Produced)
+        if found is None:
+            raise NotFound(f"{utility} hasn't summed up {month} of plant {plant_id}")
+        return found
+
+
+def _produced(store: Store, basis: ProducedBasis, month: str, interval_s: int) -> Produced:
+    exchanged = connection_intervals(store, basis.connection_id, basis.from_, basis.to, interval_s)
+    generators = [
+        meter
+        for meter in meters_of(store.context, basis.connection_id)
+        if meter.utility == store.utility and meter.purpose == "generation"
+    ]
+    generation_wh = export_wh = missing = 0
+    secrets: list[str] = []
+    for one in exchanged:
+        end = one.interval_start + interval_s
+        made = _generated(store, generators, one.interval_start, end, secrets)
+        if made is None and not generators and not basis.battery:
+            made = one.export_wh
+        if made is None or one.missing:
+            missing += 1
+            continue
+        secrets += one.secrets
+        generation_wh += made
+        export_wh += min(one.export_wh, made)
+    key = produced_key(basis.connection_id, month, basis.plant_id)
+    if not secrets:
+        raise Conflict(f"nothing of plant {basis.plant_id} was read in {month}")
+    salt = commitments.salt(store.context, key, secrets)
+    return Produced(
+        basis.plant_id, basis.connection_id, month, generation_wh, export_wh, missing, salt
+    )
+
+
+def _generated(
+    store: Store, meters: Sequence[Meter], start: int, end: int, secrets: list[str]
+) -> int | None:
+    """What generation meters counted in an interval; None without any, or if one wasn't read."""
+    there = [meter for meter in meters if meter.in_place(start, end) and meter.verified(start, end)]
+    made = 0
+    for meter in there:
+        reading = store.latest(meter.meter_id, start)
+        if reading is None:
+            return None
+        made += reading.export_wh
+        secrets.append(reading.salt)
+    return made if there else None
