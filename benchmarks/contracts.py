@@ -23,6 +23,7 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
+from benchmarks.usage import cpu_s
 from consortium import contracts
 from consortium.chaincode.api import canonical_json, verify_p256
 from consortium.chaincode.executor import Executor, InProcessExecutor, Invocation
@@ -330,12 +331,11 @@ async def _through(world: LedgerWorld, executor: Executor, call: Invocation) -> 
 
 def _children_cpu_s() -> float:
     """CPU time of the processes that this one started, as far as they run."""
-    ticks = 0
-    for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])  # utime and stime, see proc(5)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(
+        cpu_s(int(child))
+        for task in Path("/proc/self/task").iterdir()
+        for child in (task / "children").read_text().split()
+    )
 
 
 def signature_us() -> float:

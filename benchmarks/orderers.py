@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 
+from benchmarks import usage
 from consortium.identity.certificates import (
     CertificateAuthority,
     certificate_pem,
@@ -38,7 +39,6 @@ from tests.ports import free_ports
 CHANNEL = "neighbourhood"
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Utility:
@@ -164,16 +164,11 @@ class OrdererProcess:
 
     def cpu_s(self) -> float:
         """CPU time that it has used, user and system, s."""
-        text = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii")
-        fields = text.rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+        return usage.cpu_s(self.pid)
 
     def memory_mb(self, kind: str = "VmRSS") -> float:
         """Resident set, MiB: `RssAnon` without files (LMDB's pages), so the heap and stacks."""
-        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{kind}:"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+        return usage.memory_mb(self.pid, kind)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.usage import cpu_s, memory_mb
 from consortium.node.contracts import client, ensure_contracts
 from consortium.node.network import Network, create_network
 from consortium.node.processes import ProcessNetwork
 from tests.ports import first_port
 
 FABRIC_CLIENT = Path(__file__).parent.parent / "tests" / "network" / "fabric_client"
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,6 @@ class Result:
     """By process; the client's own under `client`."""
     memory_mb: dict[str, float]
     """Resident set of each process after the run."""
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
-
-
-def _memory_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 async def _own_client(network: Network, count: int, in_flight: int, run: str) -> list[float]:
@@ -125,7 +113,7 @@ async def _measure(
             "from benchmarks.transactions import own_client_main as main; main()",
         ]
     )
-    before = {name: _cpu_s(pid) for name, pid in pids.items()}
+    before = {name: cpu_s(pid) for name, pid in pids.items()}
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -135,7 +123,7 @@ async def _measure(
         raise SystemExit(f"the {which} client failed with status {process.returncode}")
     after_children = os.times()
     measured = json.loads(output)
-    cpu = {name: (_cpu_s(pid) - before[name]) * 1000 / count for name, pid in pids.items()}
+    cpu = {name: (cpu_s(pid) - before[name]) * 1000 / count for name, pid in pids.items()}
     cpu["client"] = (
         (
             (after_children.children_user - children.children_user)
@@ -154,7 +142,7 @@ async def _measure(
         p50_ms=statistics.median(latencies) * 1000,
         p95_ms=latencies[int(len(latencies) * 0.95)] * 1000,
         cpu_ms_per_transaction=cpu,
-        memory_mb={name: _memory_mb(pid) for name, pid in pids.items()},
+        memory_mb={name: memory_mb(pid) for name, pid in pids.items()},
     )
 
 
