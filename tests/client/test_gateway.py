@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import grpc
@@ -31,7 +31,7 @@ from gridledger_client import (
     generate_key_pem,
 )
 from gridledger_client.gateway import SignedTransaction, check_addresses
-from gridledger_client.wire import any_pb2, common_pb2, gateway_pb2, rpc_pb2
+from gridledger_client.wire import any_pb2, common_pb2, gateway_pb2, peer_pb2, rpc_pb2
 
 from .conftest import CONNECTION
 
@@ -178,6 +178,16 @@ async def test_signs_only_what_it_proposed(operator: GatewayClient) -> None:
         gateway._checked_result(asked, envelope.payload)
     with pytest.raises(GridLedgerError, match="can't be read"):
         gateway._checked_result(asked, b"\xff\xff\xff")
+    # Or with ours, and one more act beside it.
+    payload = common_pb2.Payload.FromString(envelope.payload)
+    transaction = peer_pb2.Transaction.FromString(payload.data)
+    transaction.actions.append(transaction.actions[0])
+    payload.data = transaction.SerializeToString()
+    with pytest.raises(GridLedgerError, match="2 actions"):
+        gateway._checked_result(other, payload.SerializeToString())
+    # What was stored and got damaged is never sent.
+    with pytest.raises(InvalidInput, match="can't be read any more"):
+        await operator.submit_signed(SignedTransaction("12" * 32, b"\xff\xff\xff"))
 
 
 async def test_moves_on_to_a_gateway_that_answers(network: Network) -> None:
@@ -189,7 +199,8 @@ async def test_moves_on_to_a_gateway_that_answers(network: Network) -> None:
         network.tls_bundle_pem,
     ) as client:
         assert client.address == "127.0.0.1:1"
-        assert await client.evaluate("metering", "metering:Settings")
+        ask = client.evaluate
+        assert all(await asyncio.gather(*(ask("metering", "metering:Settings") for _ in range(3))))
         assert client.address == network.utility("Boreal").gateway_address
 
 
@@ -214,21 +225,27 @@ async def test_a_gateway_without_nodes_keeps_its_connection(
         await server.stop(None)
 
 
-async def _gateway_without_nodes(*, answered: bool) -> tuple[grpc.aio.Server, str, bytes]:
-    """A gateway whose peers are all away: it says so in details, or goes away itself."""
+type Reply = Callable[[str, bytes, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+async def _gateway_of_its_own(reply: Reply) -> tuple[grpc.aio.Server, str, bytes]:
+    """A gateway that answers as no real one is made to: its address, and whom to trust."""
 
     class Handler(grpc.GenericRpcHandler):
-        def service(self, _: object) -> grpc.RpcMethodHandler:
-            return grpc.unary_unary_rpc_method_handler(refuse)
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            method = str(details.method).rpartition("/")[2]
 
-    async def refuse(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        detail = gateway_pb2.ErrorDetail(address="peer:1", msp_id="AuroraMSP", message="gone")
-        packed = any_pb2.Any(
-            type_url="type.googleapis.com/gateway.ErrorDetail", value=detail.SerializeToString()
-        )
-        status = rpc_pb2.Status(code=14, message="no peer", details=[packed])
-        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "no peer", metadata if answered else ())
+            async def one(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+                return await reply(method, request, context)
+
+            async def several(
+                request: bytes, context: grpc.aio.ServicerContext
+            ) -> AsyncIterator[bytes]:
+                yield await reply(method, request, context)
+
+            if method == "ChaincodeEvents":
+                return grpc.unary_stream_rpc_method_handler(several)
+            return grpc.unary_unary_rpc_method_handler(one)
 
     authority = CertificateAuthority.create("Test", "test.example")
     key = generate_key()
@@ -239,6 +256,132 @@ async def _gateway_without_nodes(*, answered: bool) -> tuple[grpc.aio.Server, st
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key_pem(key), pem)]))
     await server.start()
     return server, f"127.0.0.1:{port}", authority.certificate_pem
+
+
+async def _gateway_without_nodes(*, answered: bool) -> tuple[grpc.aio.Server, str, bytes]:
+    """A gateway whose peers are all away: it says so in details, or goes away itself."""
+
+    async def refuse(_: str, __: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        detail = gateway_pb2.ErrorDetail(address="peer:1", msp_id="AuroraMSP", message="gone")
+        packed = any_pb2.Any(
+            type_url="type.googleapis.com/gateway.ErrorDetail", value=detail.SerializeToString()
+        )
+        status = rpc_pb2.Status(code=14, message="no peer", details=[packed])
+        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "no peer", metadata if answered else ())
+        raise AssertionError
+
+    return await _gateway_of_its_own(refuse)
+
+
+class Between:
+    """A gateway that stands before a real one, and answers in its place what it is told to."""
+
+    def __init__(self, network: Network) -> None:
+        aurora = network.utility("Aurora")
+        self.client = utility_client(network, aurora, "operator")
+        self._roots = network.tls_bundle_pem
+        self._real = grpc.aio.secure_channel(
+            aurora.gateway_address, grpc.ssl_channel_credentials(self._roots)
+        )
+        self.instead: dict[str, bytes | grpc.StatusCode] = {}
+        """By method: an answer, or the status with which the call fails."""
+        self.metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+    async def __aenter__(self) -> Between:
+        self._server, address, roots = await _gateway_of_its_own(self._reply)
+        made = self.client
+        self.client = GatewayClient([address], made.channel, made.identity, self._roots + roots)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+        await self._server.stop(None)
+        await self._real.close(None)
+
+    async def _reply(self, method: str, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        told = self.instead.get(method)
+        if isinstance(told, grpc.StatusCode):
+            await context.abort(told, "as told", self.metadata)
+        if isinstance(told, bytes):
+            return told
+        answer: bytes = await self._real.unary_unary(f"/gateway.Gateway/{method}")(request)
+        return answer
+
+
+async def test_an_unknown_outcome_has_its_transaction(network: Network) -> None:
+    """Whoever asks by its id, or sends the same bytes again, never does it twice."""
+    async with Between(network) as between:
+        client = between.client
+
+        async def register(number: int) -> None:
+            await client.submit("energy", "registry:RegisterConnection", connection(number))
+
+        for number, (method, status, said) in enumerate(
+            (
+                ("Submit", grpc.StatusCode.UNAVAILABLE, "whether the transaction was taken"),
+                ("Submit", grpc.StatusCode.CANCELLED, "whether the transaction was taken"),
+                ("Submit", grpc.StatusCode.DEADLINE_EXCEEDED, "did not answer in time"),
+                ("CommitStatus", grpc.StatusCode.UNAVAILABLE, "the outcome is unknown"),
+                ("CommitStatus", grpc.StatusCode.DEADLINE_EXCEEDED, "did not answer in time"),
+            ),
+            start=20,
+        ):
+            between.instead = {method: status}
+            with pytest.raises(Timeout, match=said) as error:
+                await register(number)
+            between.instead = {}
+            transaction_id = error.value.transaction_id
+            assert transaction_id is not None
+            if method == "CommitStatus":  # it had been taken
+                assert (await client.commit_status(transaction_id)).valid
+            else:  # it hadn't
+                with pytest.raises(Timeout):
+                    await client.commit_status(transaction_id, timeout_s=0.2)
+
+        for code, name in ((11, "MVCC_READ_CONFLICT"), (4711, "CODE_4711")):
+            answer = gateway_pb2.CommitStatusResponse(block_number=7)
+            answer.result = code
+            between.instead = {"CommitStatus": answer.SerializeToString()}
+            with pytest.raises(CommitFailed) as failed:
+                await register(30)
+            assert (failed.value.code, failed.value.block_number) == (name, 7)
+
+
+async def test_what_can_be_read_of_a_failure_is_said(network: Network) -> None:
+    async with Between(network) as between:
+        between.instead = {"Evaluate": grpc.StatusCode.ABORTED}
+        between.metadata = (("grpc-status-details-bin", b"\xff\xff"), ("else", "where"))
+        with pytest.raises(TransactionRefused, match="as told") as error:
+            await between.client.evaluate("metering", "metering:Settings")
+        assert list(error.value.details) == []
+
+
+async def test_answers_that_are_no_json(network: Network, operator: GatewayClient) -> None:
+    raw = await operator.evaluate("metering", "metering:Settings", [b"{}"])
+    assert raw.startswith(b"{")
+    async with Between(network) as between:
+        for payload in (b"", b"no JSON"):
+            answer = gateway_pb2.EvaluateResponse()
+            answer.result.payload = payload
+            between.instead = {"Evaluate": answer.SerializeToString()}
+            if not payload:
+                assert await between.client.evaluate("metering", "metering:Settings") is None
+                continue
+            with pytest.raises(GridLedgerError, match="not JSON"):
+                await between.client.evaluate("metering", "metering:Settings")
+
+
+async def test_a_stream_that_its_gateway_ends(network: Network) -> None:
+    answer = gateway_pb2.ChaincodeEventsResponse(block_number=3)
+    answer.events.add(chaincode_id="energy", tx_id="ef" * 32, event_name="trade", payload=b"{}")
+    async with Between(network) as between:
+        between.instead = {"ChaincodeEvents": answer.SerializeToString()}
+        stream = between.client.chaincode_events("energy")
+        event = await anext(stream)
+        assert (event.block_number, event.name) == (3, "trade")
+        with pytest.raises(ConnectionFailed, match="ended the event stream"):
+            await anext(stream)
 
 
 async def test_nobody_answers(network: Network) -> None:
@@ -310,8 +453,12 @@ async def test_events_go_on_from_a_checkpoint(network: Network, operator: Gatewa
         await stream.aclose()
 
 
-async def test_closing_ends_streams(network: Network) -> None:
+@pytest.mark.parametrize("connected", [True, False])
+async def test_closing_ends_streams(network: Network, connected: bool) -> None:
+    """Those too that still look for their gateway."""
     client = utility_client(network, network.utility("Aurora"), "operator")
+    if not connected:
+        client.addresses = ("127.0.0.1:1",)
     reached = asyncio.Event()
 
     async def follow() -> None:
@@ -319,11 +466,12 @@ async def test_closing_ends_streams(network: Network) -> None:
             pass
 
     task = asyncio.create_task(follow())
-    await reached.wait()
+    if connected:
+        await reached.wait()
     await asyncio.sleep(0.2)
     await client.close()
     with pytest.raises(ConnectionFailed):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 20)
 
 
 async def test_cancelling_is_not_a_lost_connection(operator: GatewayClient) -> None:

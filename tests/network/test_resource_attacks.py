@@ -102,12 +102,10 @@ async def test_ten_thousand_streams(running: RunningNetwork, operator: GatewayCl
                 channels.append(channel)
                 tasks += [asyncio.create_task(hold(channel, path)) for _ in range(1_000)]
         assert len(tasks) == 10_000
-        # Until nothing changes any more: what is over a limit is refused, or waits at the client.
-        seen = -1
+        # Until all that is over a limit is refused.
         async with asyncio.timeout(150):
-            while codes.total() != seen:
-                seen = codes.total()
-                await asyncio.sleep(3)
+            while codes.total() < 7_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.5)
         await served(operator)
         for task in tasks:
             task.cancel()

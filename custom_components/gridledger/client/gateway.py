@@ -449,6 +449,8 @@ class GatewayClient:
         except TimeoutError as error:
             await self._move_on(address, connection)
             raise ConnectionFailed(f"the gateway {address} can't be reached") from error
+        except grpc.aio.UsageError as error:  # closed while it was being made
+            raise ConnectionFailed(f"the connection to {address} was closed") from error
         except asyncio.CancelledError as error:
             _connection_closed_or_cancelled(error, address)
         call = connection.unary_stream(
@@ -632,6 +634,9 @@ def _failure(error: grpc.aio.AioRpcError, address: str) -> GridLedgerError:
                 gateway_answered=True,
             )
         return ConnectionFailed(f"the gateway {address} can't be reached: {said}")
+    if code is grpc.StatusCode.CANCELLED:
+        # By a server that has too much to do, or stops: no refusal, and another one may answer.
+        return ConnectionFailed(f"the gateway {address} dropped the call")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Timeout(f"the gateway {address} did not answer in time: {said}")
     # A gateway answers a foreign identity or a bad signature with these codes, or, where a peer
