@@ -32,6 +32,8 @@ class Elections(Leading):
     def _has_unapplied_change(self) -> bool:
         log = self.log
         index = log.applied + 1
+        if index < log.first_index():
+            return True  # applied and compacted by the caller, who is about to say so
         while index <= log.committed:
             page = log.slice(index, log.committed + 1, log.max_applying_bytes)
             if any(entry.Type != raftpb.EntryNormal for entry in page):

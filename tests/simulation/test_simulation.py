@@ -97,6 +97,11 @@ def test_who_was_left_out_tells_what_is_committed(monkeypatch: pytest.MonkeyPatc
     assert "no progress" in simulate(228295, Options(nodes=5)).violation
 
 
+def test_who_has_compacted_what_it_has_not_told_to_be_applied_stands_later() -> None:
+    """It looked for changes of the configuration among entries that were gone."""
+    assert not simulate(445515, Options(nodes=3)).violation
+
+
 def test_enough_mistakes_are_found() -> None:
     assert sum(mutation.found_at is not None for mutation in MUTATIONS) >= 25
 

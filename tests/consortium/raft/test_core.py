@@ -237,6 +237,24 @@ def test_a_log_shorter_than_what_was_committed_is_refused() -> None:
         new_node(storage)
 
 
+def test_who_has_compacted_what_it_is_applying_stands_once_it_is_applied() -> None:
+    """It asks its log for changes of the configuration; what is gone may have been one."""
+    storage = storage_at(1)
+    storage.append([raftpb.Entry(Index=index, Term=1) for index in (2, 3)])
+    storage.set_hard_state(raftpb.HardState(term=1, commit=3))
+    node = new_node(storage)
+    assert [entry.Index for entry in node.ready().committed_entries] == [2, 3]
+    storage.create_snapshot(3, None, b"")
+    storage.compact(3)
+    for _ in range(20):
+        node.tick()
+    assert node.status().role is StateRole.FOLLOWER
+    node.advance()
+    for _ in range(20):
+        node.tick()
+    assert node.status().role is StateRole.PRE_CANDIDATE
+
+
 def test_no_snapshot_is_taken_while_entries_are_being_applied() -> None:
     """A change among them would be applied on top of the snapshot's configuration."""
     nodes, storages = cluster()
