@@ -10,6 +10,7 @@ Energy counts once: what was sold as green in its own right is taken off before 
 ledger (green products, offers with the attribute GREEN) and elsewhere.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -27,6 +28,7 @@ from consortium.chaincode.api import (
     query,
     stored_record,
     transaction,
+    under,
 )
 
 from ..common import access, agreements, commitments, settings
@@ -40,6 +42,7 @@ from ..registry.registry import connection_of, energy_settings
 from .guarantees import (
     Energy,
     Month,
+    OpenMonth,
     Plant,
     Produced,
     ProducedBasis,
@@ -147,6 +150,29 @@ def _traded_green(context: Context, connection_id: str, month: str) -> int:
 
 def _batch_id(transaction_id: str, part: str) -> str:
     return f"G{part}-{transaction_id[:40].upper()}"
+
+
+def open_months(
+    context: Context, utility: str, months: Sequence[str], after: str
+) -> Iterator[OpenMonth]:
+    """Of these months, those of plants after one that a utility meters, where none is issued."""
+    start, end = under("plant/")
+    for key, value in context.range(max(start, f"plant/{after}\0"), end):
+        name = key.removeprefix("plant/")
+        if "/" in name:
+            continue  # how far another plant is
+        plant = stored_record(Plant, value)
+        known = context.get_state(f"{key}/progress")
+        issued = "" if known is None else stored_record(_Progress, known).last_month
+        connection = connection_of(context, plant.connection_id)
+        for month in months:
+            begins = month_end(month, -1)
+            if (
+                month > issued
+                and month >= plant.commissioned[:7]
+                and roles.role_at(context, connection, "metering_operator", begins) == utility
+            ):
+                yield OpenMonth(name, month)
 
 
 class Certificates(Contract):

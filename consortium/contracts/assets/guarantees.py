@@ -7,10 +7,11 @@ Pure records of both chaincodes: `origin`, where the readings are, makes `Produc
 from dataclasses import dataclass
 from typing import Annotated
 
-from consortium.chaincode.api import Choice, Identifier, Instant, Integer, MspId, Text
+from consortium.chaincode.api import AtMost, Choice, Identifier, Instant, Integer, MspId, Text
 
-from ..common.clock import Day, day_start
+from ..common.clock import Day, day_of, day_start
 from ..common.commitments import Salt
+from ..common.pages import Bookmark
 
 Month = Annotated[str, Text(r"[0-9]{4}-(0[1-9]|1[0-2])", "a month as YYYY-MM")]
 Energy = Annotated[int, Integer(0, 10**15, "Wh")]
@@ -61,6 +62,33 @@ class Produced:
     missing: Annotated[int, Integer(0, 10**6, "intervals")]
     """That weren't read, or whose generation nobody metered beside a battery; they count 0."""
     salt: Salt
+
+
+MAX_OPEN_MONTHS = 200
+"""Months of plants that are named at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMonth:
+    """A plant's month that is over and for which nothing is issued."""
+
+    plant_id: Identifier
+    month: Month
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMonths:
+    """As `agenda:Plants` answers, in order of plants."""
+
+    months: Annotated[tuple[OpenMonth, ...], AtMost(MAX_OPEN_MONTHS)]
+    bookmark: Bookmark | None
+
+
+def months_before(at: int, count: int) -> list[str]:
+    """The last months (UTC) that are over at an instant, the oldest first."""
+    day = day_of(at)
+    this = int(day[:4]) * 12 + int(day[5:7]) - 1
+    return [f"{one // 12:04d}-{one % 12 + 1:02d}" for one in range(this - count, this)]
 
 
 def month_end(month: str, later: int = 0) -> int:

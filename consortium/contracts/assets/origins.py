@@ -90,8 +90,31 @@ class Origins(Contract):
         return found
 
 
-def _produced(store: Store, basis: ProducedBasis, month: str, interval_s: int) -> Produced:
-    exchanged = connection_intervals(store, basis.connection_id, basis.from_, basis.to, interval_s)
+def to_be_committed(
+    context: Context, store: Store, plant_id: str, month: str, own: MeteringSettings
+) -> bool:
+    """Whether a plant's month was read, isn't committed to and can be. In queries only."""
+    try:
+        basis = called(
+            context, "energy", "certificate:Basis", ProducedBasis, plant_id=plant_id, month=month
+        )
+        key = produced_key(basis.connection_id, month, plant_id)
+        if commitments.opened(context, store.utility, key, Produced) is not None:
+            return False
+        if (basis.to - basis.from_) // own.interval_s > MAX_INTERVALS:
+            return False
+        _produced(store, basis, month, own.interval_s, scan=True)
+    except Conflict:
+        return False  # nothing was read
+    return True
+
+
+def _produced(
+    store: Store, basis: ProducedBasis, month: str, interval_s: int, *, scan: bool = False
+) -> Produced:
+    exchanged = connection_intervals(
+        store, basis.connection_id, basis.from_, basis.to, interval_s, scan=scan
+    )
     generators = [
         meter
         for meter in meters_of(store.context, basis.connection_id)

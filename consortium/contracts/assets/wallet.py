@@ -15,9 +15,9 @@ The balance is shards, holds and `in` together, and equals the sum of the accoun
 the channel. Credit limits bind what an owner does by choice; settlement always posts.
 
 A home's account is named like its connection; a utility has `SUPPLIER-<NAME>`, `GRID-<NAME>`,
-`BALANCE-<NAME>` for what deviations cost and, for money that comes from outside,
-`ext/bank/<MSP id>`. `CLEARING-MARKET` is the counterparty of every fill, and `CLEARING-ROUNDING`
-where their roundings meet.
+`BALANCE-<NAME>` for what deviations cost, `TAX-<NAME>` for taxes that it has kept back and, for
+money that comes from outside, `ext/bank/<MSP id>`. `CLEARING-MARKET` is the counterparty of every
+fill, and `CLEARING-ROUNDING` where their roundings meet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -218,6 +218,11 @@ def grid_account(msp_id: str) -> str:
 def balance_account(msp_id: str) -> str:
     """Where a balance responsible party pays and is paid for deviations."""
     return f"BALANCE-{_account_name(msp_id)}"
+
+
+def tax_account(msp_id: str) -> str:
+    """Where a supplier keeps taxes on what it buys, until it pays them to the state."""
+    return f"TAX-{_account_name(msp_id)}"
 
 
 def bank_account(msp_id: str) -> str:
@@ -517,6 +522,7 @@ def _utility_of(context: Context, account: str, creator: Creator) -> str:
         supplier_account(msp_id),
         grid_account(msp_id),
         balance_account(msp_id),
+        tax_account(msp_id),
         bank_account(msp_id),
     )
     return msp_id if account in own else ""

@@ -24,6 +24,8 @@ from consortium.chaincode.api import (
     under,
 )
 
+from ..assets import certificates
+from ..assets.guarantees import MAX_OPEN_MONTHS, OpenMonth, OpenMonths, months_before
 from ..common import access, settings
 from ..common.clock import DAY_S, day_of, day_start
 from ..common.dated import Span
@@ -52,6 +54,8 @@ from .supply_terms import basis_of
 
 LOOK_BACK_DAYS = 21
 """How long after a day it is looked at: by then its final run is posted."""
+LOOK_BACK_MONTHS = 2
+"""How long plants' months are looked at."""
 MAX_DUE = 200
 _OF_EACH_HOME = ("billing", "connection", "permit", "prepaid", "supply")
 """Kinds of keys of which each home has one."""
@@ -220,6 +224,22 @@ class Agenda(Contract):
                 if len(found) == MAX_OPEN_BILLS:
                     break
         return OpenBills(tuple(found))
+
+    @query
+    def plants(
+        self, context: Context, *, utility: MspId, bookmark: Bookmark | None = None
+    ) -> OpenMonths:
+        """The last months of plants that a utility meters, as long as nothing is issued."""
+        self._require_operator(context, utility)
+        months = months_before(settings.now(context, energy_settings(context)), LOOK_BACK_MONTHS)
+        found: list[OpenMonth] = []
+        for one in certificates.open_months(context, utility, months, bookmark or ""):
+            if len(found) > MAX_OPEN_MONTHS - LOOK_BACK_MONTHS and one.plant_id != (
+                found[-1].plant_id
+            ):
+                return OpenMonths(tuple(found), found[-1].plant_id)
+            found.append(one)
+        return OpenMonths(tuple(found), None)
 
     @query
     def billed(self, context: Context, *, connection_id: Identifier, at: Instant) -> BilledDay:

@@ -18,6 +18,11 @@ def amount_micro(energy_wh: int, price_micro_per_kwh: int) -> int:
     return half_even(energy_wh * price_micro_per_kwh, WH_PER_KWH)
 
 
+def tax_micro(amount_micro: int, rate_ppm: int) -> int:
+    """What is taken of an amount as tax; nothing of one that isn't earned but paid."""
+    return half_even(max(0, amount_micro) * rate_ppm, MICRO)
+
+
 def convert_micro(amount_micro: int, rate_micro: int) -> int:
     """An amount in the currency that `rate_micro` micro-units of buy one unit of."""
     return half_even(amount_micro * rate_micro, MICRO)

@@ -55,6 +55,8 @@ class EnergySettings:
     grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")]
     approvals: Annotated[int, Integer(1, 64)] = 2
     """How many utilities must approve products, tariffs and calendars before they hold."""
+    sale_tax_ppm: Annotated[int, Integer(0, 1_000_000, "ppm")] = 0
+    """What is taken of the gross of a sale to a supplier as tax."""
 
 
 class Settings(Protocol):

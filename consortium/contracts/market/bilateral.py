@@ -277,6 +277,8 @@ def _check_terms(context: Context, terms: Terms) -> None:
             raise InvalidArgument(f"seller is {account}, but must be a connection")
         if account.startswith("GRID-"):
             raise InvalidArgument(f"buyer is {account}, a grid's account, which buys nothing")
+        if account.startswith("TAX-"):
+            raise InvalidArgument(f"buyer is {account}, an account of taxes, which buys nothing")
         if not account.startswith(RESERVED_PREFIXES):
             connection_of(context, account)
     seller = connection_of(context, terms.seller)

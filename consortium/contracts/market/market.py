@@ -31,10 +31,10 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from ..assets.wallet import Transfer, grid_account, post, supplier_account
+from ..assets.wallet import Transfer, grid_account, post, supplier_account, tax_account
 from ..common import access, settings
 from ..common.clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
-from ..common.money import amount_micro
+from ..common.money import amount_micro, tax_micro
 from ..common.pages import Bookmark, page
 from ..common.settings import Currency, EnergySettings, Price
 from ..registry import homes
@@ -96,6 +96,7 @@ class Quote:
     valid_until: Instant
     max_power_w: Power | None = None
     """What the home itself can give, where that is less than its connection."""
+    tax_micro: Money = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class Trade:
     status: Annotated[str, Choice("committed")]
     acted_by: Identifier | None = None
     """The trader that authorised it under a delegation; null for the home itself."""
+    tax_micro: Money = 0
+    """Trades that were stored before there were taxes have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,7 @@ def _quote(
     )
     gross = amount_micro(energy_wh, rate.price_micro_per_kwh)
     fee = amount_micro(energy_wh, channel.grid_fee_micro_per_kwh)
+    tax = tax_micro(gross, channel.sale_tax_ppm)
     validity_s = real_seconds(channel.replay, channel.quote_validity_s)
     terms = {
         "connection_id": connection.connection_id,
@@ -259,11 +263,12 @@ def _quote(
         "price_micro_per_kwh": rate.price_micro_per_kwh,
         "gross_micro": gross,
         "grid_fee_micro": fee,
-        "net_micro": gross - fee,
+        "net_micro": gross - fee - tax,
         "currency": channel.currency,
         "quoted_at": quoted_at,
         "valid_until": min(quoted_at + validity_s, window_start),
         "max_power_w": max_power_w,
+        "tax_micro": tax,
     }
     quote_id = f"Q-{sha256_hex(canonical_json(terms))[:32].upper()}"
     return Quote(quote_id=quote_id, **terms)  # type: ignore[arg-type]
@@ -433,6 +438,7 @@ class Market(Contract):
             transaction_id=context.transaction_id,
             status="committed",
             acted_by=actor.acted_by,
+            tax_micro=quote.tax_micro,
         )
         answer = canonical_json(trade)
         place = f"{quote.window_start:012d}"
@@ -456,6 +462,7 @@ class Market(Contract):
             [
                 Transfer(payer, connection_id, quote.net_micro, "sale", trade.trade_id),
                 Transfer(payer, grid, quote.grid_fee_micro, "grid_fee", trade.trade_id),
+                Transfer(payer, tax_account(rate.supplier), quote.tax_micro, "tax", trade.trade_id),
             ],
         )
         context.set_event("trade", answer)

@@ -22,6 +22,8 @@ from consortium.chaincode.api import (
     query,
 )
 
+from ..assets.guarantees import OpenMonths, month_end
+from ..assets.origins import to_be_committed
 from ..billing.bill_basis import (
     MAX_RUNS,
     BilledDay,
@@ -62,6 +64,8 @@ REST_S = 3600
 """Nothing more of a day must have come for so long, so that it is adjusted once."""
 MAX_ADJUSTMENTS = 99
 MAX_CORRECTIONS = 20
+MAX_PLANTS = 20
+"""Months of plants of one answer: each is read as a whole."""
 MAX_CALLS = 50
 """Calls that settle, of one answer; the others are named once these are done."""
 
@@ -93,7 +97,7 @@ class Duties(Contract):
 
     @query
     def due(self, context: Context) -> list[dict[str, Any]]:
-        """Calls that settle days and make bills, for the caller's utility alone."""
+        """Calls that settle days, make bills and sum plants up, for the caller's utility alone."""
         utility = context.creator.msp_id
         self._require_operator(context, utility)
         open_days = called(context, "energy", "agenda:Days", OpenDays, utility=utility)
@@ -101,7 +105,7 @@ class Duties(Contract):
         open_bills = called(context, "energy", "agenda:Bills", OpenBills, utility=utility)
         for bill in open_bills.bills:
             found.append(self._bill(context, utility, bill, 1))
-        return found
+        return found + _plants(context, utility)
 
     @query
     def corrections(self, context: Context) -> list[dict[str, Any]]:
@@ -249,6 +253,30 @@ class Duties(Contract):
             "utility": utility,
             "endorsing": [],
         }
+
+
+def _plants(context: Context, utility: str) -> list[dict[str, Any]]:
+    """Calls that commit to plants' months, once a reading of them would be late."""
+    own = settings.read(context, MeteringSettings, "metering:Configure")
+    last = settings.now(context, own) - own.late_after_s
+    store = Store(context, utility)
+    found: list[dict[str, Any]] = []
+    bookmark: str | None = ""
+    while bookmark is not None:
+        answer = called(context, "energy", "agenda:Plants", OpenMonths,
+                        utility=utility, bookmark=bookmark)  # fmt: skip
+        for one in answer.months:
+            if month_end(one.month) <= last and to_be_committed(
+                context, store, one.plant_id, one.month, own
+            ):
+                argument = {"utility": utility, "plant_id": one.plant_id, "month": one.month}
+                found.append(
+                    {"function": "origin:Commit", "argument": argument, "utility": utility}
+                )
+            if len(found) == MAX_PLANTS:
+                return found
+        bookmark = answer.bookmark
+    return found
 
 
 def _agree(summaries: Sequence[Summary]) -> bool:

@@ -25,7 +25,7 @@ from consortium.chaincode.api import (
 
 from ..billing.bill_basis import record_key
 from ..common import commitments
-from ..common.money import amount_micro, half_even
+from ..common.money import amount_micro, half_even, tax_micro
 from ..settlement.days import rows_key, summary_key
 from ..settlement.settlement import day_inputs
 
@@ -151,7 +151,7 @@ def _leads_to(reader: Reader, account: str, posting: Json) -> Document | None:
         return Document("bank", f"{bank}/{reference}")
     if kind == "payment":
         return Document("payment", f"{payer}/{reference}")
-    if kind in ("sale", "grid_fee"):
+    if kind in ("sale", "grid_fee", "tax"):
         return _sale(reader, reference)
     if kind == "rounding":
         return Document("rounding", reference)
@@ -206,11 +206,19 @@ def _trade(reader: Reader, parts: Sequence[str]) -> Explained:
     energy = number(record, "energy_wh")
     gross = amount_micro(energy, number(values.get("rate"), "price_micro_per_kwh"))
     fee = amount_micro(energy, number(values.get("settings"), "grid_fee_micro_per_kwh"))
-    again = {"gross_micro": gross, "grid_fee_micro": fee, "net_micro": gross - fee}
+    tax = tax_micro(gross, number(values.get("settings"), "sale_tax_ppm"))
+    again = {
+        "gross_micro": gross,
+        "grid_fee_micro": fee,
+        "tax_micro": tax,
+        "net_micro": gross - fee - tax,
+    }
     return Explained(
         record,
         "gross = energy x the supplier's rate of that day and version; grid fee = energy x the "
-        "channel's fee; each divided by 1000 and rounded half to even once; net = gross - fee",
+        "channel's fee; each divided by 1000 and rounded half to even once; tax = gross x the "
+        "channel's parts per million, rounded likewise, none of a gross below zero; net = gross - "
+        "fee - tax",
         inputs,
         again,
         all(number(record, name) == value for name, value in again.items()),

@@ -22,7 +22,7 @@ from ..common import access, settings
 from ..common.clock import Replay
 from ..common.settings import Currency, EnergySettings, IntervalLength
 
-RESERVED_PREFIXES = ("SUPPLIER-", "GRID-", "BALANCE-", "CLEARING-")
+RESERVED_PREFIXES = ("SUPPLIER-", "GRID-", "BALANCE-", "TAX-", "CLEARING-")
 """Of accounts that belong to utilities and to the clearing house."""
 
 Power = Annotated[int, Integer(0, 10_000_000, "W")]
@@ -71,12 +71,19 @@ class Registry(Contract):
         quote_validity_s: Annotated[int, Integer(10, 86_400, "s")] = 300,
         grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")] = 0,
         approvals: Annotated[int, Integer(1, 64)] = 2,
+        sale_tax_ppm: Annotated[int, Integer(0, 1_000_000, "ppm")] = 0,
     ) -> EnergySettings:
         """Set the channel up, once."""
         return settings.configure(
             context,
             EnergySettings(
-                interval_s, currency, replay, quote_validity_s, grid_fee_micro_per_kwh, approvals
+                interval_s,
+                currency,
+                replay,
+                quote_validity_s,
+                grid_fee_micro_per_kwh,
+                approvals,
+                sale_tax_ppm,
             ),
         )
 

@@ -36,7 +36,7 @@ class Paid:
     """What was paid when it was traded, of this interval."""
 
     amount_micro: Money
-    """What the connection received for the energy."""
+    """What the connection received for the energy, taxes taken off."""
     fee_micro: Money
     """What went to the grid; negative, as it was paid."""
 

@@ -150,9 +150,9 @@ def _rate_sales(
     for _, value in context.range(first, f"{prefix}{end:012d}"):
         trade = stored_record(Trade, value)
         energies = [delivery.energy_wh for delivery in trade.schedule]
-        gross = pro_rata(trade.gross_micro, energies)
+        received = pro_rata(trade.gross_micro - trade.tax_micro, energies)
         fees = pro_rata(trade.grid_fee_micro, energies)
-        for delivery, amount, fee in zip(trade.schedule, gross, fees, strict=True):
+        for delivery, amount, fee in zip(trade.schedule, received, fees, strict=True):
             if start <= delivery.interval_start < end:
                 yield FirmTrade(
                     delivery.interval_start,

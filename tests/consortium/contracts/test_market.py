@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from consortium.chaincode.api import Conflict, Forbidden, InvalidArgument, NotFound
+from consortium.chaincode.api import (
+    Conflict,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    canonical_json,
+)
+from consortium.ledger.state import Version, VersionedValue
 from tests.consortium.contracts.world import (
     ADMIN,
     BOREAL_OPERATOR,
@@ -72,6 +79,7 @@ def test_a_sale_from_rate_to_statement(world: World) -> None:
         "quoted_at": str(NOON),
         "valid_until": str(NOON + 300),
         "max_power_w": None,
+        "tax_micro": "0",
     }
     # 10 kW for a quarter of an hour is 2,500 Wh.
     assert quoted["schedule"] == [
@@ -247,6 +255,7 @@ def test_a_quote_expires(world: World) -> None:
         ("net_micro", "488001"),
         ("price_micro_per_kwh", "90000"),
         ("grid_fee_micro", "0"),
+        ("tax_micro", "1"),
         ("valid_until", str(NOON + 301)),
         ("quoted_at", str(NOON - 1)),
         ("quoted_at", str(NOON + 1)),
@@ -373,6 +382,103 @@ def test_a_negative_price_is_paid_by_the_home(world: World) -> None:
     assert statement["entries"][0]["amount_micro"] == "-101000"
 
 
+def test_taxes_are_kept_back_by_the_supplier_and_shown() -> None:
+    world = energy_world(sale_tax_ppm=26_015)
+    publish(world, "BorealMSP", 81_000)
+    # 2.6015 % of 250,209 is 6,509.187…; the supplier's utility keeps it, not the home's.
+    quoted = quote(world, 3089)
+    assert (quoted["gross_micro"], quoted["tax_micro"]) == ("250209", "6509")
+    assert int(quoted["net_micro"]) == 250_209 - 61_780 - 6509
+    for touched in ("0", "6508"):
+        with pytest.raises(Conflict, match=r"quote\.(tax|net)_micro is not what it would be now"):
+            authorise(world, {**quoted, "tax_micro": touched})
+    untaxed = {**quoted, "tax_micro": "0", "net_micro": str(250_209 - 61_780)}
+    with pytest.raises(Conflict, match=r"quote\.net_micro is not what it would be now"):
+        authorise(world, untaxed)
+    trade = authorise(world, quoted)
+    assert (trade["tax_micro"], trade["net_micro"]) == (quoted["tax_micro"], quoted["net_micro"])
+    assert authorise(world, quoted) == trade
+    money = {
+        "CP-0001": int(quoted["net_micro"]),
+        "GRID-AURORA": 61_780,
+        "TAX-BOREAL": 6509,
+        "SUPPLIER-BOREAL": -250_209,
+    }
+    assert world.money() == money
+    assert sum(money.values()) == 0
+
+    # The supplier's utility sees what it keeps, where it is from, and pays it out.
+    account = {"account": "TAX-BOREAL"}
+    [entry] = world.evaluate(BOREAL_OPERATOR, "wallet:Statement", **account)["entries"]
+    assert (entry["kind"], entry["reference"]) == ("tax", trade["trade_id"])
+    explained = world.evaluate(
+        BOREAL_OPERATOR,
+        "oversight:Explain",
+        kind="posting",
+        id=f"TAX-BOREAL/{entry['at']}/{entry['transaction_id']}",
+    )
+    [document] = explained["documents"]
+    assert document == {"kind": "trade", "id": f"CP-0001/{NOON + 3600}/r-1"}
+    explained = world.evaluate(HOME, "oversight:Explain", **document)
+    assert explained["agrees"] is True
+    assert explained["recomputed"]["tax_micro"] == "6509"
+    for caller in (HOME, OPERATOR):
+        with pytest.raises(Forbidden):
+            world.evaluate(caller, "wallet:Statement", **account)
+    incoming = "acct/TAX-BOREAL/in/"
+    entries = [
+        key.removeprefix(incoming) for _, key in world.state.public if key.startswith(incoming)
+    ]
+    world.submit(BOREAL_SUPPLIER, "wallet:Sweep", **account, entries=entries)
+    withdrawn = world.submit(
+        BOREAL_SUPPLIER, "wallet:Withdraw", **account, amount_micro=6509, request_id="tax-1"
+    )
+    assert withdrawn["state"] == "requested"
+
+    # A new rate makes a taxed quote stale as it does any.
+    stale = quote(world, 100)
+    publish(world, "BorealMSP", 90_000)
+    with pytest.raises(Conflict, match="rate_version is 1, but BorealMSP has published version 2"):
+        authorise(world, stale, "r-2")
+
+
+@pytest.mark.parametrize(
+    ("price", "energy_wh", "tax"),
+    [
+        (1_000, 1, 0),  # half a micro-unit goes to the even one below
+        (3_000, 1, 2),  # one and a half to the even one above
+        (0, 100, 0),
+        (-81_000, 1000, 0),  # who pays has earned nothing
+    ],
+)
+def test_taxes_are_rounded_half_to_even_once(price: int, energy_wh: int, tax: int) -> None:
+    world = energy_world(sale_tax_ppm=500_000, grid_fee_micro_per_kwh=0)
+    publish(world, "AuroraMSP", price)
+    quoted = quote(world, energy_wh)
+    assert int(quoted["tax_micro"]) == tax
+    assert int(quoted["net_micro"]) == int(quoted["gross_micro"]) - tax
+    authorise(world, quoted)
+    assert sum(world.money().values()) == 0
+
+
+def test_trades_of_before_there_were_taxes_are_read(world: World) -> None:
+    quoted = quote(world)
+    trade = authorise(world, quoted)
+    place = ("energy", f"trade/CP-0001/{NOON + 3600:012d}/r-1")
+    before = {name: value for name, value in trade.items() if name != "tax_micro"}
+    world.state.public[place] = VersionedValue(canonical_json(before), b"", Version(9, 0))
+    settings = {**world.evaluate(HOME, "registry:Settings")}
+    del settings["sale_tax_ppm"]
+    world.state.public["energy", "settings"] = VersionedValue(
+        canonical_json(settings), b"", Version(9, 1)
+    )
+    assert world.evaluate(HOME, "market:Trades", connection_id="CP-0001")["trades"] == [trade]
+    assert authorise(world, quoted) == trade
+    assert quote(world, 100)["tax_micro"] == "0"
+    again = world.evaluate(HOME, "oversight:Explain", kind="trade", id=f"CP-0001/{NOON + 3600}/r-1")
+    assert again["agrees"] is True
+
+
 def test_trades_come_in_pages_from_a_time_on(world: World) -> None:
     sold = [
         authorise(
@@ -470,12 +576,13 @@ def test_connections() -> None:
         world.submit(OPERATOR, "registry:RegisterConnection", **{**connection, "zone": "SOUTH"})
     with pytest.raises(Forbidden, match="operators of AuroraMSP may"):
         world.submit(BOREAL_OPERATOR, "registry:RegisterConnection", **connection)
-    with pytest.raises(InvalidArgument, match="begin the names of utilities' accounts"):
-        world.submit(
-            OPERATOR,
-            "registry:RegisterConnection",
-            **{**connection, "connection_id": "GRID-AURORA"},
-        )
+    for account in ("GRID-AURORA", "TAX-AURORA"):
+        with pytest.raises(InvalidArgument, match="begin the names of utilities' accounts"):
+            world.submit(
+                OPERATOR,
+                "registry:RegisterConnection",
+                **{**connection, "connection_id": account},
+            )
     settings = world.evaluate(HOME, "registry:Settings")
     assert settings == {
         "interval_s": "900",
@@ -484,6 +591,7 @@ def test_connections() -> None:
         "quote_validity_s": "300",
         "grid_fee_micro_per_kwh": "20000",
         "approvals": "2",
+        "sale_tax_ppm": "0",
     }
 
 

@@ -91,6 +91,7 @@ def test_a_sale_is_computed_again_from_its_inputs() -> None:
     assert found["recomputed"] == {
         "gross_micro": "648000",
         "grid_fee_micro": "160000",
+        "tax_micro": "0",
         "net_micro": "488000",
     }
     assert found["agrees"] is True

@@ -244,8 +244,11 @@ def test_a_utility_that_alters_a_day_is_named() -> None:
     assert found["difference"]["interval_start"] == str(START + 48 * 900)
 
 
-def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing() -> None:
-    town = Town.of("CP-1", deposit=0)
+@pytest.mark.parametrize(("sale_tax_ppm", "tax"), [(0, 0), (200_000, 64_817)])
+def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing(
+    sale_tax_ppm: int, tax: int
+) -> None:
+    town = Town.of("CP-1", deposit=0, sale_tax_ppm=sale_tax_ppm)
     world, home = town.world, town.homes["CP-1"]
     world.submit(
         SUPPLIER,
@@ -270,7 +273,8 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing() -> N
     assert before["CP-1"] == int(quote["net_micro"])
     town.settle()
     sums = town.sums("CP-1")
-    assert sums["sold"] == (4001, int(quote["gross_micro"]))
+    assert int(quote["tax_micro"]) == tax
+    assert sums["sold"] == (4001, int(quote["gross_micro"]) - tax)
     assert sums["fee"] == (4001, -int(quote["grid_fee_micro"]))
     assert sums["shortfall"] == (101, -35_350)
     # 77 Wh that nobody bought, 101 Wh short: nothing else moves.
@@ -285,6 +289,10 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing() -> N
     record = town.record("CP-1")
     found = world.evaluate(home, "settlement:Verify", **record)
     assert found["holds"], found
+    net = world.evaluate(
+        home, "settlement:Net", connection_id="CP-1", from_day=DAY, to_day="2026-11-23"
+    )
+    assert int(net["net_micro"]) == world.money()["CP-1"]
 
 
 def test_a_community_is_no_larger_than_can_be_settled() -> None:

@@ -8,10 +8,12 @@ import pytest
 from consortium.agent import AgentSettings, asked_of
 from consortium.chaincode.api import Forbidden, canonical_json, stored_record
 from consortium.contracts import chaincodes
+from consortium.contracts.billing import agenda
 from consortium.contracts.meters.duties import REST_S
 from consortium.contracts.meters.readings import Arrival, Reading, Store
 from tests.consortium.contracts.billing_world import CONNECTION, BillingWorld, at
 from tests.consortium.contracts.test_billing import billed as billed_for_bills
+from tests.consortium.contracts.test_certificates import NOVEMBER, OVER, PLANT, plant_town
 from tests.consortium.contracts.test_permit import (
     FINAL,
     LIMITED,
@@ -131,6 +133,70 @@ def test_nothing_is_adjusted_beyond_its_time_nor_for_who_has_no_right() -> None:
                     "agenda:Billed": {"connection_id": "CP-1", "at": START}}  # fmt: skip
         with pytest.raises(Forbidden):
             town.world.evaluate(town.homes["CP-1"], function, **argument.get(function, {}))
+
+
+# Plants
+
+
+def test_months_of_plants_that_are_over_are_committed_to_once() -> None:
+    town = plant_town()
+    world = town.world
+    for name, connection in (("SUN-0", "CP-2"), ("SUN-2", "CP-3")):  # of which nothing is read
+        if connection == "CP-3":
+            where = {"connection_id": connection, "utility": "AuroraMSP", "zone": "NORTH"}
+            power = {"max_export_w": 1, "max_import_w": 1}
+            world.submit(OPERATOR, "registry:RegisterConnection", **where, **power)
+        plant = {**PLANT, "plant_id": name, "connection_id": connection}
+        world.submit(OPERATOR, "certificate:RegisterPlant", plant=plant)
+
+    def due(caller: Any = OPERATOR) -> list[dict[str, Any]]:
+        found = asked(world, "duties:Due", caller=caller)
+        return [one for one in found if one["function"] == "origin:Commit"]
+
+    world.now = OVER - 1
+    assert world.evaluate(OPERATOR, "agenda:Plants", utility="AuroraMSP") == {
+        "months": [{"plant_id": name, "month": month}
+                   for name in ("SUN-0", "SUN-1", "SUN-2") for month in ("2026-09", "2026-10")],
+        "bookmark": None,
+    }  # fmt: skip
+    assert due() == []
+    world.now = OVER + 6 * 3600 - 1
+    assert due() == [], "a reading may still come in time"
+    world.now += 1
+    named = {"utility": "AuroraMSP", **NOVEMBER}
+    assert due() == [
+        {"function": "origin:Commit", "argument": named, "utility": "AuroraMSP"},
+    ]
+    assert due(BOREAL_OPERATOR) == []
+    world.submit(OPERATOR, "origin:Commit", **named)
+    assert due() == []
+    # Once certificates are issued nobody looks at the plant's month any more.
+    produced = world.evaluate(OPERATOR, "origin:Record", **named)
+    world.submit(OPERATOR, "certificate:Issue", frozen=True, **NOVEMBER, produced=produced)
+    months = world.evaluate(OPERATOR, "agenda:Plants", utility="AuroraMSP")["months"]
+    assert [one["plant_id"] for one in months] == ["SUN-0", "SUN-0", "SUN-2", "SUN-2"]
+    with pytest.raises(Forbidden):
+        world.evaluate(town.homes["CP-1"], "agenda:Plants", utility="AuroraMSP")
+    later = world.evaluate(OPERATOR, "agenda:Plants", utility="AuroraMSP", bookmark="SUN-0")
+    assert [one["plant_id"] for one in later["months"]] == ["SUN-2", "SUN-2"]
+
+
+def test_plants_come_in_pages_that_cut_none_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agenda, "MAX_OPEN_MONTHS", 3)
+    town = Town.of("CP-1", "CP-2", "CP-3")
+    for number in (1, 2, 3):
+        plant = {**PLANT, "plant_id": f"SUN-{number}", "connection_id": f"CP-{number}"}
+        town.world.submit(OPERATOR, "certificate:RegisterPlant", plant=plant)
+    seen: list[str] = []
+    bookmark = ""
+    while bookmark is not None:
+        page = town.world.evaluate(
+            OPERATOR, "agenda:Plants", utility="AuroraMSP", bookmark=bookmark
+        )
+        assert len(page["months"]) == 2
+        seen += [one["plant_id"] for one in page["months"]]
+        bookmark = page["bookmark"]
+    assert seen == ["SUN-1"] * 2 + ["SUN-2"] * 2 + ["SUN-3"] * 2
 
 
 def test_a_bill_that_corrections_change_is_adjusted_too(billed_for_bills: BillingWorld) -> None:

@@ -69,6 +69,7 @@ class Town:
         terms: Mapping[str, object] | None = None,
         product: bool = False,
         fee: int = 20_000,
+        sale_tax_ppm: int = 0,
         deposit: int = 10_000_000,
         interval_s: int = 900,
         south: tuple[str, ...] = (),
@@ -77,7 +78,13 @@ class Town:
         town = cls(interval_s=interval_s)
         world = town.world
         world.submit(ADMIN, "metering:Configure", interval_s=interval_s)
-        world.submit(ADMIN, "registry:Configure", interval_s=interval_s, grid_fee_micro_per_kwh=fee)
+        world.submit(
+            ADMIN,
+            "registry:Configure",
+            interval_s=interval_s,
+            grid_fee_micro_per_kwh=fee,
+            sale_tax_ppm=sale_tax_ppm,
+        )
         for name in names:
             town.homes[name] = home(name)
             world.submit(
