@@ -129,7 +129,7 @@ async def _responses(session: LedgerSession, zone: str | None) -> tuple[Response
     events = [
         one
         for one in (page or {}).get("events", ())
-        if int(one["window_end"]) > now and one["zone"] == zone
+        if int(one.get("shift_until") or one["window_end"]) > now and one["zone"] == zone
     ][:_AHEAD_ASKED]
     parts = await asyncio.gather(
         *(
@@ -153,6 +153,7 @@ async def _responses(session: LedgerSession, zone: str | None) -> tuple[Response
             int(one["opt_in_until"]),
             bool(one.get("cancelled")),
             None if part is None else str(part["state"]),
+            None if one.get("shift_until") is None else int(one["shift_until"]),
         )
         for one, part in zip(events, parts, strict=True)
     )
@@ -628,10 +629,11 @@ async def async_join(session: LedgerSession, event_id: str, *, leave: bool) -> d
         for event in session.data.account.responses:
             if event.event_id == event_id:
                 shown = event.as_response(session.clock, session.data.currency)
-    return {
-        **shown,
-        "event_id": event_id,
-        "participation": str(answer["state"]),
-        "transaction_id": answer["transaction_id"],
-        "block": answer["block"],
-    }
+    with understood("the participation"):
+        return {
+            **shown,
+            "event_id": event_id,
+            "participation": str(answer["state"]),
+            "transaction_id": answer["transaction_id"],
+            "block": answer["block"],
+        }

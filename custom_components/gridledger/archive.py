@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from homeassistant.util import dt as dt_util
 
-from .client import GridLedgerError
+from .client import GridLedgerError, TransactionRefused
 from .client.wire import common_pb2, msp_pb2, peer_pb2
 from .clock import ChannelClock
-from .const import CHAINCODE_ENERGY
+from .const import CHAINCODE_ENERGY, LOGGER
 from .models import Trade, order_as_response, understood
 from .outbox import Outbox, StoredReading
 from .session import LedgerSession
@@ -24,6 +24,7 @@ from .session import LedgerSession
 READINGS_LIMIT: Final = 40_000
 """More than 35 days of intervals of 90 s; a demonstration's are thinned by its hours anyway."""
 _PAGE: Final = 200
+_DAY_PAGE: Final = 100
 _PAGES: Final = 50
 _TRANSACTIONS_FILTER: Final = 2
 
@@ -145,6 +146,39 @@ async def async_statement(session: LedgerSession, start: int, end: int) -> list[
     return found
 
 
+async def async_settled_days(session: LedgerSession, from_day: str) -> dict[str, dict[str, Any]]:
+    """Return the days that are posted, from a day on, as they were posted last, the oldest first.
+
+    There are none where the ledger knows nothing of settlement.
+
+    Raises:
+        GridLedgerError: the ledger is away or answers nonsense.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    bookmark = ""
+    for _ in range(_PAGES):
+        try:
+            page = await session.client.evaluate(
+                CHAINCODE_ENERGY,
+                "settlement:Days",
+                {
+                    "connection_id": session.connection_id,
+                    "from_day": from_day,
+                    "limit": _DAY_PAGE,
+                    **({"bookmark": bookmark} if bookmark else {}),
+                },
+            )
+        except TransactionRefused as error:
+            LOGGER.debug("No settled days: %s", error)
+            break
+        with understood("a settled day"):
+            found |= {str(one["summary"]["day"]): one for one in page["days"]}
+            bookmark = str(page.get("bookmark") or "")
+        if not bookmark:
+            break
+    return found
+
+
 def posting_as_response(posting: Mapping[str, Any], clock: ChannelClock) -> dict[str, Any]:
     """Return a posting in the units of people."""
     return {
@@ -207,6 +241,7 @@ async def async_archive(
             "sold_kwh": sum(trade.energy_wh for trade in trades) / 1000,
             "gross": sum(trade.gross_micro for trade in trades) / 1e6,
             "grid_fee": sum(trade.grid_fee_micro for trade in trades) / 1e6,
+            "tax": sum(trade.tax_micro for trade in trades) / 1e6,
             "net": sum(trade.net_micro for trade in trades) / 1e6,
             **_with_neighbours(orders),
             "received": sum(max(0, int(one["amount_micro"])) for one in postings) / 1e6,

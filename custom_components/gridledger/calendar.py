@@ -1,4 +1,4 @@
-"""A calendar of what is to come: deliveries of sold energy, response events, planned runs."""
+"""A calendar of what is to come: deliveries, response events, planned runs, bands of the tariff."""
 
 from datetime import datetime
 from typing import Any, Final, override
@@ -20,6 +20,7 @@ from .coordinator import GridLedgerConfigEntry
 from .entity import Device, GridLedgerEntity
 from .models import Trade, understood
 from .session import LedgerSession
+from .tariff_bands import async_bands
 
 PARALLEL_UPDATES = 0
 
@@ -65,7 +66,7 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
     async def async_get_events(
         self, hass: HomeAssistant, start_date: datetime, end_date: datetime
     ) -> list[CalendarEvent]:
-        """Return the deliveries and response events of a span; what is known while away."""
+        """Return what a span holds; what is known while the ledger is away."""
         session = self.coordinator
         trades = list(session.data.trades.values())
         found: list[CalendarEvent] = []
@@ -75,6 +76,7 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
             try:
                 trades = await async_trades(session, first - 86400, last)
                 found.extend(await self._responses(first - 86400))
+                found.extend(await self._bands(first, last))
             except GridLedgerError as error:
                 LOGGER.debug("The calendar shows what is known: %s", error)
         found.extend(map(self._delivery, trades))
@@ -155,6 +157,24 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
                 )
                 for event in (stated.get("event", stated) for stated in page["events"])
             ]
+
+    async def _bands(self, start: int, end: int) -> list[CalendarEvent]:
+        """Return which band of the tariff holds when."""
+        clock = self.coordinator.known_clock()
+        return [
+            CalendarEvent(
+                start=clock.real_datetime(since),
+                end=clock.real_datetime(until),
+                summary=self._text(
+                    "calendar_band",
+                    band=band.name,
+                    price=f"{band.price_micro_per_kwh / 1e6:.4f}",
+                    currency=self.coordinator.data.currency,
+                ),
+                uid=f"band-{since}",
+            )
+            for since, until, band in await async_bands(self.coordinator, start, end)
+        ]
 
     def _text(self, key: str, **values: str) -> str:
         return self._texts.get(f"component.{DOMAIN}.common.{key}", key).format(**values)

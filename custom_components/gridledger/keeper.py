@@ -103,6 +103,7 @@ from .subentries import (
     settings_of,
     subentries_of,
 )
+from .sun import ChosenForecast
 
 _STEP: Final = timedelta(seconds=60)
 _SOON_S: Final = 5.0
@@ -158,6 +159,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._dry_plan: Plan | None = None
         self._enabled: dict[str, bool] = {}
         self._prices = PriceBook(hass, entry, session)
+        self._chosen_sun = ChosenForecast(hass)
         self.sales = Sales(hass, session, session.outbox)
         self._counted: dict[str, float] = {}
         """Wh by ``rule|day``: what the ledger doesn't know, dry orders and what was bought."""
@@ -471,13 +473,11 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             return []
         return [
             Response(
-                start=clock.real(event.start),
-                end=clock.real(event.end),
-                kind=event.kind,
-                reward=event.reward_micro_per_kwh / 1e6,
+                start=clock.real(start), end=clock.real(end), kind=kind, reward=reward_micro / 1e6
             )
             for event in account.responses
             if event.participation not in (None, "left") and not event.cancelled
+            for start, end, kind, reward_micro in event.asks
         ]
 
     def _learn(self, snapshot: Snapshot) -> None:
@@ -600,6 +600,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         for index in range(_HORIZON):
             start = first + STEP_S * index
             buy, sell = self._price_at(start)
+            chosen = self._chosen_sun.energy_wh(start, STEP_S)
             event = next((e for e in events if e.start < start + STEP_S and start < e.end), None)
             committed = 0
             if clock is not None and not clock.replays:
@@ -613,7 +614,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                 Slot(
                     start=start,
                     seconds=STEP_S,
-                    pv_wh=self._sun.forecast(start),
+                    pv_wh=self._sun.forecast(start) if chosen is None else chosen,
                     load_wh=self._load.forecast(start),
                     buy=buy,
                     sell=sell,
@@ -643,6 +644,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         async with self._planning:
             self._planned_connected = self._session.data.connected
             await self._prices.async_refresh(dt_util.utcnow().timestamp())
+            await self._chosen_sun.async_refresh()
             self._take_up_sales()
             await self.sales.async_follow()
             now = dt_util.utcnow().timestamp()
@@ -762,13 +764,13 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             if (wanted := min(order.energy_wh, most)) <= 0:
                 return False
             quote = await self._seller.quote(wanted, start, end, max_power_w=order.max_power_w)
-            energy, net = int(quote["energy_wh"]), int(quote["net_micro"])
             # The quote has read the market anew: an earlier attempt's answer may have been lost.
             if self._sold(order.request_id) is None:
-                if energy <= 0 or net / energy / 1000 < order.least_price:
+                energy_wh = quote.energy_wh
+                if energy_wh <= 0 or quote.net_micro / energy_wh / 1000 < order.least_price:
                     return False
                 await self._seller.sell(quote, order.request_id)
-        except (HomeAssistantError, KeyError, TypeError, ValueError) as error:
+        except HomeAssistantError as error:
             self._tell(order.request_id, f"Nothing was sold: {error}")
             return False
         self._take_up_sales()

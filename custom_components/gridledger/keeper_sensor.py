@@ -21,15 +21,11 @@ from homeassistant.util import dt as dt_util
 from .coordinator import GridLedgerConfigEntry
 from .engine import Mode, Reason
 from .engine.dispatcher import ApplianceDecision
-from .entity import Device, GridLedgerEntity
+from .entity import NEWS_W, Device, GridLedgerEntity, Sparing
 from .keeper import HomeKeeper, KeeperData
 from .subentries import APPLIANCE, TRADING_RULE
 from .subentry_entity import SubentryEntity, async_add_for
 
-_DETAIL_APART_S: Final = 55.0
-"""What changes with every gust of wind is written once a minute at most: a power, a reason."""
-_SAME_REASON_S: Final = 300.0
-"""A reason whose numbers alone change is written this often, for the recorder's sake."""
 _WAITING: Final = frozenset({"min_off", "averaging", "waits_planned", "sensors_gap"})
 _NAMED: Final = {
     "override_on": "override",
@@ -158,23 +154,7 @@ def async_setup_sensors(
     async_add_for(entry, async_add_entities, make)
 
 
-class _Sparing:
-    """Writes at once when what matters changes, else now and then."""
-
-    _written: Any = None
-    _written_at = 0.0
-
-    def _is_due(self, matters: Any, detail: Any = None) -> bool:
-        now = dt_util.utcnow().timestamp()
-        ago = now - self._written_at
-        apart_s = _SAME_REASON_S if (matters, detail) == self._written else _DETAIL_APART_S
-        if self._written is not None and matters == self._written[0] and 0 <= ago < apart_s:
-            return False
-        self._written, self._written_at = (matters, detail), now
-        return True
-
-
-class KeeperSensor(_Sparing, GridLedgerEntity[HomeKeeper], SensorEntity):
+class KeeperSensor(Sparing, GridLedgerEntity[HomeKeeper], SensorEntity):
     """A sensor of the whole home."""
 
     entity_description: KeeperSensorDescription
@@ -197,13 +177,15 @@ class KeeperSensor(_Sparing, GridLedgerEntity[HomeKeeper], SensorEntity):
     @override
     def _handle_coordinator_update(self) -> None:
         value = self.native_value
-        reason = (self.extra_state_attributes or {}).get("reason_key")
-        steady = self.device_class != SensorDeviceClass.POWER
-        if self._is_due(value if steady else value is None, reason if steady else value):
+        if self.device_class == SensorDeviceClass.POWER:
+            due = self._is_due(value is None, value or 0.0, news=NEWS_W)
+        else:
+            due = self._is_due(value, (self.extra_state_attributes or {}).get("reason_key"))
+        if due:
             self.async_write_ha_state()
 
 
-class StatusSensor(_Sparing, SubentryEntity, SensorEntity):
+class StatusSensor(Sparing, SubentryEntity, SensorEntity):
     """What an appliance does, and why."""
 
     _unrecorded_attributes = frozenset({"reason", "reason_values"})

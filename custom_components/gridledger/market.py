@@ -1,7 +1,6 @@
 """The market beyond one's own trades: prices by day, the order book, and own orders."""
 
 import asyncio
-from collections.abc import Collection
 from secrets import token_hex
 from typing import Any, Final
 
@@ -9,6 +8,7 @@ from homeassistant.util import dt as dt_util
 
 from .accounts import async_have_money, async_submit
 from .archive import async_orders as async_past_orders
+from .archive import async_settled_days
 from .client import TransactionRefused
 from .const import CHAINCODE_ENERGY
 from .models import Rate, order_as_response, understood
@@ -91,39 +91,16 @@ async def async_followed_orders(session: LedgerSession) -> list[dict[str, Any]]:
         async_orders(session), async_past_orders(session, current - _FOLLOWED_S, current)
     )
     filled = [order for order in before if order["filled_kwh"]][: -_FOLLOWED - 1 : -1]
-    settled = await async_settled_days(
-        session, {clock.day(int(order["interval_start"])) for order in filled}
+    settled = (
+        await async_settled_days(session, clock.day(filled[-1]["interval_start"])) if filled else {}
     )
     for order in ahead:
         running = order["filled_kwh"] and order["interval_start"] <= now
         order["progress"] = DELIVERING if running else None
     for order in filled:
-        is_settled = clock.day(int(order["interval_start"])) in settled
+        is_settled = clock.day(order["interval_start"]) in settled
         order["progress"] = SETTLED if is_settled else OVER
     return ahead + filled
-
-
-async def async_settled_days(session: LedgerSession, days: Collection[str]) -> set[str]:
-    """Return those of some days of the channel that the home's utility has posted.
-
-    Raises:
-        GridLedgerError: the ledger is away.
-    """
-
-    async def is_settled(day: str) -> bool:
-        try:
-            await session.client.evaluate(
-                CHAINCODE_ENERGY,
-                "settlement:Posted",
-                {"connection_id": session.connection_id, "day": day},
-            )
-        except TransactionRefused:
-            return False
-        return True
-
-    asked = sorted(days)
-    answers = await asyncio.gather(*(is_settled(day) for day in asked))
-    return {day for day, settled in zip(asked, answers, strict=True) if settled}
 
 
 async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | None:

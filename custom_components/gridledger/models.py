@@ -29,6 +29,64 @@ def understood(what: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
+class Quote:
+    """What a sale would bring. Times are the channel's."""
+
+    stated: Mapping[str, Any]
+    """What the contract said, which authorises the sale exactly as it stands."""
+    supplier: str
+    first_interval: int
+    last_interval: int
+    energy_wh: int
+    price_micro_per_kwh: int
+    gross_micro: int
+    grid_fee_micro: int
+    net_micro: int
+    valid_until: int
+    tax_micro: int = 0
+
+    @classmethod
+    def from_json(cls, stated: Mapping[str, Any]) -> Self:
+        """Read a contract's quote.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or no number.
+        """
+        starts = [int(part["interval_start"]) for part in stated["schedule"]]
+        return cls(
+            stated,
+            str(stated["supplier"]),
+            min(starts),
+            max(starts),
+            int(stated["energy_wh"]),
+            int(stated["price_micro_per_kwh"]),
+            int(stated["gross_micro"]),
+            int(stated["grid_fee_micro"]),
+            int(stated["net_micro"]),
+            int(stated["valid_until"]),
+            int(stated.get("tax_micro") or 0),
+        )
+
+    def as_response(self, clock: ChannelClock, currency: str) -> dict[str, Any]:
+        """Return the quote in the units of people and automations."""
+        end = self.last_interval + clock.interval_s
+        return {
+            "supplier": self.supplier,
+            "energy_kwh": self.energy_wh / 1000,
+            "price_per_kwh": self.price_micro_per_kwh / 1e6,
+            "gross": self.gross_micro / 1e6,
+            "grid_fee": self.grid_fee_micro / 1e6,
+            "tax": self.tax_micro / 1e6,
+            "net": self.net_micro / 1e6,
+            "currency": currency,
+            "window_start": clock.real_datetime(self.first_interval).isoformat(),
+            "window_end": clock.real_datetime(end).isoformat(),
+            "valid_until": clock.real_datetime(self.valid_until).isoformat(),
+            "quote": self.stated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Trade:
     """A committed sale: its schedule holds (interval start in channel time, Wh)."""
 
@@ -43,6 +101,7 @@ class Trade:
     net_micro: int
     transaction_id: str
     request_id: str
+    tax_micro: int = 0
 
     @classmethod
     def from_json(cls, stated: Mapping[str, Any]) -> Self:
@@ -65,6 +124,7 @@ class Trade:
             int(stated["net_micro"]),
             str(stated.get("transaction_id", "")),
             str(stated.get("request_id", "")),
+            int(stated.get("tax_micro") or 0),
         )
 
     @property
@@ -89,6 +149,7 @@ class Trade:
             "price_per_kwh": self.price_micro_per_kwh / 1e6,
             "gross": self.gross_micro / 1e6,
             "grid_fee": self.grid_fee_micro / 1e6,
+            "tax": self.tax_micro / 1e6,
             "net": self.net_micro / 1e6,
             "currency": currency,
             "window_start": clock.real_datetime(self.window_start).isoformat(),
@@ -239,6 +300,20 @@ class ResponseEvent:
     cancelled: bool
     participation: str | None
     """How this home takes part: opted_in, committed, settled or left; None: it doesn't."""
+    shift_until: int | None = None
+    """Of a shift: until when, from its end on, what was not used may be used."""
+
+    @property
+    def asks(self) -> list[tuple[int, int, str, int]]:
+        """What it asks for, as (start, end, reduce or absorb, reward)."""
+        if self.shift_until is None:
+            return [(self.start, self.end, self.kind, self.reward_micro_per_kwh)]
+        # A shifted kWh counts once: half for not being used, half for being used later.
+        half = self.reward_micro_per_kwh // 2
+        return [
+            (self.start, self.end, "reduce", half),
+            (self.end, self.shift_until, "absorb", half),
+        ]
 
     def as_response(self, clock: ChannelClock, currency: str) -> dict[str, Any]:
         """Return the event in the units of people and automations."""
@@ -287,6 +362,8 @@ class LedgerData:
     rates: tuple[Rate, ...] = ()
     trades: Mapping[str, Trade] = field(default_factory=dict)
     grid_fee_micro_per_kwh: int = 0
+    sale_tax_ppm: int = 0
+    """What is taken of the gross of a sale to a supplier as tax."""
     max_export_w: int | None = None
     """What the connection point may give to the grid."""
     orders: Mapping[str, Mapping[str, Any]] | None = None
@@ -299,6 +376,8 @@ class LedgerData:
     refused: int = 0
     last_committed: datetime | None = None
     """The (real) end of the newest interval in the ledger."""
+    reading_delay_s: float | None = None
+    """From then until its reading was in the ledger; None before one has got there."""
 
     @property
     def best_buy_rate(self) -> Rate | None:

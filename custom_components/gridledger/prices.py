@@ -245,7 +245,7 @@ class PriceBook:
         }
 
     def at(self, instant: float) -> tuple[float | None, float | None]:
-        """Return what a kWh costs and brings at an instant, after fees; None where unknown."""
+        """Return what a kWh costs and brings at an instant, all taken off; None where unknown."""
         data = self._session.data
         fee = data.grid_fee_micro_per_kwh / 1e6
         buy, sell = (self._own_at(key, instant) for key in (CONF_BUY_PRICE, CONF_SELL_PRICE))
@@ -258,7 +258,8 @@ class PriceBook:
             paid = self._of_channel("buy", instant)
             if paid is None and data.best_buy_rate is not None:
                 paid = data.best_buy_rate.price_micro_per_kwh / 1e6
-            sell = None if paid is None else paid - fee
+            tax = data.sale_tax_ppm / 1e6
+            sell = None if paid is None else paid - fee - max(0.0, paid) * tax
         return buy, sell
 
     def _own_at(self, option: str, instant: float) -> float | None:

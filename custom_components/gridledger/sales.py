@@ -12,9 +12,10 @@ from typing import Any, Final, Self
 from homeassistant.core import HomeAssistant
 from homeassistant.util import dt as dt_util
 
-from .client import GridLedgerError, TransactionRefused
+from .archive import async_settled_days
+from .client import GridLedgerError
 from .clock import ChannelClock
-from .const import CHAINCODE_ENERGY, LOGGER
+from .const import LOGGER
 from .engine import TradingRule
 from .engine.model import local_time
 from .engine.trading import request_prefix
@@ -38,7 +39,6 @@ BY_HAND: Final = ""
 
 _KEPT: Final = 200
 _KEPT_S: Final = 35 * 86_400
-_DAYS_AT_ONCE: Final = 5
 _INTERVALS: Final = 1000
 
 
@@ -219,23 +219,16 @@ class Sales:
         for sale in self._sales.values():
             if sale.state in (OVER, DELIVERED, SHORT):
                 waiting.setdefault(clock.day(sale.start), []).append(sale)
-        if not self._session.data.connected:
+        if not waiting or not self._session.data.connected:
             return
-        for day in sorted(waiting)[:_DAYS_AT_ONCE]:
-            try:
-                await self._session.client.evaluate(
-                    CHAINCODE_ENERGY,
-                    "settlement:Posted",
-                    {"connection_id": self._session.connection_id, "day": day},
-                )
-            except TransactionRefused as error:
-                LOGGER.debug("%s isn't settled: %s", day, error)
-            except GridLedgerError as error:
-                LOGGER.debug("The settlement of %s can't be read: %s", day, error)
-                return
-            else:
-                for sale in waiting[day]:
-                    sale.state = SETTLED
+        try:
+            settled = await async_settled_days(self._session, min(waiting))
+        except GridLedgerError as error:
+            LOGGER.debug("What is settled can't be read: %s", error)
+            return
+        for day in settled:
+            for sale in waiting.get(day, ()):
+                sale.state = SETTLED
 
     async def _measure(self, sale: Sale, clock: ChannelClock) -> None:
         """Say what was exported in a sale's intervals, once all of their readings are there."""

@@ -32,7 +32,7 @@ from .const import (
     DEFAULT_RESERVE_PERCENT,
     DOMAIN,
 )
-from .models import LedgerData, Trade
+from .models import LedgerData, Quote, Trade, understood
 from .session import LedgerSession
 
 WINDOW_LIMIT_INTERVALS = 96
@@ -242,7 +242,7 @@ class Seller:
         end: datetime | None = None,
         supplier: str | None = None,
         max_power_w: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Quote:
         """Return the contract's quote for a sale that the battery can deliver.
 
         ``max_power_w`` asks for less than the battery's greatest power.
@@ -276,12 +276,10 @@ class Seller:
             argument["max_power_w"] = floor(capability.max_power_w)
         try:
             answer = await self._session.client.evaluate(CHAINCODE_ENERGY, "market:Quote", argument)
+            with understood("the quote"):
+                return Quote.from_json(answer["quote"])
         except GridLedgerError as error:
             raise translated(error) from error
-        try:
-            return dict(answer["quote"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _failed("unexpected", reason=f"the quote can't be read: {error!r}") from error
 
     async def known(self, request_id: str) -> tuple[Trade, int] | None:
         """Return the trade and block of a request that the ledger has taken already.
@@ -296,9 +294,7 @@ class Seller:
                 return trade, await self._outcome(trade.transaction_id, request_id)
         return None
 
-    async def sell(
-        self, quote: Mapping[str, Any], request_id: str | None = None
-    ) -> tuple[Trade, int]:
+    async def sell(self, quote: Quote, request_id: str | None = None) -> tuple[Trade, int]:
         """Authorise a quote exactly as it stands; return the trade and its block.
 
         ``request_id`` makes it safe to repeat: the ledger knows one trade for it.
@@ -310,37 +306,32 @@ class Seller:
         request_id = request_id or f"HA-{token_hex(12).upper()}"
         session, clock = self._session, self._clock()
         async with self._lock:
-            try:
-                schedule = [int(part["interval_start"]) for part in quote["schedule"]]
-                window = Window(min(schedule), max(schedule) + clock.interval_s)
-                energy_wh = int(quote["energy_wh"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise invalid("unreadable_quote") from error
             await self._read_market()
             known = {trade.request_id for trade in session.data.trades.values()}
             if request_id not in known:
-                self._check(energy_wh, window, self.capability())
+                window = Window(quote.first_interval, quote.last_interval + clock.interval_s)
+                self._check(quote.energy_wh, window, self.capability())
             try:
                 committed = await session.client.submit(
                     CHAINCODE_ENERGY,
                     "market:Authorise",
-                    {"request_id": request_id, "quote": dict(quote)},
+                    {"request_id": request_id, "quote": dict(quote.stated)},
                 )
                 transaction_id, block = committed.transaction_id, committed.block_number
-                result = committed.result
+                with understood("the sale"):
+                    result = committed.result.get("trade", committed.result)
+                    sold = Trade.from_json({"transaction_id": transaction_id, **result})
             except Timeout as error:
                 if not error.transaction_id:
                     raise translated(error) from error
-                result, transaction_id = None, error.transaction_id
+                sold, transaction_id = None, error.transaction_id
                 block = await self._outcome(transaction_id, request_id)
             except GridLedgerError as error:
                 raise translated(error) from error
             await self._read_market()
-            if result is not None:
-                result = result.get("trade", result)
-                trade = Trade.from_json({"transaction_id": transaction_id, **result})
-                session.async_sold(trade)
-                return trade, block
+            if sold is not None:
+                session.async_sold(sold)
+                return sold, block
             for trade in session.data.trades.values():
                 if trade.transaction_id == transaction_id:
                     return trade, block

@@ -16,6 +16,7 @@ from homeassistant.const import (
     PERCENTAGE,
     EntityCategory,
     UnitOfEnergy,
+    UnitOfMass,
     UnitOfPower,
     UnitOfTime,
 )
@@ -37,17 +38,17 @@ from .const import (
     PERMIT_STATES,
 )
 from .coordinator import GridLedgerConfigEntry, HomeCoordinator
-from .entity import Device, GridLedgerEntity, async_drop_devices
+from .entity import NEWS_W, Device, GridLedgerEntity, Sparing, async_drop_devices
+from .figures import Figures
+from .figures_sensor import async_setup_figures
 from .keeper_sensor import async_setup_sensors
 from .models import HomeData, LedgerData
 from .session import LedgerSession
 
 PARALLEL_UPDATES = 0
 
-_SLOW_S = 300.0
-"""What changes little is written this often, for the recorder's sake."""
-_NEWS_W = 50.0
-"""A power that has changed by so much is written at the next minute."""
+_CO2_KG_PER_KWH = 0.25
+"""What a kWh from the grid emits: about what it does in Europe, and a round number on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class HomeSensorDescription(SensorEntityDescription):
     needs_too: tuple[str, ...] = ()
     """All of these."""
     news: float = inf
-    """A change by so much is written at once, that is each minute; all else every five."""
+    """A change by so much is news (see :class:`Sparing`)."""
     mirrors: str | None = None
     """The form's field that it repeats where that is one sensor: then disabled by default."""
     value_fn: Callable[[HomeData], float | None]
@@ -79,7 +80,7 @@ def _power(
         native_unit_of_measurement=UnitOfPower.WATT,
         state_class=SensorStateClass.MEASUREMENT,
         suggested_display_precision=0,
-        news=_NEWS_W,
+        news=NEWS_W,
         value_fn=value_fn,
     )
 
@@ -129,6 +130,20 @@ HOME_SENSORS: tuple[HomeSensorDescription, ...] = (
         state_class=SensorStateClass.MEASUREMENT,
         suggested_display_precision=2,
         value_fn=lambda home: home.stored_energy,
+    ),
+    HomeSensorDescription(
+        key="co2_avoided",
+        translation_key="co2_avoided",
+        device=Device.PV,
+        needs=(CONF_PV_ENERGY,),
+        device_class=SensorDeviceClass.WEIGHT,
+        native_unit_of_measurement=UnitOfMass.KILOGRAMS,
+        state_class=SensorStateClass.TOTAL_INCREASING,
+        suggested_display_precision=0,
+        entity_registry_enabled_default=False,
+        value_fn=lambda home: (
+            None if home.pv_energy is None else round(home.pv_energy * _CO2_KG_PER_KWH)
+        ),
     ),
     _power("battery_power", CONF_BATTERY_POWER, Device.BATTERY, lambda home: home.battery_power),
     _power("consumption_power", CONF_GRID_POWER, Device.HOME, lambda home: home.consumption_power),
@@ -251,6 +266,19 @@ LEDGER_SENSORS: tuple[LedgerSensorDescription, ...] = (
         state_class=SensorStateClass.MEASUREMENT,
         entity_category=EntityCategory.DIAGNOSTIC,
         value_fn=lambda session, data, today: data.queued,
+    ),
+    LedgerSensorDescription(
+        key="reading_delay",
+        translation_key="reading_delay",
+        device=Device.HOME,
+        live=False,
+        device_class=SensorDeviceClass.DURATION,
+        native_unit_of_measurement=UnitOfTime.SECONDS,
+        state_class=SensorStateClass.MEASUREMENT,
+        suggested_display_precision=0,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda session, data, today: data.reading_delay_s,
     ),
     LedgerSensorDescription(
         key="balance",
@@ -422,35 +450,27 @@ async def async_setup_entry(
         ]
     )
     async_setup_sensors(entry, async_add_entities)
+    async_setup_figures(Figures(hass, entry), entry, async_add_entities)
 
 
-class HomeSensor(GridLedgerEntity[HomeCoordinator], SensorEntity):
+class HomeSensor(Sparing, GridLedgerEntity[HomeCoordinator], SensorEntity):
     """A sensor over the home's own measurements."""
 
     entity_description: HomeSensorDescription
-    _written: float | None = None
-    _written_at = -inf
 
     @callback
     @override
     def _handle_coordinator_update(self) -> None:
-        """Write what is news, and all else now and then."""
-        value, now = self.native_value, dt_util.utcnow().timestamp()
-        if (
-            value is not None
-            and self._written is not None
-            and abs(value - self._written) < self.entity_description.news
-            and (value == 0) is (self._written == 0)
-            and 0 <= now - self._written_at < _SLOW_S
-        ):
-            return
-        self._written, self._written_at = value, now
-        self.async_write_ha_state()
+        value = self.native_value
+        if self._is_due(value is None, value or 0.0, news=self.entity_description.news):
+            self.async_write_ha_state()
 
     @property
     @override
     def entity_registry_enabled_default(self) -> bool:
         """What only repeats one of the owner's sensors is there for who wants it."""
+        if not self.entity_description.entity_registry_enabled_default:
+            return False
         field, plant = self.entity_description.mirrors, self.coordinator.plant
         given = plant.get(field) if field else None
         if not given or plant.get(f"invert_{field}"):

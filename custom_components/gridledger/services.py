@@ -57,7 +57,7 @@ from .keeper_services import keeper_actions
 
 if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry, GridLedgerRuntime
-    from .models import Trade
+    from .models import Quote, Trade
     from .session import LedgerSession
 
 # The contract's own limit is the connection's; this catches Wh given for kWh.
@@ -194,7 +194,7 @@ def _instant(call: ServiceCall, name: str) -> datetime | None:
     return None if given is None else dt_util.as_utc(given)
 
 
-async def _quote(call: ServiceCall, runtime: GridLedgerRuntime) -> dict[str, Any]:
+async def _quote(call: ServiceCall, runtime: GridLedgerRuntime) -> Quote:
     return await runtime.seller.quote(
         round(call.data[ATTR_ENERGY] * 1000),
         _instant(call, ATTR_WINDOW_START),
@@ -208,39 +208,27 @@ async def _quote_sale(call: ServiceCall) -> ServiceResponse:
     runtime = _runtime(call)
     quote = await _quote(call, runtime)
     session = runtime.session
-    assert session.clock is not None
-    clock = session.clock
-    starts = [int(part["interval_start"]) for part in quote["schedule"]]
-    return {
-        "supplier": quote["supplier"],
-        "energy_kwh": int(quote["energy_wh"]) / 1000,
-        "price_per_kwh": int(quote["price_micro_per_kwh"]) / 1e6,
-        "gross": int(quote["gross_micro"]) / 1e6,
-        "grid_fee": int(quote["grid_fee_micro"]) / 1e6,
-        "net": int(quote["net_micro"]) / 1e6,
-        "currency": session.data.currency,
-        "window_start": clock.real_datetime(min(starts)).isoformat(),
-        "window_end": clock.real_datetime(max(starts) + clock.interval_s).isoformat(),
-        "valid_until": clock.real_datetime(int(quote["valid_until"])).isoformat(),
-        "quote": quote,
-    }
+    return quote.as_response(session.known_clock(), session.data.currency)
 
 
 async def _sell_energy(call: ServiceCall) -> ServiceResponse:
     """Sell: a quote exactly as given, or as much energy as asked at today's best rate."""
+    from .models import Quote
+
     runtime = await _trading(call)
     session = runtime.session
-    quote, request_id = call.data.get(ATTR_QUOTE), call.data.get(ATTR_REQUEST_ID)
-    if quote is None:
+    given, request_id = call.data.get(ATTR_QUOTE), call.data.get(ATTR_REQUEST_ID)
+    if given is None:
         # A repeated request is answered with its sale: a new quote would count it as promised.
         if request_id is not None and (known := await runtime.seller.known(request_id)):
             return _sold(session, *known)
         quote = await _quote(call, runtime)
-    minimum = call.data.get(ATTR_MIN_PRICE)
-    try:
-        price = int(quote["price_micro_per_kwh"]) / 1e6
-    except (KeyError, TypeError, ValueError) as error:
-        raise invalid("unreadable_quote") from error
+    else:
+        try:
+            quote = Quote.from_json(given)
+        except (KeyError, TypeError, ValueError) as error:
+            raise invalid("unreadable_quote") from error
+    minimum, price = call.data.get(ATTR_MIN_PRICE), quote.price_micro_per_kwh / 1e6
     if minimum is not None and price < minimum:
         raise invalid(
             "price_too_low",
@@ -252,9 +240,8 @@ async def _sell_energy(call: ServiceCall) -> ServiceResponse:
 
 
 def _sold(session: LedgerSession, trade: Trade, block: int) -> ServiceResponse:
-    assert session.clock is not None
     return {
-        **trade.as_response(session.clock, session.data.currency),
+        **trade.as_response(session.known_clock(), session.data.currency),
         "status": "committed",
         "block": block,
     }
@@ -333,7 +320,6 @@ async def _get_proof(call: ServiceCall) -> ServiceResponse:
 async def _export_data(call: ServiceCall) -> ServiceResponse:
     """Return everything that is kept of the home, here and on the ledger."""
     from .archive import async_archive
-    from .market import async_orders
 
     entry = _entry(call)
     runtime = entry.runtime_data
@@ -352,7 +338,6 @@ async def _export_data(call: ServiceCall) -> ServiceResponse:
         "utility": runtime.session.msp_id,
         "meter": runtime.session.meter_id,
         "plant": plant,
-        "orders": await _asked(async_orders(runtime.session)),
         **archive,
     }
 
@@ -368,8 +353,7 @@ async def _leave_network(call: ServiceCall) -> ServiceResponse:
         raise invalid("not_confirmed")
     session = entry.runtime_data.session
     await _asked(session.async_refresh_market())
-    clock, data = session.clock, session.data
-    assert clock is not None
+    clock, data = session.known_clock(), session.data
     now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
     if promised := sum(trade.energy_from(now) for trade in data.trades.values()):
         raise invalid("still_promised", energy=f"{promised / 1000:.3f}")

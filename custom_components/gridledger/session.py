@@ -219,6 +219,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             **settings,
             "currency": currency.get("currency", "EUR"),
             "grid_fee_micro_per_kwh": currency.get("grid_fee_micro_per_kwh", 0),
+            "sale_tax_ppm": currency.get("sale_tax_ppm", 0),
         }
         if not self._adopt_settings(settings):
             raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
@@ -241,6 +242,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             self.data,
             currency=str(settings.get("currency") or "EUR"),
             grid_fee_micro_per_kwh=int(settings.get("grid_fee_micro_per_kwh") or 0),
+            sale_tax_ppm=int(settings.get("sale_tax_ppm") or 0),
         )
         if clock != self.clock:
             self.clock = clock
@@ -421,8 +423,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
 
         They are published by day, so a new day of the channel is a reason of its own.
         """
-        clock = self.clock
-        assert clock is not None
+        clock = self.known_clock()
         apart_s = min(RECONCILE_S, max(60.0, 5 * clock.interval_s / clock.rate))
         while True:
             now = clock.channel(dt_util.utcnow().timestamp())
@@ -472,14 +473,14 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             return False
         if trade.connection_id != self.connection_id:
             return False
-        assert self.clock is not None
-        now = self.clock.channel(dt_util.utcnow().timestamp())
-        old = trade.window_end(self.clock.interval_s) < now - _OLD_EVENT_S
+        clock = self.known_clock()
+        now = clock.channel(dt_util.utcnow().timestamp())
+        old = trade.window_end(clock.interval_s) < now - _OLD_EVENT_S
         self.async_sold(trade)
         if not old:
             for listener in list(self._trade_listeners):
                 listener(trade)
-            self._signal(SIGNAL_TRADE, trade.as_response(self.clock, self.data.currency))
+            self._signal(SIGNAL_TRADE, trade.as_response(clock, self.data.currency))
         self._refresh_wanted.set()
         return True
 
@@ -511,12 +512,16 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         last = None
         if summary.last_committed is not None and self.clock is not None:
             last = self.clock.real_datetime(summary.last_committed + self.clock.interval_s)
+        delay_s = self.data.reading_delay_s
+        if last is not None and self.data.last_committed not in (None, last):
+            delay_s = round((dt_util.utcnow() - last).total_seconds())
         self.async_set_updated_data(
             replace(
                 self.data,
                 queued=summary.queued,
                 refused=summary.refused,
                 last_committed=last,
+                reading_delay_s=delay_s,
             )
         )
 
@@ -559,7 +564,6 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
 
     async def _reconcile_readings(self) -> None:
         """Ask for our last committed interval; go on after it if it isn't from here."""
-        assert self.clock is not None
         last = await self.client.evaluate(
             CHAINCODE_METERING,
             "metering:LastReading",
@@ -569,7 +573,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         issue_id = f"foreign_reading_{self.config_entry.entry_id}"
         if self.home is None or not last or last.get("interval_start") is None:
             return
-        boundary = int(last["interval_start"]) + self.clock.interval_s
+        boundary = int(last["interval_start"]) + self.known_clock().interval_s
         await self.home.async_save()
         skipped = await self.home.async_skip_to(
             boundary, int(last["import_register_wh"]), int(last["export_register_wh"])
@@ -591,7 +595,6 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
 
         Return whether it holds others than ours there.
         """
-        assert self.clock is not None
         foreign = False
         while True:
             waiting = [

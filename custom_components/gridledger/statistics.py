@@ -28,10 +28,10 @@ from homeassistant.util import slugify
 from homeassistant.util.unit_conversion import EnergyConverter
 
 from .accounts import async_bills
-from .archive import async_trades
+from .archive import async_settled_days, async_trades
 from .client import GridLedgerError, TransactionRefused
 from .clock import ChannelClock
-from .const import CHAINCODE_ENERGY, CHAINCODE_METERING, DOMAIN, LOGGER
+from .const import CHAINCODE_METERING, DOMAIN, LOGGER
 from .models import Trade, understood
 
 if TYPE_CHECKING:
@@ -63,8 +63,6 @@ _NAMES: Final = {
 }
 _FACT_SETTLED: Final = "settled_days"
 _DAY_S: Final = 86400
-_DAY_PAGE: Final = 100
-_DAY_PAGES: Final = 20
 
 
 def settled_ids(unique_id: str) -> dict[str, str]:
@@ -204,32 +202,6 @@ def _add(
 # What is settled and billed -----------------------------------------------------------------------
 
 
-async def _settled_days(session: LedgerSession, from_day: str) -> list[dict[str, Any]]:
-    """Return the days that are posted, from a day on, as they were posted last."""
-    found: list[dict[str, Any]] = []
-    bookmark = ""
-    for _ in range(_DAY_PAGES):
-        try:
-            page = await session.client.evaluate(
-                CHAINCODE_ENERGY,
-                "settlement:Days",
-                {
-                    "connection_id": session.connection_id,
-                    "from_day": from_day,
-                    "limit": _DAY_PAGE,
-                    **({"bookmark": bookmark} if bookmark else {}),
-                },
-            )
-        except TransactionRefused as error:
-            LOGGER.debug("No settled days: %s", error)
-            break
-        found.extend(page["days"])
-        bookmark = str(page.get("bookmark") or "")
-        if not bookmark:
-            break
-    return found
-
-
 def _first_hour(clock: ChannelClock, day: date) -> int:
     """Return when a day's first whole hour begins (channel time), to the owner's own calendar.
 
@@ -314,8 +286,8 @@ def _hour(clock: ChannelClock, instant: float) -> datetime:
 async def _write_days(
     hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession, clock: ChannelClock
 ) -> None:
-    posted = await _settled_days(session, "1970-01-01")
-    commitments = {one["summary"]["day"]: one["commitment"] for one in posted}
+    posted = await async_settled_days(session, "1970-01-01")
+    commitments = {day: one["commitment"] for day, one in posted.items()}
     written = await hass.async_add_executor_job(session.outbox.fact, _FACT_SETTLED) or {}
     changed = [day for day, one in commitments.items() if written.get(day) != one]
     if not changed:
@@ -325,8 +297,8 @@ async def _write_days(
     begin = _hour(clock, first - _DAY_S)
     since = clock.day(clock.channel(begin.timestamp()) - _DAY_S)
     sums: dict[datetime, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for one in posted:
-        if one["summary"]["day"] < since:
+    for day, one in posted.items():
+        if day < since:
             continue
         for start, *values in await _rows_of(session, clock, one):
             hour = sums[_hour(clock, start)]

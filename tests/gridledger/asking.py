@@ -1,11 +1,13 @@
 """What Home Assistant's own parts say of a home: its conditions, its calendar, its statistics."""
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from homeassistant.components.recorder import get_instance
 from homeassistant.components.recorder.statistics import statistics_during_period
+from homeassistant.components.recorder.tasks import SynchronizeTask
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers import condition
 from homeassistant.util import dt as dt_util
@@ -52,6 +54,16 @@ async def calendar_events(
     return events
 
 
+async def recorded(hass: HomeAssistant) -> None:
+    """Wait until the recorder has written everything.
+
+    Its own way to wait for that does not count what has left the queue and is being written.
+    """
+    done: asyncio.Future[None] = hass.loop.create_future()
+    get_instance(hass).queue_task(SynchronizeTask(done))
+    await done
+
+
 async def statistics(
     hass: HomeAssistant,
     ids: Iterable[str],
@@ -59,9 +71,8 @@ async def statistics(
     kind: Literal["sum", "change"],
 ) -> Any:
     """What the recorder's statistics of all time say, once everything is written."""
-    recorder = get_instance(hass)
-    await recorder.async_block_till_done()
-    return await recorder.async_add_executor_job(
+    await recorded(hass)
+    return await get_instance(hass).async_add_executor_job(
         statistics_during_period,
         hass,
         datetime.fromtimestamp(0, UTC),

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import pytest_socket
@@ -23,15 +23,17 @@ from homeassistant.helpers import entity_registry as er
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
+from pytest_homeassistant_custom_component.components.recorder.common import do_adhoc_statistics
 
 from consortium.contracts.common.clock import DAY_S, day_of
 from consortium.identity.certificates import generate_key, key_pem
 from consortium.node.network import Replay, create_network
 from custom_components.gridledger import client as integration
 from custom_components.gridledger.const import DOMAIN
-from gridledger_client import CommitFailed, GatewayClient, TransactionRefused
+from custom_components.gridledger.figures_sensor import FigureSensor
+from gridledger_client import CommitFailed, GatewayClient, Identity, TransactionRefused, enroll
 from gridledger_client.readings import MeterKey, Reading, batch_transient
-from tests.gridledger.asking import calendar_events, holds, statistics
+from tests.gridledger.asking import calendar_events, holds, recorded, statistics
 from tests.ports import first_port
 
 from .conftest import PLANT, RunningNetwork, eventually, join, report_plant
@@ -48,6 +50,7 @@ HOMES: dict[str, dict[str, Any]] = {
     "CP-PREPAID": {"payment": "prepaid"},
     "CP-ASKED": {},
     "CP-DAY": {},
+    "CP-NEIGHBOUR": {},
 }
 """Connection points, and what is special about their supply."""
 IMPORT_WH = 250
@@ -108,6 +111,22 @@ SETTLEMENT: dict[str, Any] = {
     "final_after_working_days": 10,
     "adjustable_days": 425,
 }
+PRODUCT: dict[str, Any] = {
+    "product": "ANY",
+    "zones": [{"zone": "NORTH", "local_fee": 20_000, "entry_fee": 0, "exit_fee": 0}],
+    "price_min": 0,
+    "price_max": 1_000_000,
+    "price_tick": 1000,
+    "price_rule": "middle",
+    "gate_closure_s": 12 * HOUR_S,
+    "shortfall_margin": 0,
+}
+"""An auction whose agents have some real seconds to clear it."""
+FILLED_WH, OFFER_MICRO, BID_MICRO = 100, 100_000, 200_000
+TRADED_MICRO = 140_000 + 20_000
+"""The middle between the offer and the bid less its fee, and the fee."""
+COST_MICRO = ((24 * IMPORT_WH - FILLED_WH) * 300_000 + FILLED_WH * TRADED_MICRO) // 1000
+"""Of CP-DAY's first settled day: what it took beyond the neighbour's energy is the tariff's."""
 BILL_MICRO = 24 * IMPORT_WH * 200_000 // 1000 + 100_000
 
 
@@ -130,6 +149,7 @@ class Town:
     running: RunningNetwork
     key: MeterKey = field(default_factory=lambda: MeterKey(key_pem(generate_key()), b"s" * 32))
     register: int = 0
+    agreed_from: int = 0
     supplied_from: int = 0
     settled_from: int = 0
 
@@ -149,7 +169,7 @@ class Town:
 
     async def agree(self, aurora: GatewayClient, boreal: GatewayClient) -> None:
         """Calendar, tariff, rules, supplies and settlement terms, which hold a day later."""
-        soon = self.now + 12 * HOUR_S
+        soon = self.agreed_from = (self.now // HOUR_S + 12) * HOUR_S
         calendar = {
             "region": "UTC",
             "offsets": [{"from": FIRST - DAY_S, "offset_s": 0}],
@@ -162,6 +182,7 @@ class Town:
             ("tariff", "Calendar", calendar, {"region": "UTC"}, soon),
             ("tariff", "", TARIFF, {"tariff": "FLAT"}, soon),
             ("permit", "Rules", RULES, {"region": "UTC"}, soon),
+            ("book", "Product", PRODUCT, {"product": "ANY"}, soon),
             ("settlement", "Terms", SETTLEMENT, {"supplier": "AuroraMSP"}, self.settled_from),
         ):
             await submit(
@@ -195,6 +216,43 @@ class Town:
             "billing:AgreeSupply",
             {"supply": {**SUPPLY, "connection_id": connection_id, **supply}},
         )
+
+    async def trade(self, aurora: GatewayClient) -> None:
+        """CP-DAY buys of its neighbour, for the second hour of its first settled day."""
+        network = self.running.network
+        utility = network.utility("Aurora")
+        await self.until(self.agreed_from)
+        for connection_id, side, price in (
+            ("CP-NEIGHBOUR", "offer", OFFER_MICRO),
+            ("CP-DAY", "bid", BID_MICRO),
+        ):
+            deposit = {"account": connection_id, "bank_reference": f"TRADE-{connection_id}"}
+            await submit(aurora, "energy", "wallet:Deposit", {**deposit, "amount_micro": 1_000_000})
+            name = f"{connection_id.lower()}-2"
+            attributes = {"gridledger.connection": connection_id}
+            secret = await asyncio.to_thread(
+                network.register_identity, utility.msp_id, name, None, attributes
+            )
+            roots = network.tls_bundle_pem
+            enrolled = await enroll(utility.ca_url, name, secret, roots)
+            identity = Identity(utility.msp_id, enrolled.certificate_pem, enrolled.key_pem)
+            async with GatewayClient(
+                [utility.gateway_address], network.channel, identity, roots
+            ) as home:
+                order = {
+                    "order_id": "NIGHT-1",
+                    "connection_id": connection_id,
+                    "product": "ANY",
+                    "interval_start": self.settled_from + HOUR_S,
+                    "side": side,
+                    "price_micro_per_kwh": price,
+                    "energy_wh": FILLED_WH,
+                }
+                account = {"account": connection_id}
+                came_in = await home.evaluate("energy", "wallet:Incoming", account)
+                entries = {"entries": came_in["entries"]}
+                await submit(home, "energy", "wallet:Sweep", {**account, **entries})
+                await submit(home, "energy", "book:Place", order)
 
     async def read(self, aurora: GatewayClient, connection_id: str, start: int) -> None:
         """A day of the accredited meter's readings."""
@@ -315,6 +373,7 @@ async def home(
     if not town.settled_from:
         async with network.client() as aurora, network.client("Boreal") as boreal:
             await town.agree(aurora, boreal)
+            await town.trade(aurora)
     assert await async_setup_component(hass, "homeassistant", {})
     report_plant(hass)
     entry = await join(hass, network.invitation(connection_id.lower(), connection_id), PLANT)
@@ -343,6 +402,12 @@ def told_by(hass: HomeAssistant) -> list[str]:
 def entity(hass: HomeAssistant, entry: Any, platform: str, key: str) -> Any:
     entity_id = er.async_get(hass).async_get_entity_id(platform, DOMAIN, f"{entry.unique_id}_{key}")
     return hass.states.get(entity_id)
+
+
+def figures_of(hass: HomeAssistant) -> Any:
+    """What the sensors of figures get them from."""
+    sensors = hass.data["sensor"].entities
+    return next(one.coordinator for one in sensors if isinstance(one, FigureSensor))
 
 
 async def calendar(hass: HomeAssistant, entry: Any) -> list[str]:
@@ -378,6 +443,9 @@ async def test_from_a_bill_to_a_warning_and_a_payment(
             lambda: float(entity(hass, home, "sensor", "bill_open").state) == BILL_MICRO / 1e6
         )
         due = entity(hass, home, "sensor", "bill_due").state
+        figures = figures_of(hass)
+        await figures.async_refresh()
+        assert 28 <= round(figures.data["bill_forecast"] / BILL_MICRO * 1e6) <= 31  # days
         assert datetime.fromisoformat(due) < dt_util.utcnow() + timedelta(minutes=1)
         told = entity(hass, home, "event", "bill")
         assert told.attributes["event_type"] in ("issued", "due")
@@ -592,11 +660,40 @@ async def test_responses_delegations_and_certificates(
     assert claimed["last_serial"] - claimed["first_serial"] == 1
 
 
+async def check_figures(hass: HomeAssistant, home: Any) -> None:
+    """Of a home that has bought of its neighbour, however late in the month it is."""
+    used = entity(hass, home, "sensor", "consumption_energy")
+    for energy in ("100", "102"):
+        hass.states.async_set(used.entity_id, energy, used.attributes)
+        await recorded(hass)
+    now = dt_util.utcnow()
+    begun = now.replace(minute=now.minute // 5 * 5, second=0, microsecond=0)
+    for start in (begun - timedelta(minutes=5), begun):
+        do_adhoc_statistics(hass, start=start)
+    await recorded(hass)
+    figures = figures_of(hass)
+    since = now - timedelta(hours=1)
+    outbox = home.runtime_data.session.outbox
+    with (
+        patch("homeassistant.util.dt.start_of_local_day", return_value=since),
+        patch.object(outbox, "between", return_value=[Mock(fields={"import_wh": "1000"})]),
+    ):
+        await figures.async_refresh()
+    found = figures.data
+    assert (found["bought_today"], found["bought_month"]) == (0.1, 0.1)
+    assert round(found["cost_month"] * 1e9) == FILLED_WH * TRADED_MICRO
+    assert found["clearing_price"] == 0.14
+    assert (found["book_offers"], found["book_bids"]) == (0, 0)
+    shares = [found[f"share_{whose}"] for whose in ("own", "neighbours", "utility")]
+    assert shares == [50, 5, 45]
+
+
 @pytest.mark.parametrize("home", ["CP-DAY"], indirect=True)
 async def test_statistics_equal_what_was_settled(
-    hass: HomeAssistant, home: Any, town: Town, network: RunningNetwork
+    hass: HomeAssistant, home: Any, town: Town, network: RunningNetwork, hass_ws_client: Any
 ) -> None:
-    from custom_components.gridledger.sales import OVER, SETTLED, Sale, Sales
+    """A day with energy of a neighbour, whose order is followed until it is settled."""
+    from custom_components.gridledger.sales import OVER, SETTLED, SHORT, Sale, Sales
     from custom_components.gridledger.statistics import (
         _FACT_SETTLED,
         async_write_settled,
@@ -604,6 +701,13 @@ async def test_statistics_equal_what_was_settled(
     )
 
     session, start = home.runtime_data.session, town.settled_from
+    client = await hass_ws_client(hass)
+
+    async def followed() -> list[tuple[str, float, str]]:
+        await client.send_json_auto_id({"type": "gridledger/market", "entry_id": home.entry_id})
+        orders = (await client.receive_json())["result"]["orders"]
+        return [(one["order_id"], one["filled_kwh"], one["progress"]) for one in orders]
+
     sale = Sale("R", "R-1", "T-1", "t", "AuroraMSP", ((start, 100),), 100, 10_000, OVER)
     stored = asdict(sale)
     # What can't be read of what was stored is left out.
@@ -616,11 +720,14 @@ async def test_statistics_equal_what_was_settled(
         )
         with away:
             await sales.async_follow()
-        await sales.async_follow()
-        assert [one["state"] for one in sales.as_list()] == [OVER]
+        await sales.async_follow()  # short where it was there to measure
+        assert [one["state"] for one in sales.as_list()] in ([OVER], [SHORT])
+        assert await followed() == [("NIGHT-1", FILLED_WH / 1000, OVER)]
         await town.settle(aurora, "CP-DAY", start)
         await sales.async_follow()
         assert [one["state"] for one in sales.as_list()] == [SETTLED]
+        assert await followed() == [("NIGHT-1", FILLED_WH / 1000, SETTLED)]
+        await check_figures(hass, home)
         posted = await aurora.evaluate(
             "energy", "settlement:Posted", {"connection_id": "CP-DAY", "day": day_of(start)}
         )
@@ -635,7 +742,7 @@ async def test_statistics_equal_what_was_settled(
         sums = {key: rows[one][-1]["sum"] for key, one in ids.items() if rows[one]}
         assert sums.keys() == ids.keys() - {"billed"}  # by the day, and not yet
         assert round(sums["settled_import"] * 1000) == int(summary["import_wh"]) == 24 * IMPORT_WH
-        assert round((sums["settled_revenue"] - sums["settled_cost"]) * 1e6) == net == -1_800_000
+        assert round((sums["settled_revenue"] - sums["settled_cost"]) * 1e6) == net == -COST_MICRO
 
     await check()
     # A peer that doesn't have the private record: the day's sums are the same.

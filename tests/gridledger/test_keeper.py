@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
@@ -452,6 +453,14 @@ async def test_suspended_permit_and_response_events_are_followed(
     tell(responses=(replace(asked, participation="committed"),))
     await live(hass, freezer, 1, 3000)
     assert reason() == "response"
+    # What is shifted isn't used in the window, and may be used after it.
+    shift = replace(asked, kind="shift", participation="committed", shift_until=now + 7200)
+    tell(responses=(shift,))
+    await live(hass, freezer, 1, 3000)
+    assert reason() == "response"
+    tell(responses=(replace(shift, start=now - 7200, end=now - 3600),))
+    await live(hass, freezer, 1, -200)
+    assert reason() == "absorb"
     tell(permit=Permit("suspended", "unpaid", "none", None, None, 1))
     await live(hass, freezer, 1, 0)
     decision = entry.runtime_data.keeper.data.decision
@@ -1032,3 +1041,58 @@ def test_every_reason_has_its_text(language: str) -> None:
     )
     if language == "en":
         assert all(texts[f"reason_{key}"] == text for key, text in REASONS.items())
+
+
+async def test_a_chosen_forecast_is_planned_with(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    """Two roofs, one by the half-hour; what can't be read, or isn't known, is as before."""
+    freezer.move_to("2026-06-01T12:00:00+00:00")
+    await hass.config.async_set_time_zone("Europe/Zurich")
+    others = [MockConfigEntry(domain=name) for name in ("roofs", "roofs", "broken", "gone")]
+    for one in others[:3]:
+        one.add_to_hass(hass)
+    chosen = [one.entry_id for one in others]
+    sources = [
+        {"type": "solar", "config_entry_solar_forecast": [*chosen, entry.entry_id]},
+        {"type": "solar", "config_entry_solar_forecast": None},
+        {"type": "grid"},
+    ]
+    hours = {
+        "2026-06-01T10:00:00+00:00": "no number",
+        "no time": 5,
+        "2026-06-01T13:00:00+00:00": 400,
+        "2026-06-01T19:00:00+00:00": 0,
+    }
+    halves = {"2026-06-01T15:00:00+02:00": 100, "2026-06-01T15:30:00+02:00": 300}
+    asked: list[str] = []
+
+    async def roofs(_: HomeAssistant, entry_id: str) -> dict[str, Any] | None:
+        asked.append(entry_id)
+        return {"wh_hours": hours if entry_id == chosen[0] else halves}
+
+    async def broken(_: HomeAssistant, __: str) -> dict[str, Any] | None:
+        raise ValueError("no sun")
+
+    hass.config.components.add("energy")
+    manager = Mock(data={"energy_sources": sources})
+    with (
+        patch("custom_components.gridledger.sun.async_get_manager", return_value=manager),
+        patch(
+            "custom_components.gridledger.sun.async_get_energy_platforms",
+            return_value={"roofs": roofs, "broken": broken, DOMAIN: async_get_solar_forecast},
+        ),
+    ):
+        for _ in range(2):  # asked once in half an hour
+            await entry.runtime_data.keeper.async_replan()
+    assert asked == chosen[:2]
+    answer: Any = await hass.services.async_call(
+        DOMAIN, "get_plan", {}, blocking=True, return_response=True
+    )
+    sun = {
+        dt_util.as_utc(dt_util.parse_datetime(slot["start"])).strftime("%H:%M"): slot["pv_kwh"]
+        for slot in answer["plan"]["slots"]
+    }
+    quarters = [sun[f"13:{minute:02}"] for minute in (0, 15, 30, 45)]
+    assert quarters == [0.15, 0.15, 0.25, 0.25]
+    assert sun["16:00"] == 0

@@ -38,6 +38,7 @@ from .test_bills import submit
 
 HOUR_S = 3600
 DAY_S = 86_400
+_A_DAY = timedelta(days=1)
 DAYS = 30
 RATE = DAY_S
 ORIGIN = 1_788_566_400
@@ -281,6 +282,24 @@ async def check_days(hass: HomeAssistant, entry: Any, month: Month, days: list[d
     assert round(sum(shown["billed"].values()) * 1e6) == sum(billed.values())
 
 
+async def check_bands(hass: HomeAssistant, entry: Any, day: date) -> None:
+    """The calendar shows each hour in its band of the tariff, on the wall clock."""
+    [calendar] = hass.data["calendar"].entities
+    start, end = (datetime.fromtimestamp(midnight(one), ZONE) for one in (day, day + _A_DAY))
+    events = [
+        one
+        for one in await calendar.async_get_events(hass, start, end)
+        if one.uid.startswith("band-")
+    ]
+    assert [one.end for one in events[:-1]] == [one.start for one in events[1:]]
+    assert (events[0].start, events[-1].end) == (start, end)
+    for hour in range(midnight(day), midnight(day + _A_DAY), HOUR_S):
+        at = datetime.fromtimestamp(hour, ZONE)
+        shown = next(one.summary for one in events if one.start <= at < one.end)
+        band = "DAY" if day.weekday() < 5 and 7 <= at.hour < 22 else "NIGHT"
+        assert shown.startswith(f"Tariff {band}: 0."), at
+
+
 @pytest.mark.timeout(600)
 async def test_the_dashboards_days_are_the_bills(
     hass: HomeAssistant,
@@ -289,7 +308,7 @@ async def test_the_dashboards_days_are_the_bills(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Pages as short as those of a home of many years.
-    monkeypatch.setattr("custom_components.gridledger.statistics._DAY_PAGE", 8)
+    monkeypatch.setattr("custom_components.gridledger.archive._DAY_PAGE", 8)
     monkeypatch.setattr("custom_components.gridledger.accounts._PAGE", 8)
     made = network.network
     usual = agreements.product  # whose gate's minute would be months here
@@ -327,5 +346,7 @@ async def test_the_dashboards_days_are_the_bills(
                 await month.settle(day, "final")
                 await month.bill(day, 2)
             await check_days(hass, entry, month, month.days)
+            for day in (change, change + _A_DAY):  # a Sunday of 25 or 23 hours, and a Monday
+                await check_bands(hass, entry, day)
             assert entry.state is ConfigEntryState.LOADED
             assert await hass.config_entries.async_unload(entry.entry_id)

@@ -43,6 +43,7 @@ from custom_components.gridledger.client.readings import Reading
 from custom_components.gridledger.client.wire import common_pb2
 from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.diagnostics import async_get_config_entry_diagnostics
+from custom_components.gridledger.figures_sensor import FIGURES
 
 from .conftest import (
     EXPORT,
@@ -345,6 +346,7 @@ async def test_what_repeats_the_owners_sensors_is_disabled(hass: HomeAssistant, 
         if entity.disabled_by
     }
     assert {"pv_power", "battery_level", "grid_power", "grid_import_energy"} <= disabled
+    assert {"co2_avoided", "reading_delay", *(figure.key for figure in FIGURES)} <= disabled
     assert not {"consumption_power", "stored_energy", "best_rate", "balance"} & disabled
     assert len(entities) - len(disabled) <= 25
 
@@ -379,6 +381,23 @@ async def test_entities(hass: HomeAssistant, home: Any) -> None:
     assert value["plant_fault"] == "off"
     assert value["open_orders"] == "0"
     assert dt_util.parse_datetime(value["certificate_expires"]) > dt_util.utcnow()
+    assert float(value["co2_avoided"]) >= 0
+    # What is asked for only while somebody has enabled it.
+    asked = ("held", "tokens", "certificates", "energy_sold_month", "revenue_month", "cost_today")
+
+    def known() -> bool:
+        keys = (*asked, "ledger_height", "share_own", "bill_forecast")
+        entities.update({key: hass.states.get(entities[key].entity_id) for key in keys})
+        value.update({key: entities[key].state for key in keys})
+        return not {"unknown", "unavailable"} & {value[key] for key in (*asked, "ledger_height")}
+
+    await eventually(known)
+    assert {float(value[key]) for key in asked} == {0}
+    assert float(value["ledger_height"]) > 5
+    assert entities["cost_today"].attributes["unit_of_measurement"] == "EUR"
+    assert "last_reset" in entities["cost_today"].attributes
+    assert value["share_own"] == "unknown", "there is no recorder here"
+    assert value["bill_forecast"] == "unknown", "nothing was billed"
     devices = dr.async_entries_for_config_entry(dr.async_get(hass), home.entry_id)
     [root] = [device for device in devices if (DOMAIN, home.unique_id) in device.identifiers]
     assert {d.via_device_id for d in devices if d is not root} == {root.id}
@@ -399,7 +418,7 @@ async def test_sells_stored_energy(hass: HomeAssistant, home: Any) -> None:
     session = home.runtime_data.session
     quote = await call("quote_sale", energy=1.2)
     assert (quote["supplier"], quote["price_per_kwh"]) == ("BorealMSP", 0.13)
-    assert quote["net"] == pytest.approx(quote["gross"] - quote["grid_fee"])
+    assert quote["net"] == pytest.approx(quote["gross"] - quote["grid_fee"] - quote["tax"])
     sale = await call("sell_energy", quote=quote["quote"], request_id="EVENING-1")
     assert sale["status"] == "committed"
     assert sale["net"] == quote["net"]

@@ -1,5 +1,6 @@
 """Prices of the hours ahead, in the shapes that owners' sensors have."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,6 +105,8 @@ async def book(hass: HomeAssistant, **options: Any) -> PriceBook:
 async def test_published_rates_count_without_a_sensor(hass: HomeAssistant) -> None:
     prices = await book(hass)
     assert prices.at(NOON.timestamp()) == pytest.approx((0.27, 0.08))
+    prices._session.data = replace(Session.data, sale_tax_ppm=250_000)  # type: ignore[misc]
+    assert prices.at(NOON.timestamp()) == pytest.approx((0.27, 0.055))
 
 
 async def test_an_owners_sensor_comes_first_and_its_value_where_no_series_is(

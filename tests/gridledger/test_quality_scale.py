@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from custom_components.gridledger.const import PLATFORMS
+from custom_components.gridledger.figures import EVERY
 from custom_components.gridledger.keeper_sensor import KEEPER_SENSORS, RUN_TIME
 from custom_components.gridledger.sensor import HOME_SENSORS, LEDGER_SENSORS
 
@@ -25,7 +26,10 @@ RULES = yaml.safe_load((HERE / "quality_scale.yaml").read_text())["rules"]
 MANIFEST = json.loads((HERE / "manifest.json").read_text())
 STRINGS = json.loads((HERE / "strings.json").read_text())
 KINDS = ("BinarySensor", "Calendar", "Event", "Select", "Sensor", "Switch")
-ENTITIES = ("binary_sensor", "calendar", "event", "keeper_sensor", "select", "sensor", "switch")
+ENTITIES = (
+    *("binary_sensor", "calendar", "event", "figures_sensor", "keeper_sensor"),
+    *("select", "sensor", "switch"),
+)
 
 
 def functions(module: str) -> set[str]:
@@ -64,7 +68,9 @@ def action_setup() -> None:
 
 def appropriate_polling() -> None:
     assert MANIFEST["iot_class"] == "cloud_push"
-    assert not [m for m in TREES for name, call in calls(m) if "update_interval" in keywords(call)]
+    polls = [m for m in TREES for name, call in calls(m) if "update_interval" in keywords(call)]
+    assert polls == ["figures"], "asked for only while its sensors are enabled"
+    assert EVERY.total_seconds() >= 900
 
 
 def brands() -> None:

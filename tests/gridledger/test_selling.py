@@ -1,14 +1,19 @@
 """What may be promised, and when."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from homeassistant.core import HomeAssistant
 from homeassistant.exceptions import ServiceValidationError
+from homeassistant.util import dt as dt_util
 from hypothesis import given
 from hypothesis import strategies as st
 
 from custom_components.gridledger.clock import ChannelClock
-from custom_components.gridledger.models import LedgerData, Trade
+from custom_components.gridledger.models import LedgerData, Quote, Trade
+from custom_components.gridledger.sales import DELIVERED, SETTLED, Sale, Sales
 from custom_components.gridledger.selling import Capability, Window, delivery_window
 
 CLOCK = ChannelClock(900)
@@ -33,6 +38,24 @@ def window(start: float | None = None, end: float | None = None, energy_wh: int 
         None if start is None else at(start),
         None if end is None else at(end),
     )
+
+
+def test_a_quote_and_a_sale_name_fee_tax_and_net() -> None:
+    stated = {
+        "trade_id": "T-1", "connection_id": "H-1", "supplier": "AuroraMSP",
+        "schedule": [{"interval_start": "1750420800", "energy_wh": "1000"}],
+        "energy_wh": "1000", "price_micro_per_kwh": "100000", "gross_micro": "100000",
+        "grid_fee_micro": "20000", "tax_micro": "5000", "net_micro": "75000",
+        "valid_until": "1750420700",
+    }  # fmt: skip
+    for read in (Quote, Trade):
+        shown = read.from_json(stated).as_response(CLOCK, "EUR")
+        assert [shown[name] for name in ("gross", "grid_fee", "tax", "net")] == [
+            0.1, 0.02, 0.005, 0.075
+        ]  # fmt: skip
+        # Of before there were taxes.
+        before = {name: value for name, value in stated.items() if name != "tax_micro"}
+        assert read.from_json(before).as_response(CLOCK, "EUR")["tax"] == 0
 
 
 def test_reserve_and_what_is_sold_bound_a_sale() -> None:
@@ -145,3 +168,31 @@ def test_the_clock_of_the_settings() -> None:
     for broken in ({}, {"interval_s": "0"}, {"interval_s": "60", "replay": {"origin": "1"}}, still):
         with pytest.raises((KeyError, ValueError)):
             ChannelClock.from_settings(broken)
+
+
+class SettledSince:
+    """What sales ask of a session whose utility has settled from a day on."""
+
+    clock, connection_id, data = CLOCK, "H-1", LedgerData(connected=True)
+
+    def __init__(self, day: str) -> None:
+        self.client, self._day = self, day
+
+    async def evaluate(self, _: str, function: str, argument: dict[str, Any]) -> Any:
+        assert function == "settlement:Days"
+        return {"days": [{"summary": {"day": max(self._day, argument["from_day"])}}]}
+
+
+async def test_a_settled_sale_is_seen_after_days_that_never_were(hass: HomeAssistant) -> None:
+    """A utility may begin to settle weeks after its homes began to sell."""
+    starts = [int(dt_util.utcnow().timestamp()) - days * 86_400 for days in range(10)]
+    sold = [
+        asdict(Sale("R", f"R-{at}", str(at), "t", "A", ((at, 100),), 100, 1, DELIVERED))
+        for at in starts
+    ]
+    ledger: Any = SettledSince(CLOCK.day(starts[1]))
+    sales = Sales(hass, ledger, ledger, sold)
+    await sales.async_follow()
+    assert [one["trade_id"] for one in sales.as_list() if one["state"] == SETTLED] == [
+        str(starts[1])
+    ]

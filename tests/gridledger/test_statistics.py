@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from homeassistant.core import HomeAssistant
-from homeassistant.helpers.recorder import get_instance
 
 from custom_components.gridledger.client import ConnectionFailed
 from custom_components.gridledger.clock import ChannelClock
@@ -19,7 +18,7 @@ from custom_components.gridledger.statistics import (
     by_hour,
     statistic_ids,
 )
-from tests.gridledger.asking import statistics
+from tests.gridledger.asking import recorded, statistics
 
 from .test_actions import call
 
@@ -65,7 +64,7 @@ async def test_statistics_equal_the_ledger(
     # What was sold while Home Assistant was away for longer than sums are written anew.
     net += (await call(hass, "sell_energy", energy=0.1))["net"]
     with patch("custom_components.gridledger.statistics._AGAIN", timedelta(days=-1)):
-        await get_instance(hass).async_block_till_done()
+        await recorded(hass)
         await async_write_statistics(hass, home, session)
     # A ledger that is away is no reason to complain: they are written the next time.
     away = patch.object(session.client, "evaluate", side_effect=ConnectionFailed("gone"))

@@ -12,6 +12,7 @@ from homeassistant.helpers import service
 from homeassistant.util.yaml import load_yaml_dict
 
 from custom_components.gridledger.const import DOMAIN, PERMIT_STATES
+from custom_components.gridledger.figures_sensor import FIGURES
 from custom_components.gridledger.sensor import HOME_SENSORS, LEDGER_SENSORS
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,8 @@ def test_every_form_field_has_name_and_help() -> None:
 
 def test_every_entity_has_name_and_icon() -> None:
     names, icons = read("strings.json")["entity"], read("icons.json")["entity"]
-    keys = {description.translation_key for description in (*HOME_SENSORS, *LEDGER_SENSORS)}
+    described = (*HOME_SENSORS, *LEDGER_SENSORS, *FIGURES)
+    keys = {description.translation_key for description in described}
     assert set(names["sensor"]) == set(icons["sensor"]) >= keys
     assert names.keys() == icons.keys()
     for platform in names.keys() - {"sensor"}:

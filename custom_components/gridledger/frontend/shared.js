@@ -213,20 +213,17 @@ export function table(name, headers, rows) {
     <thead><tr>${head}</tr></thead><tbody>${rows.join("")}</tbody></table></div>`;
 }
 
-/** Put new content into a part of a card; what had the focus keeps it where it is still there. */
-export function redraw(box, html) {
-  const active = box.getRootNode().activeElement;
-  const place = active && box.contains(active) ? focusName(active) : undefined;
-  box.innerHTML = html;
-  if (place) box.querySelector(place)?.focus({ preventScroll: true });
-}
-
 /** What an element is called across drawings: its data, or its label. */
 function focusName(element) {
   const names = [...element.attributes]
     .filter(({ name }) => name.startsWith("data-") || name === "aria-label")
     .map(({ name, value }) => `[${name}="${CSS.escape(value)}"]`);
   return names.length ? element.localName + names.join("") : undefined;
+}
+
+/** A name for a decision of the owner's: sent twice, it still counts once. */
+export function requestId() {
+  return `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
 }
 
 /** An order's state as its owner sees it: how much of it was filled, and what became of that. */
@@ -305,6 +302,7 @@ export class GridLedgerCard extends HTMLElement {
     if (this._frame) return;
     this._frame = requestAnimationFrame(() => {
       this._frame = undefined;
+      this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
       this.draw();
     });
   }
@@ -398,13 +396,22 @@ export class GridLedgerAskingCard extends GridLedgerCard {
     this._away = this.shadowRoot.querySelector(".away");
   }
 
+  /** Put content that is new into a part of the card; what has the focus keeps it if it stays. */
+  fill(html, box = this._body) {
+    if (html === this._shown) return;
+    this._shown = html;
+    const active = this.shadowRoot.activeElement;
+    const place = active && box.contains(active) ? focusName(active) : undefined;
+    box.innerHTML = html;
+    if (place) box.querySelector(place)?.focus({ preventScroll: true });
+  }
+
   /** What stands at the heading's end. */
   side(text) {
     this.shadowRoot.querySelector("h2 .side").textContent = text;
   }
 
   draw() {
-    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
     const connected = this.state("ledger_connected")?.state;
     const changed = connected !== this._connected;
     this._connected = connected;

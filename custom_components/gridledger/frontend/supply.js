@@ -15,8 +15,8 @@ const {
   lastDay,
   nameOf,
   table,
-  redraw,
   explain,
+  requestId,
   FORM_STYLE,
   GridLedgerAskingCard,
 } = await import(`./shared.js${VERSION}`);
@@ -96,9 +96,7 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
     ].join("");
     // What the owner is about to confirm, or fills in, stays as it is.
     const fills = this._opened || this.shadowRoot.activeElement?.localName === "input";
-    if (html === this._shown || this._sure || fills) return;
-    this._shown = html;
-    redraw(this._list, html);
+    if (!this._sure && !fills) this.fill(html, this._list);
   }
 
   _permit({ permit }) {
@@ -192,10 +190,10 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
     return false;
   }
 
-  /** One name for each decision: sent twice, it still counts once. */
+  /** One name for each decision, until it is carried out. */
   _request(decision) {
     this._requests ??= {};
-    return (this._requests[decision] ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`);
+    return (this._requests[decision] ??= requestId());
   }
 
   _say(text, kind = "empty") {
@@ -333,11 +331,7 @@ class GridLedgerRulesCard extends GridLedgerAskingCard {
           : ""
       }`;
     });
-    const html = rows.join("") || `<p class="empty">${escapeHtml(this.t("no_rules"))}</p>`;
-    if (html !== this._shown) {
-      this._shown = html;
-      redraw(this._body, html);
-    }
+    this.fill(rows.join("") || `<p class="empty">${escapeHtml(this.t("no_rules"))}</p>`);
   }
 }
 

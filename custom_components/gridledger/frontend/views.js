@@ -20,9 +20,9 @@ const {
   STYLE,
   heading,
   table,
-  redraw,
   explain,
   orderState,
+  requestId,
   GridLedgerCard,
   FORM_STYLE,
   GridLedgerAskingCard,
@@ -129,10 +129,7 @@ class GridLedgerHealthCard extends GridLedgerAskingCard {
           ${how ? `<span class="how">${escapeHtml(how)}</span>` : ""}</li>`,
         )
         .join("")}</ul>`;
-    if (html !== this._shown) {
-      this._shown = html;
-      redraw(this._body, html);
-    }
+    this.fill(html);
   }
 }
 
@@ -241,6 +238,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
       <dt>${escapeHtml(this.t("when"))}</dt><dd>${escapeHtml(formatTime(this._hass, quote.window_start))} – ${escapeHtml(formatTime(this._hass, quote.window_end))}</dd>
       <dt>${formatNumber(this._hass, quote.energy_kwh, 3)} kWh × ${money(quote.price_per_kwh, 4)}</dt><dd>${money(quote.gross, 4)}</dd>
       <dt>${escapeHtml(this.t("grid_fee"))}</dt><dd>${money(-quote.grid_fee, 4)}</dd>
+      ${quote.tax ? `<dt>${escapeHtml(this.t("line_tax"))}</dt><dd>${money(-quote.tax, 4)}</dd>` : ""}
       <dt class="sum">${escapeHtml(this.t("net"))}</dt><dd class="sum">${money(quote.net, 4)}</dd></dl>
       <p class="empty">${escapeHtml(this.t("valid_until", { time: formatInstant(this._hass, quote.valid_until) }))}</p>
       <div class="actions"><button class="do plain" type="button" id="no">${escapeHtml(this.t("discard"))}</button>
@@ -254,8 +252,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
   }
 
   async _sell(quote) {
-    // One name for this decision: sent twice, it still sells once.
-    quote.request ??= `CARD-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
+    quote.request ??= requestId();
     this._way = undefined;
     this._follow({ ...quote, status: "sent" });
     this._result.focus({ preventScroll: true });  // the button that had it is gone
@@ -353,10 +350,7 @@ class GridLedgerMarketCard extends GridLedgerAskingCard {
       this._rates(prices, "sell", currency) +
       `<h3>${escapeHtml(this.t("order_book"))}${book ? ` · ${escapeHtml(formatTime(this._hass, book.start))}` : ""}</h3>` +
       this._book(book, currency);
-    if (html !== this._shown) {
-      this._shown = html;
-      redraw(this._body, html);
-    }
+    this.fill(html);
   }
 
   _rates(prices, kind, currency) {
@@ -472,10 +466,7 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
     const html = rows.length
       ? table(this.t("orders"), [[this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
       : `<p class="empty">${escapeHtml(this.t("no_orders"))}</p>`;
-    if (html !== this._shown) {
-      this._shown = html;
-      redraw(this._list, html);
-    }
+    this.fill(html, this._list);
     this._body.querySelector(".money").textContent = `${this.t("price")} (${currency}/kWh)`;
   }
 }
@@ -540,10 +531,7 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
       this._chart(plan) +
       this._hours(plan, this.t("plan")) +
       (dry ? `<h3>${escapeHtml(this.t("dry_run"))}</h3>${this._hours(dry, this.t("dry_run"))}` : "");
-    if (html !== this._shown) {
-      this._shown = html;
-      redraw(this._body, html);
-    }
+    this.fill(html);
   }
 
   /** Prices as steps over what is stored, with the battery's mode below: the table's picture. */
@@ -779,7 +767,6 @@ class GridLedgerArchiveCard extends GridLedgerCard {
   }
 
   draw() {
-    this.style.setProperty("--gl-scheme", this._hass.themes?.darkMode ? "dark" : "light");
     const connected = this.state("ledger_connected")?.state;
     if (this._connected && connected === "on" && this._connected !== "on") {
       this._ask();
@@ -839,7 +826,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       (trade) => `<tr><td>${escapeHtml(formatTime(this._hass, trade.window_start))}</td>
         <td class="wide">${escapeHtml(nameOf(trade.supplier))}</td>
         <td class="num">${kwh(trade.energy_kwh)}</td>
-        <td class="num wide">${money(trade.gross, 4)} − ${money(trade.grid_fee, 4)}</td>
+        <td class="num wide">${money(trade.gross, 4)} − ${money(trade.grid_fee, 4)}${trade.tax ? ` − ${money(trade.tax, 4)}` : ""}</td>
         <td class="num"><b>${exact(trade.net)}</b></td><td class="num">${proof(trade.transaction_id)}</td></tr>`,
     );
     const orderRows = orders.map(
@@ -872,7 +859,8 @@ class GridLedgerArchiveCard extends GridLedgerCard {
   /** An account's name as people say it. */
   _party(account) {
     if (account.startsWith("ext/bank/")) return this.t("bank");
-    const name = account.replace(/^(SUPPLIER|GRID)-/, "");
+    if (account === "CLEARING-MARKET") return this.t("market");
+    const name = account.replace(/^(SUPPLIER|GRID|BALANCE)-/, "");
     return name === account ? name : name[0] + name.slice(1).toLowerCase();
   }
 
