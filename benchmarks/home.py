@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from benchmarks.usage import memory_mb
 from consortium.node.network import create_network
 from demo.home_assistant import (
     PID_FILE,
@@ -36,6 +37,8 @@ from tests.ports import first_port
 
 INTERVAL_S: Final = 900
 DAY_S: Final = 86_400
+NEWS_S: Final = 900
+"""For so long entities may write more than they do in the long run."""
 SENSORS: Final = 11
 """That change with each look at the inverter."""
 
@@ -107,13 +110,6 @@ def _cpu_s(pid: int) -> tuple[float, float]:
     return main, every
 
 
-def _memory_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no resident memory")
-
-
 async def _setup_s(api: Api) -> float:
     found = await api.command("integration/setup_info")
     return next((one["seconds"] for one in found if one["domain"] == "gridledger"), 0.0)
@@ -140,7 +136,7 @@ async def _cost(
     return Cost(
         round(statistics.median(took), 2),
         round(statistics.median(setup), 3),
-        round(_memory_mb(pid), 1),
+        round(memory_mb(pid), 1),
         round((main_after_s - main_s) / changes * 1e6, 1),
         round((every_after_s - every_s) / changes * 1e6, 1),
     )
@@ -165,7 +161,7 @@ async def _rows(house: HomeAssistant, seconds: float, *, everything: bool) -> Ro
             [entry] = await api.get("/api/config/config_entries/entry?domain=gridledger")
             await api.post(f"/api/config/config_entries/entry/{entry['entry_id']}/reload", {})
     counted = [e["entity_id"] for e in ours if everything or not e["disabled_by"]]
-    await asyncio.sleep(60)  # what a start writes once is no measure of a day
+    await asyncio.sleep(NEWS_S)  # what a start writes once is no measure of a day either
     since = time.time()
     await asyncio.sleep(seconds)
     until = time.time()
@@ -181,11 +177,13 @@ async def _rows(house: HomeAssistant, seconds: float, *, everything: bool) -> Ro
     )
     database.close()
     each = {name: rows.get(name, 0) * DAY_S / seconds for name in counted}
+    print(dict(sorted(each.items(), key=lambda one: -one[1])), file=sys.stderr)
     return Rows(len(counted), round(max(each.values())), round(sum(each.values())))
 
 
-async def run(starts: int, seconds: float) -> dict[str, Any]:
+async def run(starts: int, seconds: float, *, rows_only: bool) -> dict[str, Any]:
     """Measure without the integration, then with it."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gridledger-bench-") as folder:
         inverter = ChangingInverter()
         house = HomeAssistant(Path(folder) / "house", first_port(1))
@@ -195,8 +193,9 @@ async def run(starts: int, seconds: float) -> dict[str, Any]:
             await house.start(lambda _: None)  # a first start compiles
             async with await house.connect() as api:
                 await configure_energy(api)
-            without = await _cost(house, inverter, starts, seconds)
-            print(f"without: {without}", file=sys.stderr)
+            if not rows_only:
+                found["without"] = asdict(await _cost(house, inverter, starts, seconds))
+                print(found, file=sys.stderr)
             network = create_network(
                 Path(folder) / "data", interval_s=INTERVAL_S, base_port=first_port()
             )
@@ -206,36 +205,21 @@ async def run(starts: int, seconds: float) -> dict[str, Any]:
                 async with await house.connect() as api:
                     text = await asyncio.to_thread(invitation, running)
                     await connect_home(api, text, "AuroraMSP", PLANT)
-                with_it = await _cost(house, inverter, starts, seconds)
-                print(f"with: {with_it}", file=sys.stderr)
-                usual = await _rows(house, seconds, everything=False)
-                everything = await _rows(house, seconds, everything=True)
+                if not rows_only:
+                    found["with"] = asdict(await _cost(house, inverter, starts, seconds))
+                    print(found, file=sys.stderr)
+                found["rows"] = asdict(await _rows(house, seconds, everything=False))
+                found["rows of every entity"] = asdict(await _rows(house, seconds, everything=True))
                 await house.stop()
             finally:
                 await asyncio.to_thread(stop_network, running)
         finally:
             await house.stop()
             await inverter.stop()
-    return {
-        "without": asdict(without),
-        "with": asdict(with_it),
-        "rows": asdict(usual),
-        "rows of every entity": asdict(everything),
-    }
+    return found
 
 
-def main() -> None:
-    """Run the command; see `script/bench home --help`."""
-    parser = argparse.ArgumentParser(prog="script/bench home", description=__doc__)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=600, help="of each measurement")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    found = asyncio.run(run(given.starts, given.seconds))
-    if given.json:
-        print(json.dumps(found))
-        return
-    without, with_it = found["without"], found["with"]
+def _print_costs(without: dict[str, float], with_it: dict[str, float]) -> None:
     print("                                     without      with     added")
     for name, title in (
         ("start_s", "start until it runs, s"),
@@ -246,6 +230,22 @@ def main() -> None:
     ):
         added = with_it[name] - without[name]
         print(f"{title:36} {without[name]:8.2f}  {with_it[name]:8.2f}  {added:8.2f}")
+
+
+def main() -> None:
+    """Run the command; see `script/bench home --help`."""
+    parser = argparse.ArgumentParser(prog="script/bench home", description=__doc__)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600, help="of each measurement")
+    parser.add_argument("--rows", action="store_true", help="count the recorder's rows alone")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = asyncio.run(run(given.starts, given.seconds, rows_only=given.rows))
+    if given.json:
+        print(json.dumps(found))
+        return
+    if "with" in found:
+        _print_costs(found["without"], found["with"])
     for name in ("rows", "rows of every entity"):
         rows = found[name]
         print(

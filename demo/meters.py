@@ -120,8 +120,11 @@ class HeadEnd:
             },
         )
 
-    async def supply(self, begin: Beginning) -> None:
-        """Agrees on each home's supply, and says what hangs where in the grid."""
+    async def supply(self, begin: Beginning, prepaid: str | None = None) -> None:
+        """Agrees on each home's supply, and says what hangs where in the grid.
+
+        The home ``prepaid`` pays in advance.
+        """
         name = self.utility.removesuffix("MSP").upper()
         source = {
             "source_id": f"SUBSTATION-{name}",
@@ -139,7 +142,7 @@ class HeadEnd:
         await asyncio.gather(
             self._client.submit("energy", "grid:RegisterSource", {"source": source}),
             self._client.submit("energy", "grid:RegisterTransformer", {"transformer": transformer}),
-            *(self._supply(home, begin) for home in self.homes),
+            *(self._supply(home, begin, prepaid) for home in self.homes),
         )
         await asyncio.gather(
             self._hang(
@@ -175,15 +178,14 @@ class HeadEnd:
                 "energy", function, {**above, field: missing, "from": begin.at}
             )
 
-    async def _supply(self, home: HomeSpec, begin: Beginning) -> None:
+    async def _supply(self, home: HomeSpec, begin: Beginning, prepaid: str | None) -> None:
         name = home.connection_id
         known = await self._client.evaluate("energy", "billing:Supplies", {"connection_id": name})
         if not known["versions"]:
-            await self._client.submit(
-                "energy",
-                "billing:AgreeSupply",
-                {"supply": supply(name, self.utility, begin.first_day)},
-            )
+            terms = supply(name, self.utility, begin.first_day)
+            if name == prepaid:
+                terms["payment"] = "prepaid"
+            await self._client.submit("energy", "billing:AgreeSupply", {"supply": terms})
         if await self._client.evaluate(
             "energy", "grid:Plants", {"connection_id": name, "at": begin.at}
         ):

@@ -223,7 +223,10 @@ class Demo:
         self.say("opening accounts, agreeing on supplies, publishing the day's rates")
         begin = beginning(self.network)
         await asyncio.gather(
-            *(head_end.supply(begin) for head_end in self.head_ends),
+            *(
+                head_end.supply(begin, self._connection(0) if self.options.prepaid else None)
+                for head_end in self.head_ends
+            ),
             *(
                 supplier.open_accounts([home.connection_id for home in head_end.homes])
                 for supplier, head_end in zip(self.suppliers, self.head_ends, strict=True)
@@ -592,6 +595,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         metavar="PORT",
         help=f"Home Assistant's port ({DEFAULT_HA_PORT}, or the next free one)",
+    )
+    parser.add_argument(
+        "--prepaid", action="store_true", help="the first home's supply is paid in advance"
     )
     parser.add_argument(
         "--processes", action="store_true", help="each node of the ledger in its own process"

@@ -133,6 +133,7 @@ async def _start_ledger(folder: Path) -> tuple[asyncio.subprocess.Process, Ledge
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "demo.run", "--ledger-only", "--homes", "3"),
             *("--data-dir", str(folder)),
+            *(["--prepaid"] if RATE == 1 else []),  # a bill comes where days pass
             cwd=REPOSITORY,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdout=asyncio.subprocess.PIPE,

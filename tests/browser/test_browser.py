@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
-from consortium.node.agreements import ZONE
+from consortium.node.agreements import ZONE, channel_time
 from demo.home_assistant import (
     DASHBOARD,
     PID_FILE,
@@ -25,6 +25,7 @@ from demo.home_assistant import (
     open_dashboard_first,
     prefilled,
 )
+from gridledger_client import TransactionRefused
 
 from .conftest import HOME, RATE, WAIT_MS, House, state_of
 
@@ -255,8 +256,8 @@ async def test_sell_and_see_it_in_the_archive(member: House, page: Page) -> None
     await expect(archive.get_by_text("Nothing on that day.").first).to_be_visible()
 
 
-async def test_a_response_is_joined_and_guarantees_are_used_up(member: House, page: Page) -> None:
-    """Both by the card's buttons, and the ledger has them."""
+async def test_the_supplys_buttons(member: House, page: Page) -> None:
+    """A response is joined, credit topped up, guarantees are used up; the ledger has it all."""
     replay = member.network.replay
     assert replay is not None
     noon = (int(time.time()) - replay.anchor + replay.origin) // 3600 * 3600 + 2 * 3600
@@ -307,6 +308,8 @@ async def test_a_response_is_joined_and_guarantees_are_used_up(member: House, pa
         await page.keyboard.press("Enter")
         await expect(said).to_have_text(re.compile(r"^3 used up, in block \d+ of the ledger\.$"))
         await expect(supply.get_by_text("used up · My house in May")).to_be_visible()
+        if RATE == 1:
+            await top_up(member, supply, said)
 
         part = {"event_id": "EVENING-1", "connection_id": HOME}
         joined = await utility.evaluate("energy", "response:Participation", part)
@@ -316,6 +319,24 @@ async def test_a_response_is_joined_and_guarantees_are_used_up(member: House, pa
             ("3", "claimed"),
             ("4", "issued"),
         }
+
+
+async def top_up(house: House, supply: Locator, said: Locator) -> None:
+    """Credit is there once the second press has confirmed the first; one press does nothing."""
+    await expect(supply.get_by_text("used up: top up now")).to_be_visible()
+    button = supply.locator("form[data-top-up] button")
+    await supply.locator("input[name=amount]").fill("1.5")
+    await button.press("Enter")
+    await expect(button).to_have_text(re.compile("^Yes, top up .*1.50 out of my wallet$"))
+    await supply.locator("input[name=amount]").fill("2.5")  # which is another decision
+    await expect(button).to_have_text("Top up")
+    for _ in range(2):
+        await button.press("Enter")
+    await expect(said).to_have_text(re.compile(r"2\.50.* paid, in block \d+ of the ledger\.$"))
+    async with house.operator() as utility:
+        credit = await utility.evaluate("energy", "prepayment:Status", {"connection_id": HOME})
+    assert credit["credit_micro"] == "2500000"
+    await expect(supply.locator(".shown")).to_contain_text("2.50")
 
 
 async def test_the_ledger_away_is_said_in_words(member: House, page: Page) -> None:
@@ -481,10 +502,24 @@ async def test_cards_on_a_dashboard_of_ones_own(member: House, page: Page) -> No
 # What takes time ------------------------------------------------------------------------------
 
 
+async def _is_to_be_settled(house: House) -> bool:
+    """Whether the channel's day is one of those that the utilities have agreed to settle."""
+    day = str(datetime.fromtimestamp(channel_time(house.network), UTC).date())
+    async with house.operator() as utility:
+        try:
+            await utility.evaluate(
+                "energy", "settlement:Terms", {"supplier": "AuroraMSP", "day": day}
+            )
+        except TransactionRefused:
+            return False
+    return True
+
+
 @pytest.mark.skipif(RATE == 1, reason="a day has to pass: GRIDLEDGER_RATE=720 -k day_is")
 @pytest.mark.timeout(1500)
 async def test_a_day_is_settled_billed_and_paid(member: House, page: Page) -> None:
     """From a sale to its settlement, and from the bill to its payment, all by the cards."""
+    await eventually(lambda: _is_to_be_settled(member), within_s=300)
     await show(member, page, "trade")
     sell = page.locator("gridledger-sell-card")
     await sell.locator("input[name=energy]").fill("0.1")
