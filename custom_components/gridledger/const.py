@@ -111,7 +111,13 @@ ATTR_CONFIRM: Final = "confirm"
 
 DEFAULT_PRODUCT: Final = "ANY"
 
-ISSUES: Final = ("certificate_expires", "foreign_reading", "readings_refused", "permit")
+ISSUES: Final = (
+    "certificate_expires",
+    "foreign_reading",
+    "permit",
+    "readings_refused",
+    "sensors_disagree",
+)
 """Kinds of repair issues; a home's own carries its entry's id behind."""
 
 EVENT_TRADE_COMMITTED: Final = "committed"

@@ -28,6 +28,7 @@ from homeassistant.core import (
     callback,
 )
 from homeassistant.exceptions import HomeAssistantError
+from homeassistant.helpers import issue_registry as ir
 from homeassistant.helpers.event import (
     async_call_later,
     async_track_point_in_utc_time,
@@ -53,6 +54,7 @@ from .const import (
     CONF_INVERT_GRID_POWER,
     CONF_PV_ENERGY,
     CONF_PV_POWER,
+    DOMAIN,
     LOGGER,
     PUBLISH_S,
     RETENTION_S,
@@ -71,6 +73,8 @@ type GridLedgerConfigEntry = ConfigEntry[GridLedgerRuntime]
 _FACT_METER: Final = "meter"
 _FACT_COUNTERS: Final = "counters"
 _COUNTED: Final = (CONF_PV_ENERGY, CONF_BATTERY_CHARGE, CONF_BATTERY_DISCHARGE)
+_DISAGREE_MWH: Final = 2_000_000
+"""By so much a house's consumption falls only if its sensors contradict one another."""
 """Energy that is shown and summed, but is no part of the reading."""
 
 
@@ -160,6 +164,9 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         self._imports, self._exports = meter_keys(plant)
         self._counters: dict[str, dict[str, EnergyTracker]] = {}
         self._consumed_mwh = 0
+        self._most_mwh: int | None = None
+        """The most that was consumed since the home was loaded, by its sensors."""
+        self._disagree = False
         self._unsaved: list[Cut] = []
         self._save_lock = asyncio.Lock()
         self._unsubscribe: list[CALLBACK_TYPE] = []
@@ -468,7 +475,39 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
                     return None
                 total += sign * counted
         self._consumed_mwh = max(self._consumed_mwh, total)
+        self._most_mwh = total if self._most_mwh is None else max(total, self._most_mwh)
+        self._tell_contradiction(self._most_mwh - total)
         return _kwh(self._consumed_mwh)
+
+    @callback
+    def _tell_contradiction(self, back_mwh: int) -> None:
+        """Raise an issue while a house seems to have given back what it had used."""
+        plant = self.plant
+        both = plant.get(CONF_BATTERY_CHARGE) and plant.get(CONF_BATTERY_DISCHARGE)
+        battery = plant.get(CONF_BATTERY_LEVEL) or plant.get(CONF_BATTERY_POWER)
+        if not plant.get(CONF_PV_ENERGY) or (battery and not both):
+            return  # what isn't counted may well come from there
+        # Sensors that report at different times differ for a while by less.
+        disagree = back_mwh > (0 if self._disagree else _DISAGREE_MWH)
+        if disagree is self._disagree:
+            return
+        self._disagree = disagree
+        issue_id = f"sensors_disagree_{self.config_entry.entry_id}"
+        if not disagree:
+            ir.async_delete_issue(self.hass, DOMAIN, issue_id)
+            return
+        ir.async_create_issue(
+            self.hass,
+            DOMAIN,
+            issue_id,
+            is_fixable=False,
+            severity=ir.IssueSeverity.WARNING,
+            translation_key="sensors_disagree",
+            translation_placeholders={
+                "home": self.config_entry.title,
+                "energy": f"{back_mwh / 1e6:.1f} kWh",
+            },
+        )
 
     def sources(self) -> dict[str, Iterable[str]]:
         """Return the owner's sensors by what they measure, for the live card."""
