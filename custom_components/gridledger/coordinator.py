@@ -167,6 +167,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         self._most_mwh: int | None = None
         """The most that was consumed since the home was loaded, by its sensors."""
         self._disagree = False
+        self._disagree_issue = f"sensors_disagree_{entry.entry_id}"
         self._unsaved: list[Cut] = []
         self._save_lock = asyncio.Lock()
         self._unsubscribe: list[CALLBACK_TYPE] = []
@@ -179,6 +180,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
 
     async def async_start(self) -> None:
         """Go on from the stored meter and listen to the sensors."""
+        ir.async_delete_issue(self.hass, DOMAIN, self._disagree_issue)  # they may be others now
         await self.hass.async_add_executor_job(self._load_counters)
         if self._session.clock is not None:
             await self._begin_meter(self._session.clock)
@@ -492,14 +494,13 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         if disagree is self._disagree:
             return
         self._disagree = disagree
-        issue_id = f"sensors_disagree_{self.config_entry.entry_id}"
         if not disagree:
-            ir.async_delete_issue(self.hass, DOMAIN, issue_id)
+            ir.async_delete_issue(self.hass, DOMAIN, self._disagree_issue)
             return
         ir.async_create_issue(
             self.hass,
             DOMAIN,
-            issue_id,
+            self._disagree_issue,
             is_fixable=False,
             severity=ir.IssueSeverity.WARNING,
             translation_key="sensors_disagree",

@@ -973,3 +973,6 @@ async def test_sensors_that_contradict_one_another_are_told(hass: HomeAssistant,
     assert await told(508.0, 7005.0) == "3.0 kWh"
     assert await told(508.0, 7007.0) is not None
     assert await told(508.0, 7008.0) is None
+    assert await told(511.0, 7008.0) == "3.0 kWh"
+    await hass.config_entries.async_reload(home.entry_id)  # as reconfiguring does
+    assert not ir.async_get(hass).async_get_issue(DOMAIN, f"sensors_disagree_{home.entry_id}")
