@@ -964,15 +964,18 @@ async def test_sensors_that_contradict_one_another_are_told(hass: HomeAssistant,
 
     await eventually(lambda: coordinator.meter is not None and coordinator.meter.started)
     # What is exported may have come from the battery, whose energy nobody counts.
-    assert await told(505.0, 7000.0) is None
+    assert await told(501.5, 7000.0) is None
+    assert await told(503.0, 7000.0) is None
     coordinator.plant = {
         key: value for key, value in PLANT.items() if not key.startswith("battery")
     }
-    assert await told(505.0, 7005.0) is None
-    assert await told(506.5, 7005.0) is None  # one may report before the other
-    assert await told(508.0, 7005.0) == "3.0 kWh"
-    assert await told(508.0, 7007.0) is not None
-    assert await told(508.0, 7008.0) is None
-    assert await told(511.0, 7008.0) == "3.0 kWh"
+    assert await told(503.0, 7001.5) is None  # one may report before the other
+    assert await told(503.0, 7003.0) is None
+    assert await told(504.5, 7003.0) is None
+    assert await told(506.0, 7003.0) == "3.0 kWh"
+    assert await told(506.0, 7004.5) is not None
+    assert await told(506.0, 7006.0) is None
+    assert await told(507.5, 7006.0) is None
+    assert await told(509.0, 7006.0) == "3.0 kWh"
     await hass.config_entries.async_reload(home.entry_id)  # as reconfiguring does
     assert not ir.async_get(hass).async_get_issue(DOMAIN, f"sensors_disagree_{home.entry_id}")
