@@ -8,7 +8,8 @@ read counts nothing and is named: certificates are for what was measured.
     gen/{connection}/{month}/{plant}   `Produced`, private; certificate:Issue takes it
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from consortium.chaincode.api import (
@@ -24,11 +25,11 @@ from consortium.chaincode.api import (
 )
 
 from ..common import access, commitments, settings
-from ..common.clock import utc_text
+from ..common.clock import DAY_S, utc_text
 from ..common.commitments import called
 from ..common.settings import MeteringSettings
 from ..meters.meters import Meter, meters_of
-from ..meters.readings import Store, connection_intervals
+from ..meters.readings import Reading, Store, connection_intervals
 from .guarantees import Month, Produced, ProducedBasis, produced_key
 
 MAX_INTERVALS = 10_000
@@ -93,7 +94,10 @@ class Origins(Contract):
 def to_be_committed(
     context: Context, store: Store, plant_id: str, month: str, own: MeteringSettings
 ) -> bool:
-    """Whether a plant's month was read, isn't committed to and can be. In queries only."""
+    """Whether a plant's month was read, isn't committed to and can be. In queries only.
+
+    Looks no further than the first day that was read: it is asked time and again.
+    """
     try:
         basis = called(
             context, "energy", "certificate:Basis", ProducedBasis, plant_id=plant_id, month=month
@@ -101,30 +105,42 @@ def to_be_committed(
         key = produced_key(basis.connection_id, month, plant_id)
         if commitments.opened(context, store.utility, key, Produced) is not None:
             return False
-        if (basis.to - basis.from_) // own.interval_s > MAX_INTERVALS:
-            return False
-        _produced(store, basis, month, own.interval_s, scan=True)
     except Conflict:
-        return False  # nothing was read
-    return True
-
-
-def _produced(
-    store: Store, basis: ProducedBasis, month: str, interval_s: int, *, scan: bool = False
-) -> Produced:
-    exchanged = connection_intervals(
-        store, basis.connection_id, basis.from_, basis.to, interval_s, scan=scan
+        return False
+    if (basis.to - basis.from_) // own.interval_s > MAX_INTERVALS:
+        return False
+    days = (
+        _counted(store, basis, start, min(start + DAY_S, basis.to), own.interval_s, scan=True)
+        for start in range(basis.from_, basis.to, DAY_S)
     )
+    return any(one.secrets for one in days)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a plant's meters counted within a month."""
+
+    generation_wh: int
+    export_wh: int
+    missing: int
+    secrets: Sequence[str]
+
+
+def _counted(
+    store: Store, basis: ProducedBasis, from_: int, to: int, interval_s: int, *, scan: bool = False
+) -> _Counted:
+    exchanged = connection_intervals(store, basis.connection_id, from_, to, interval_s, scan=scan)
     generators = [
         meter
         for meter in meters_of(store.context, basis.connection_id)
         if meter.utility == store.utility and meter.purpose == "generation"
     ]
+    read = store.reader(generators, from_, to, scan=scan)
     generation_wh = export_wh = missing = 0
     secrets: list[str] = []
     for one in exchanged:
         end = one.interval_start + interval_s
-        made = _generated(store, generators, one.interval_start, end, secrets)
+        made = _generated(read, generators, one.interval_start, end, secrets)
         if made is None and not generators and not basis.battery:
             made = one.export_wh
         if made is None or one.missing:
@@ -133,23 +149,37 @@ def _produced(
         secrets += one.secrets
         generation_wh += made
         export_wh += min(one.export_wh, made)
+    return _Counted(generation_wh, export_wh, missing, secrets)
+
+
+def _produced(store: Store, basis: ProducedBasis, month: str, interval_s: int) -> Produced:
     key = produced_key(basis.connection_id, month, basis.plant_id)
-    if not secrets:
+    found = _counted(store, basis, basis.from_, basis.to, interval_s)
+    if not found.secrets:
         raise Conflict(f"nothing of plant {basis.plant_id} was read in {month}")
-    salt = commitments.salt(store.context, key, secrets)
     return Produced(
-        basis.plant_id, basis.connection_id, month, generation_wh, export_wh, missing, salt
+        basis.plant_id,
+        basis.connection_id,
+        month,
+        found.generation_wh,
+        found.export_wh,
+        found.missing,
+        commitments.salt(store.context, key, found.secrets),
     )
 
 
 def _generated(
-    store: Store, meters: Sequence[Meter], start: int, end: int, secrets: list[str]
+    read: Callable[[str, int], Reading | None],
+    meters: Sequence[Meter],
+    start: int,
+    end: int,
+    secrets: list[str],
 ) -> int | None:
     """What generation meters counted in an interval; None without any, or if one wasn't read."""
     there = [meter for meter in meters if meter.in_place(start, end) and meter.verified(start, end)]
     made = 0
     for meter in there:
-        reading = store.latest(meter.meter_id, start)
+        reading = read(meter.meter_id, start)
         if reading is None:
             return None
         made += reading.export_wh

@@ -16,7 +16,7 @@ the highest version. Other contracts of chaincode `metering` read through `Store
     late_arrivals(store, day)                  what to post as adjustments: in queries only
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -354,6 +354,22 @@ class Store:
         if waiting is not None:
             yield waiting
 
+    def reader(
+        self, meters: Sequence[Meter], from_: int, to: int, *, scan: bool
+    ) -> Callable[[str, int], Reading | None]:
+        """Looks up what meters counted in intervals of [from_, to), by the highest versions.
+
+        `scan` reads by ranges, once, in queries only; else by two single reads for each.
+        """
+        if not scan:
+            return self.latest
+        scanned = {
+            (meter.meter_id, reading.interval_start): reading
+            for meter in meters
+            for reading in self.scan(meter.meter_id, from_, to)
+        }
+        return lambda meter_id, start: scanned.get((meter_id, start))
+
     def scan_registers(self, meter_id: str, from_: int, to: int) -> Iterator[RegisterReading]:
         """Register readings of [from_, to), the highest versions. In queries only."""
         prefix = f"g/{meter_id}/"
@@ -488,21 +504,14 @@ def _worst(qualities: Sequence[str]) -> str:
 def _summed(
     store: Store, meters: Sequence[Meter], from_: int, to: int, interval_s: int, scan: bool
 ) -> list[Interval]:
-    scanned: Mapping[str, Mapping[int, Reading]] = {
-        meter.meter_id: {
-            reading.interval_start: reading for reading in store.scan(meter.meter_id, from_, to)
-        }
-        for meter in (meters if scan else ())
-    }
+    read = store.reader(meters, from_, to, scan=scan)
     intervals = []
     for start in range(_first(from_, interval_s), to, interval_s):
         readings: list[Reading] = []
         missing = []
         settling = [meter for meter in meters if meter.settles(start, start + interval_s)]
         for meter in settling:
-            reading = (
-                scanned[meter.meter_id].get(start) if scan else store.latest(meter.meter_id, start)
-            )
+            reading = read(meter.meter_id, start)
             if reading is None:
                 missing.append(meter.meter_id)
             else:

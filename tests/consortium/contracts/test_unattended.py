@@ -7,9 +7,12 @@ import pytest
 
 from consortium.agent import AgentSettings, asked_of
 from consortium.chaincode.api import Forbidden, canonical_json, stored_record
+from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
 from consortium.contracts.billing import agenda
+from consortium.contracts.meters import meters
 from consortium.contracts.meters.duties import REST_S
+from consortium.contracts.meters.meters import Meter
 from consortium.contracts.meters.readings import Arrival, Reading, Store
 from tests.consortium.contracts.billing_world import CONNECTION, BillingWorld, at
 from tests.consortium.contracts.test_billing import billed as billed_for_bills
@@ -179,6 +182,23 @@ def test_months_of_plants_that_are_over_are_committed_to_once() -> None:
         world.evaluate(town.homes["CP-1"], "agenda:Plants", utility="AuroraMSP")
     later = world.evaluate(OPERATOR, "agenda:Plants", utility="AuroraMSP", bookmark="SUN-0")
     assert [one["plant_id"] for one in later["months"]] == ["SUN-2", "SUN-2"]
+
+
+def test_what_is_due_is_found_without_reading_whole_months(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a dozen plants with meters of their own would keep their utility's days from it."""
+    town = plant_town()
+    context, simulator = town.metering()
+    own = Meter("M-CP-1-G", "CP-1", "AuroraMSP", "accredited", "key", 10**7, "generation")
+    meters.enter(context, own)
+    assert town.world.state.commit(simulator.results()) == [0]
+    town.read_intervals("CP-1-G", {40: (0, 800_000)})
+    town.world.now = OVER + 6 * 3600
+    defaults = TransactionSimulator.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "max_reads", 2 * 30 * 96)
+    named = {"utility": "AuroraMSP", **NOVEMBER}
+    assert {"function": "origin:Commit", "argument": named, "utility": "AuroraMSP"} in asked(
+        town.world, "duties:Due"
+    )
 
 
 def test_plants_come_in_pages_that_cut_none_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
