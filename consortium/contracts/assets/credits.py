@@ -31,7 +31,7 @@ from consortium.chaincode.api import (
     transaction,
 )
 
-from ..common import access, settings
+from ..common import settings
 from ..common.clock import DAY_S, Day, day_of, day_start
 from ..common.money import amount_micro
 from ..common.pages import Bookmark, page
@@ -260,7 +260,9 @@ class Credits(Contract):
     @transaction
     def expire(self, context: Context, *, connection_id: Identifier, day: Day) -> CreditLot:
         """End a credit whose time is over, at the price of the terms; again changes nothing."""
-        _require_sight(context, connection_id, "expire credits")
+        homes.require_home_or_operator(
+            context, connection_of(context, connection_id), f"expire credits of {connection_id}"
+        )
         lot = _lot(context, connection_id, day)
         if lot is None:
             raise NotFound(f"{connection_id} has no credit of {day}")
@@ -291,7 +293,9 @@ class Credits(Contract):
         bookmark: Bookmark | None = None,
     ) -> dict[str, Any]:
         """A home's credits, the oldest first."""
-        _require_sight(context, connection_id, "read credits")
+        homes.require_home_or_operator(
+            context, connection_of(context, connection_id), f"read credits of {connection_id}"
+        )
         items, following = page(context, f"credit/{connection_id}/", from_day, limit, bookmark)
         lots = [stored_record(CreditLot, value) for _, value in items]
         return {
@@ -310,14 +314,3 @@ class Credits(Contract):
             ],
             "bookmark": following,
         }
-
-
-def _require_sight(context: Context, connection_id: str, doing: str) -> None:
-    connection = connection_of(context, connection_id)
-    utility = connection.utility
-    access.require(
-        homes.is_home(context, connection) or access.is_operator(context.creator, utility),
-        context.creator,
-        f"{doing} of {connection_id}",
-        f"its home and operators of {utility}",
-    )

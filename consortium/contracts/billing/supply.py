@@ -346,12 +346,7 @@ def seen_bills(context: Context, connection_id: str) -> Residence:
 def require_home(context: Context, connection_id: str, act: str) -> Connection:
     """The connection; raises Forbidden unless its home calls."""
     connection = connection_of(context, connection_id)
-    access.require(
-        homes.is_home(context, connection),
-        context.creator,
-        act,
-        "its home alone",
-    )
+    homes.require_home(context, connection, act)
     return connection
 
 

@@ -339,13 +339,7 @@ class Market(Contract):
         The schedule stays within the connection's limit, and `max_power_w` where that is less.
         """
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"ask for quotes of {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
+        homes.require_home_or_operator(context, connection, f"ask for quotes of {connection_id}")
         channel = energy_settings(context)
         now = settings.now(context, channel)
         _check_window(channel, window_start, window_end)

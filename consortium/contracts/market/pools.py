@@ -121,12 +121,7 @@ class Pools(Contract):
         """Agree to a pool's terms, and let its aggregator enlist one's home; again: no change."""
         pool = pool_of(context, pool_id)
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection),
-            context.creator,
-            f"join a pool with {connection_id}",
-            "its home alone",
-        )
+        homes.require_home(context, connection, f"join a pool with {connection_id}")
         now = settings.now(context, energy_settings(context))
         named = roles.role_at(context, connection, "aggregator", now)
         if named != pool.aggregator:
@@ -145,13 +140,7 @@ class Pools(Contract):
     ) -> dict[str, Any]:
         """Be enlisted no more; response:Leave takes a home out of an event. Again: no change."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"leave a pool with {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
+        homes.require_home_or_operator(context, connection, f"leave a pool with {connection_id}")
         key = f"inpool/{connection_id}/{pool_id}"
         if context.get_state(key) is not None:
             context.del_state(key)
@@ -223,13 +212,7 @@ class Pools(Contract):
         Who was never measured counts for nothing, a week after the event.
         """
         pool = pool_of(context, pool_id)
-        creator = context.creator
-        access.require(
-            access.is_operator(creator, creator.msp_id) or self._is_aggregator(context, pool),
-            creator,
-            f"settle pool {pool_id}",
-            f"{pool.aggregator} and operators of any utility",
-        )
+        self._require_concerned(context, pool, f"settle pool {pool_id}")
         event = event_of(context, event_id)
         enlisted = self._enlisted(context, event_id, pool_id)
         if enlisted.settled_at is not None:
@@ -268,13 +251,7 @@ class Pools(Contract):
     def enlisted(self, context: Context, *, event_id: Identifier, pool_id: Identifier) -> Enlisted:
         """Who of a pool takes part in an event, and what they came to together."""
         pool = pool_of(context, pool_id)
-        creator = context.creator
-        access.require(
-            access.is_operator(creator, creator.msp_id) or self._is_aggregator(context, pool),
-            creator,
-            f"read who of pool {pool_id} takes part",
-            f"{pool.aggregator} and operators of any utility",
-        )
+        self._require_concerned(context, pool, f"read who of pool {pool_id} takes part")
         return self._enlisted(context, event_id, pool_id)
 
     @query
@@ -320,6 +297,15 @@ class Pools(Contract):
         now = settings.now(context, energy_settings(context))
         return access.participant(context.creator) == pool.aggregator and roles.is_participant(
             context, context.creator, "aggregator", now
+        )
+
+    def _require_concerned(self, context: Context, pool: Pool, act: str) -> None:
+        creator = context.creator
+        access.require(
+            access.is_operator(creator, creator.msp_id) or self._is_aggregator(context, pool),
+            creator,
+            act,
+            f"{pool.aggregator} and operators of any utility",
         )
 
     def _require_aggregator(self, context: Context, pool: Pool, act: str) -> None:

@@ -544,13 +544,7 @@ class Responses(Contract):
     ) -> Participation:
         """How a home takes part in an event."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"read responses of {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
+        homes.require_home_or_operator(context, connection, f"read responses of {connection_id}")
         return self._participation(context, event_id, connection_id)
 
     @staticmethod

@@ -105,12 +105,7 @@ def actor_for(
     connection = connection_of(context, connection_id)
     creator = context.creator
     if delegation_id is None:
-        access.require(
-            homes.is_home(context, connection),
-            creator,
-            doing,
-            "its home alone",
-        )
+        homes.require_home(context, connection, doing)
         return Actor(connection, None)
     trader = access.participant(creator)
     stored = trader and context.get_state(_key(connection_id, trader, delegation_id))
@@ -152,12 +147,7 @@ class Delegations(Contract):
         """Let a trader act for the caller's home; the same again changes nothing."""
         connection_id = delegation.connection_id
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection),
-            context.creator,
-            f"give delegations of {connection_id}",
-            "its home alone",
-        )
+        homes.require_home(context, connection, f"give delegations of {connection_id}")
         if not delegation.acts:
             raise InvalidArgument("acts is empty; name one of order, sell and respond at least")
         now = settings.now(context, energy_settings(context))
@@ -187,12 +177,8 @@ class Delegations(Contract):
     ) -> dict[str, Any]:
         """End a delegation at once; again changes nothing."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"take back delegations of {connection_id}",
-            f"its home and operators of {connection.utility}",
+        homes.require_home_or_operator(
+            context, connection, f"take back delegations of {connection_id}"
         )
         key = _key(connection_id, trader, delegation_id)
         given = context.get_state(key) is not None
@@ -211,13 +197,7 @@ class Delegations(Contract):
     ) -> dict[str, Any]:
         """The delegations of a connection."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"read delegations of {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
+        homes.require_home_or_operator(context, connection, f"read delegations of {connection_id}")
         return listed(
             context, "delegations", Delegation, f"deleg/{connection_id}/", "", limit, bookmark
         )

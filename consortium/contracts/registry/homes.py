@@ -26,6 +26,21 @@ def is_home(context: Context, connection: Connection) -> bool:
     return found.ever and found.at(settings.now(context, energy_settings(context)))
 
 
+def require_home(context: Context, connection: Connection, act: str) -> None:
+    """Raise Forbidden unless the caller lives at a connection now."""
+    access.require(is_home(context, connection), context.creator, act, "its home alone")
+
+
+def require_home_or_operator(context: Context, connection: Connection, act: str) -> None:
+    """Raise Forbidden unless the caller lives at a connection now, or operates it."""
+    access.require(
+        is_home(context, connection) or access.is_operator(context.creator, connection.utility),
+        context.creator,
+        act,
+        f"its home and operators of {connection.utility}",
+    )
+
+
 def seen(context: Context, connection: Connection, act: str) -> Residence:
     """Of which times the caller may see a connection's records: a home its own, operators all.
 

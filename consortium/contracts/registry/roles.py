@@ -375,12 +375,7 @@ class Roles(Contract):
     ) -> Switch:
         """Ask to be supplied by another company; it confirms. A later wish replaces an earlier."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection),
-            context.creator,
-            f"switch the supplier of {connection_id}",
-            "its home alone",
-        )
+        homes.require_home(context, connection, f"switch the supplier of {connection_id}")
         self._check_lead(context, from_)
         self._check_holder(context, connection, "supplier", supplier, from_)
         if role_at(context, connection, "supplier", from_) == supplier:

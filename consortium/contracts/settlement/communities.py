@@ -195,12 +195,7 @@ class Communities(Contract):
     ) -> Membership:
         """Become a member from a later day on; the same again changes nothing."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection),
-            context.creator,
-            f"join a community with {connection_id}",
-            "its home alone",
-        )
+        homes.require_home(context, connection, f"join a community with {connection_id}")
         spans = memberships_of(context, connection_id)
         joined = Membership(community, from_day, None)
         if spans and spans[-1] == joined:
@@ -232,12 +227,8 @@ class Communities(Contract):
     def leave(self, context: Context, *, connection_id: Identifier, until_day: Day) -> Membership:
         """Be no member from a later day on; the same again changes nothing."""
         connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"leave a community with {connection_id}",
-            f"its home and operators of {connection.utility}",
+        homes.require_home_or_operator(
+            context, connection, f"leave a community with {connection_id}"
         )
         spans = memberships_of(context, connection_id)
         if not spans:

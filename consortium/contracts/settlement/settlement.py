@@ -640,7 +640,9 @@ class Settlement(Contract):
         lots: Annotated[tuple[Day, ...], AtMost(credits.MAX_LOTS)],
     ) -> dict[str, Any]:
         """Set off a final day's import with credits of some days; again changes nothing."""
-        self._require_sight(context, connection_id, "use credits")
+        homes.require_home_or_operator(
+            context, connection_of(context, connection_id), f"use credits of {connection_id}"
+        )
         stored = context.get_state(day_key(connection_id, day))
         if stored is None or stored_record(Posted, stored).run == "provisional":
             raise Conflict(
@@ -786,16 +788,3 @@ class Settlement(Contract):
             "holds": difference is None,
             "difference": difference,
         }
-
-    @staticmethod
-    def _require_sight(
-        context: Context, connection_id: str, doing: str = "read settlements"
-    ) -> None:
-        connection = connection_of(context, connection_id)
-        access.require(
-            homes.is_home(context, connection)
-            or access.is_operator(context.creator, connection.utility),
-            context.creator,
-            f"{doing} of {connection_id}",
-            f"its home and operators of {connection.utility}",
-        )
