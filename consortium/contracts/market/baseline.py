@@ -237,11 +237,6 @@ def change_wh(expected_wh: Sequence[int], actual_wh: Sequence[int], kind: str, f
             return min(sum(less[:first]), -sum(less[first:]))
 
 
-def response_wh(expected_wh: Sequence[int], actual_wh: Sequence[int], kind: str) -> int:
-    """The same for one window, never negative in sum."""
-    return max(0, change_wh(expected_wh, actual_wh, kind, len(expected_wh)))
-
-
 def sold_beyond_wh(expected_wh: Sequence[int], sold_wh: Sequence[int]) -> int:
     """Of what was sold as energy, what the baseline wouldn't have fed in anyway.
 

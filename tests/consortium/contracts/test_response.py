@@ -19,7 +19,6 @@ from consortium.contracts.market.baseline import (
     PastDay,
     baseline,
     change_wh,
-    response_wh,
     sold_beyond_wh,
 )
 from tests.consortium.contracts.cases import cases
@@ -42,6 +41,11 @@ def past_days(case: dict[str, Any]) -> list[PastDay]:
             zip(case["history_event_hours_kwh"], case["history_adjust_hours_kwh"], strict=True)
         )
     ]
+
+
+def response_wh(expected_wh: tuple[int, ...], actual_wh: tuple[int, ...], kind: str) -> int:
+    """What a home is rewarded for if it has sold nothing of it."""
+    return max(0, change_wh(expected_wh, actual_wh, kind, len(expected_wh)))
 
 
 def wh(values: list[Any]) -> tuple[int, ...]:
