@@ -96,9 +96,6 @@ async def _price(figures: Figures) -> Found:
     session = figures.session
     clock, client = session.known_clock(), session.client
     now = clock.interval_at(clock.channel(dt_util.utcnow().timestamp()))
-    home = await client.evaluate(
-        CHAINCODE_ENERGY, "registry:Connection", {"connection_id": session.connection_id}
-    )
     page = await client.evaluate(
         CHAINCODE_ENERGY,
         "book:Prices",
@@ -117,7 +114,7 @@ async def _price(figures: Figures) -> Found:
                 *(
                     zone["price_micro_per_kwh"]
                     for zone in interval["zones"]
-                    if zone["zone"] == home["zone"]
+                    if zone["zone"] == session.zone
                 ),
             )
             if price is not None

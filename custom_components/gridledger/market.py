@@ -111,21 +111,19 @@ async def async_depth(session: LedgerSession, product: str) -> dict[str, Any] | 
     """
     clock = session.known_clock()
     try:
-        connection, terms = await asyncio.gather(
-            session.client.evaluate(
-                CHAINCODE_ENERGY, "registry:Connection", {"connection_id": session.connection_id}
-            ),
-            session.client.evaluate(CHAINCODE_ENERGY, "book:Product", {"product": product}),
+        terms = await session.client.evaluate(
+            CHAINCODE_ENERGY, "book:Product", {"product": product}
         )
         with understood("a product of the order book"):
-            terms = terms.get("terms", terms)
-            gate, zone = int(terms["gate_closure_s"]), str(connection["zone"])
+            gate = int(terms.get("terms", terms)["gate_closure_s"])
+        if session.zone is None:
+            return None  # the home's connection isn't entered yet
         now = clock.channel(dt_util.utcnow().timestamp())
         start = clock.next_boundary(now + gate + 5 * clock.rate)
         depth = await session.client.evaluate(
             CHAINCODE_ENERGY,
             "book:Depth",
-            {"product": product, "interval_start": start, "zone": zone, "levels": _LEVELS},
+            {"product": product, "interval_start": start, "zone": session.zone, "levels": _LEVELS},
         )
     except TransactionRefused as error:
         if error.status == 404:

@@ -71,19 +71,26 @@ class Quote:
         """Return the quote in the units of people and automations."""
         end = self.last_interval + clock.interval_s
         return {
-            "supplier": self.supplier,
-            "energy_kwh": self.energy_wh / 1000,
-            "price_per_kwh": self.price_micro_per_kwh / 1e6,
-            "gross": self.gross_micro / 1e6,
-            "grid_fee": self.grid_fee_micro / 1e6,
-            "tax": self.tax_micro / 1e6,
-            "net": self.net_micro / 1e6,
-            "currency": currency,
+            **_sale_as_response(self, currency),
             "window_start": clock.real_datetime(self.first_interval).isoformat(),
             "window_end": clock.real_datetime(end).isoformat(),
             "valid_until": clock.real_datetime(self.valid_until).isoformat(),
             "quote": self.stated,
         }
+
+
+def _sale_as_response(sale: Quote | Trade, currency: str) -> dict[str, Any]:
+    """What a sale comes to, in the units of people and automations."""
+    return {
+        "supplier": sale.supplier,
+        "energy_kwh": sale.energy_wh / 1000,
+        "price_per_kwh": sale.price_micro_per_kwh / 1e6,
+        "gross": sale.gross_micro / 1e6,
+        "grid_fee": sale.grid_fee_micro / 1e6,
+        "tax": sale.tax_micro / 1e6,
+        "net": sale.net_micro / 1e6,
+        "currency": currency,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +151,7 @@ class Trade:
         """Return the trade in the units of people and automations."""
         return {
             "trade_id": self.trade_id,
-            "supplier": self.supplier,
-            "energy_kwh": self.energy_wh / 1000,
-            "price_per_kwh": self.price_micro_per_kwh / 1e6,
-            "gross": self.gross_micro / 1e6,
-            "grid_fee": self.grid_fee_micro / 1e6,
-            "tax": self.tax_micro / 1e6,
-            "net": self.net_micro / 1e6,
-            "currency": currency,
+            **_sale_as_response(self, currency),
             "window_start": clock.real_datetime(self.window_start).isoformat(),
             "window_end": clock.real_datetime(self.window_end(clock.interval_s)).isoformat(),
             "transaction_id": self.transaction_id,

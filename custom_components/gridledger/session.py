@@ -112,7 +112,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         self._market_lock = asyncio.Lock()
         self.days_settled = 0
         """Grows with each day of this home that is settled or corrected."""
-        self._zone: str | None = None
+        self.zone: str | None = None
+        """The home's zone of prices, once its operator has entered the connection."""
         self._account_wanted = True
         self._account_read_at: float | None = None
         self._pruned_at = -_PRUNE_APART_S
@@ -265,7 +266,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             # Its operator hasn't entered it yet: readings flow, sales are refused with the reason.
             LOGGER.debug("No connection point %s: %s", self.connection_id, error)
             return
-        self._zone = str(connection["zone"])
+        self.zone = str(connection["zone"])
         self.data = replace(self.data, max_export_w=int(connection["max_export_w"]))
 
     # The market -----------------------------------------------------------------------------
@@ -365,7 +366,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         clock = self.known_clock()
         self._account_wanted = False
         try:
-            found = await accounts.async_read_account(self, self._zone)
+            found = await accounts.async_read_account(self, self.zone)
         except BaseException:
             self._account_wanted = True
             raise
