@@ -39,6 +39,8 @@ INTERVAL_S: Final = 900
 DAY_S: Final = 86_400
 NEWS_S: Final = 900
 """For so long entities may write more than they do in the long run."""
+_MOST_SHOWN: Final = 10
+"""Entities that write the most rows."""
 SENSORS: Final = 11
 """That change with each look at the inverter."""
 
@@ -177,7 +179,8 @@ async def _rows(house: HomeAssistant, seconds: float, *, everything: bool) -> Ro
     )
     database.close()
     each = {name: rows.get(name, 0) * DAY_S / seconds for name in counted}
-    print(dict(sorted(each.items(), key=lambda one: -one[1])), file=sys.stderr)
+    for name, count in sorted(each.items(), key=lambda one: -one[1])[:_MOST_SHOWN]:
+        print(f"{count:8.0f} rows a day: {name}", file=sys.stderr)
     return Rows(len(counted), round(max(each.values())), round(sum(each.values())))
 
 
