@@ -26,6 +26,7 @@ from consortium.wire.envelopes import (
     signed_envelope,
 )
 
+from .continuity import WRITERS, check_limits, check_reachable, check_signer
 from .membership import check_consenters
 
 CREATORS_REMEMBERED = 10_000
@@ -37,7 +38,9 @@ CREATOR_BYTES = 8 * 1024
 TIME_WINDOW_S = 15 * 60
 """How far a Deliver request's timestamp may be from this node's clock (Fabric's default)."""
 
-WRITERS = "/Channel/Writers"
+_FRAMING_BYTES = 12
+"""What protobuf puts before an envelope's payload and signature, at most, as these are limited."""
+
 READERS = "/Channel/Readers"
 
 _NO_ORDERING: dict[int, str] = {
@@ -95,14 +98,7 @@ class Admission:
 
         A CONFIG_UPDATE passes these checks too, then `config_transaction` takes its place.
         """
-        size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
-        limit = self.config.orderer.absolute_max_bytes
-        if size > limit:
-            raise Refused(
-                common_pb2.BAD_REQUEST,
-                f"the envelope has {size} bytes and the channel's limit (AbsoluteMaxBytes) is"
-                f" {limit}; send smaller transactions",
-            )
+        size = self._checked_size(envelope)
         problem = _NO_ORDERING.get(envelope.channel_header.type)
         if problem is not None:
             raise Refused(common_pb2.BAD_REQUEST, problem)
@@ -117,28 +113,67 @@ class Admission:
         utility = self._check_signed(envelope, WRITERS)
         return Admitted(envelope.raw, size, self.sequence, utility=utility)
 
+    def check_forwarded(self, raw: bytes, sequence: int) -> Admitted:
+        """Take what another consenter has admitted under its configuration `sequence`.
+
+        Consenters trust one another, but a block is for ever: what no peer could commit, or no
+        orderer write, must not get into one, whoever sends it. Signatures count for nothing here,
+        since each peer checks them. Raises Refused.
+        """
+        envelope = opened(raw)
+        size = self._checked_size(envelope)
+        header = envelope.channel_header
+        if header.channel_id != self.config.channel_id:
+            raise Refused(common_pb2.BAD_REQUEST, "the envelope is another channel's")
+        if not envelope.envelope.signature:
+            raise Refused(common_pb2.BAD_REQUEST, "the envelope has no signature")
+        is_config = header.type == common_pb2.CONFIG
+        if is_config and sequence > self.sequence:
+            raise Refused(
+                common_pb2.SERVICE_UNAVAILABLE,
+                f"the leader is still at configuration {self.sequence}; try again in a moment",
+            )
+        if is_config and sequence == self.sequence:
+            try:
+                proposed = parse(common_pb2.ConfigEnvelope, envelope.payload.data, "its content")
+                self._check_change(proposed, size)
+            except (WireError, ConfigError) as error:
+                raise Refused(common_pb2.BAD_REQUEST, f"configuration: {error}") from None
+        return Admitted(
+            raw,
+            size,
+            # What a later configuration than ours admitted is checked again under that one.
+            min(sequence, self.sequence),
+            is_config=is_config,
+            utility=_utility_of(envelope.signature_header.creator),
+        )
+
+    def _checked_size(self, envelope: OpenedEnvelope) -> int:
+        size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
+        limit = self.config.orderer.absolute_max_bytes
+        if size > limit:
+            raise Refused(
+                common_pb2.BAD_REQUEST,
+                f"the envelope has {size} bytes and the channel's limit (AbsoluteMaxBytes) is"
+                f" {limit}; send smaller transactions",
+            )
+        return size
+
     def config_transaction(self, update: OpenedEnvelope, signer: Signer) -> Admitted:
         """The CONFIG transaction that an admitted CONFIG_UPDATE leads to; raises Refused."""
         config = self.config
         try:
             proposed = config.propose_update(update.envelope)
-            successor = config.validate(proposed)
-        except ConfigError as error:
-            raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
-        if successor.orderer.consensus_type != config.orderer.consensus_type:
-            raise Refused(
-                common_pb2.BAD_REQUEST, "configuration update: only etcdraft can order here"
+            envelope = signed_envelope(
+                signer,
+                channel_header(common_pb2.CONFIG, config.channel_id),
+                proposed.SerializeToString(),
             )
-        try:
-            check_consenters(config, successor, self._clock())
+            size = len(envelope.payload) + len(envelope.signature)
+            successor = self._check_change(proposed, size)
+            check_signer(successor, signer)
         except ConfigError as error:
             raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
-        envelope = signed_envelope(
-            signer,
-            channel_header(common_pb2.CONFIG, config.channel_id),
-            proposed.SerializeToString(),
-        )
-        size = len(envelope.payload) + len(envelope.signature)
         if size > config.orderer.absolute_max_bytes:
             raise Refused(
                 common_pb2.BAD_REQUEST,
@@ -146,6 +181,19 @@ class Admission:
                 f" (AbsoluteMaxBytes) of {config.orderer.absolute_max_bytes}",
             )
         return Admitted(envelope.SerializeToString(), size, self.sequence, is_config=True)
+
+    def _check_change(self, proposed: common_pb2.ConfigEnvelope, size: int) -> ChannelConfig:
+        """Check that a configuration can follow this one and be changed again; raises ConfigError.
+
+        `size` is that of its transaction.
+        """
+        successor = self.config.validate(proposed)
+        if successor.orderer.consensus_type != self.config.orderer.consensus_type:
+            raise ConfigError("only etcdraft can order here")
+        check_consenters(self.config, successor, self._clock())
+        check_limits(self.config, successor, size)
+        check_reachable(self.config, successor, proposed.last_update)
+        return successor
 
     def check_reader(self, envelope: OpenedEnvelope) -> None:
         """Check that a Deliver request's creator may read the channel; raises Refused."""
@@ -198,7 +246,9 @@ def opened(raw: bytes) -> OpenedEnvelope:
     """Parse an envelope and check its form; raises Refused (BAD_REQUEST).
 
     It must re-marshal to the bytes that arrived: else two different lists of envelopes could have
-    one data hash (hyperledger/fabric `protoutil/blockutils.go`).
+    one data hash (hyperledger/fabric `protoutil/blockutils.go`). Nothing may stand in it beside
+    payload and signature, which are all that counts where blocks are cut: a block could become
+    larger than any message.
     """
     if not raw:
         raise Refused(common_pb2.BAD_REQUEST, "the envelope is empty")
@@ -212,26 +262,29 @@ def opened(raw: bytes) -> OpenedEnvelope:
             "the envelope does not marshal to the bytes that were sent; write payload and signature"
             " once, in this order",
         )
+    size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
+    if len(raw) - size > _FRAMING_BYTES:
+        raise Refused(
+            common_pb2.BAD_REQUEST,
+            f"the envelope holds {len(raw) - size} bytes beside payload and signature; leave out"
+            " fields that an envelope does not have",
+        )
     if not envelope.channel_header.channel_id:
         raise Refused(common_pb2.BAD_REQUEST, "the channel header names no channel")
     return envelope
 
 
-@lru_cache(maxsize=CREATORS_REMEMBERED)
 def _utility_of(creator: bytes) -> str:
+    """MSP id that an identity names, unchecked; empty if it names none."""
+    return _named_by(creator) if len(creator) <= CREATOR_BYTES else ""
+
+
+@lru_cache(maxsize=CREATORS_REMEMBERED)
+def _named_by(creator: bytes) -> str:
     try:
         return parse(msp_pb2.SerializedIdentity, creator, "the creator").mspid
     except WireError:
         return ""
-
-
-def utility_of(signature_header: bytes) -> str:
-    """MSP id that an envelope's signature header names, unchecked; empty if it names none."""
-    try:
-        creator = parse(common_pb2.SignatureHeader, signature_header, "the header").creator
-    except WireError:
-        return ""
-    return _utility_of(creator) if len(creator) <= CREATOR_BYTES else ""
 
 
 def check_timestamp(envelope: OpenedEnvelope, now: float) -> None:

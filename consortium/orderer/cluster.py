@@ -14,6 +14,7 @@ do not know the call; nothing is asked of them.
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 import time
@@ -39,7 +40,7 @@ from consortium.wire.envelopes import (
     varint,
 )
 
-from .admission import Admitted, utility_of
+from .admission import Admission, Admitted, Refused
 from .blockwriter import BlockRefused
 from .membership import certificate_hash
 from .streams import read
@@ -107,6 +108,10 @@ class ClusterChain(Protocol):
     @property
     def config(self) -> ChannelConfig:
         """The configuration in force."""
+
+    @property
+    def admission(self) -> Admission:
+        """The checks under it."""
 
     def step(self, sender: int, message: raftpb.Message, metadata: bytes) -> None:
         """Take a Raft message, and what came with it; raises WireError."""
@@ -526,18 +531,15 @@ class Cluster:
             ):
                 return
         config = members.chain.config
-        for msp_id, addresses in config.orderer.endpoints.items():
+        for msp_id, address in config.orderer.addresses():
             credentials = grpc.ssl_channel_credentials(
                 config.msps.tls_roots_pem(msp_id), self._tls.key_pem, self._tls.certificate_pem
             )
-            for address in addresses:
-                async with grpc.aio.secure_channel(
-                    address, credentials, options=CHANNEL_OPTIONS
-                ) as channel:
-                    if await self._pulled(
-                        channel, address, members.chain, (channel_id, first, last)
-                    ):
-                        return
+            async with grpc.aio.secure_channel(
+                address, credentials, options=CHANNEL_OPTIONS
+            ) as channel:
+                if await self._pulled(channel, address, members.chain, (channel_id, first, last)):
+                    return
 
     async def _pulled(
         self,
@@ -685,28 +687,20 @@ class Cluster:
                 if outdated is None:
                     chain.step(sender, message, consensus.metadata)
                 return outdated
-            submit = request.submit_request
-            envelope = submit.payload
-            payload = parse(common_pb2.Payload, envelope.payload, "the envelope's payload")
-            header = parse(
-                common_pb2.ChannelHeader, payload.header.channel_header, "the channel header"
-            )
         except WireError as error:
             return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        admitted = Admitted(
-            raw=envelope.SerializeToString(),
-            size_bytes=len(envelope.payload) + len(envelope.signature),
-            sequence=submit.last_validation_seq,
-            is_config=header.type == common_pb2.CONFIG,
-            utility=utility_of(payload.header.signature_header),
-        )
+        submit = request.submit_request
+        raw = submit.payload.SerializeToString()
+        refuse = refusals.sender(channel_id)
+        try:
+            admitted = chain.admission.check_forwarded(raw, submit.last_validation_seq)
+        except Refused as refused:
+            _LOGGER.info("consenter %d forwards what is refused: %s", sender, refused.info)
+            refuse(hashlib.sha256(raw).digest(), refused.status, refused.info)
+            return None
         remote = self.remote(channel_id, sender)
-        chain.order(
-            admitted,
-            refusals.sender(channel_id),
-            # Fabric's orderers send an envelope once, and have forgotten it then.
-            sent_again=remote is None or not remote.fabrics,
-        )
+        # Fabric's orderers send an envelope once, and have forgotten it then.
+        chain.order(admitted, refuse, sent_again=remote is None or not remote.fabrics)
         return None
 
     def _stranger(self, certificate: bytes) -> tuple[grpc.StatusCode, str] | None:

@@ -22,6 +22,7 @@ from consortium.identity.certificates import generate_key
 from consortium.identity.signing import Signer
 from consortium.ledger.config_changes import PendingUpdate, change_setting, copied
 from consortium.ledger.config_update import compute_update, update_envelope
+from consortium.ledger.mvcc import encode_field
 from consortium.node.network import Network, Utility
 from consortium.wire import (
     common_pb2,
@@ -575,9 +576,16 @@ def _step_layers(world: World) -> list[Layer]:
             consensus_request=orderer_pb2.ConsensusRequest(channel=channel, payload=raw)
         ).SerializeToString()
 
+    def forward(raw: bytes) -> bytes:
+        """By hand, since `raw` may be no envelope: fields 1 channel and 3 payload."""
+        request = orderer_pb2.SubmitRequest(channel=channel).SerializeToString()
+        request += encode_field(3, raw)
+        return encode_field(orderer_pb2.StepRequest.SUBMIT_REQUEST_FIELD_NUMBER, request)
+
     return [
         Layer("consensus", consensus, lambda raw: raw, orderer_pb2.StepRequest),
         Layer("submit", submit, lambda raw: raw),
+        Layer("forwarded", envelope.SerializeToString(), forward, common_pb2.Envelope),
         Layer("message", b"\xff\xff\xff\xff", step),
     ]
 

@@ -1,13 +1,16 @@
 """What an orderer refuses, and how it says so."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 import pytest
 
+from consortium.identity.msp import msp_config
+from consortium.identity.policies import parse_policy
 from consortium.identity.signing import Signer
 from consortium.ledger.config_update import compute_update, sign_update, update_envelope
+from consortium.ledger.mvcc import encode_field
 from consortium.orderer.administration import JoinError
 from consortium.orderer.follower import Follower
 from consortium.orderer.node import Orderer
@@ -79,6 +82,12 @@ async def test_broken_and_foreign_envelopes(network: Network) -> None:
         "empty": (b"", common_pb2.BAD_REQUEST, "empty"),
         "not protobuf": (b"\xff\xff\xff", common_pb2.BAD_REQUEST, "not a valid common.Envelope"),
         "bytes that do not marshal back": (signature_first, common_pb2.BAD_REQUEST, "marshal"),
+        # They count nowhere: five hundred of these would make a block that nobody could be sent.
+        "bytes beside": (
+            network.envelope() + encode_field(15, bytes(1_000_000)),
+            common_pb2.BAD_REQUEST,
+            "beside payload and signature",
+        ),
     }
     for name, (envelope, status, words) in cases.items():
         for follower in (False, True):
@@ -195,6 +204,135 @@ async def test_a_configuration_update_takes_effect(network: Network) -> None:
     await network.start()
     await network.leader()
     assert network.running()[0].channels[CHANNEL].config.sequence == 1
+
+
+def _nobody(element: common_pb2.ConfigPolicy) -> None:
+    element.policy.type = common_pb2.Policy.SIGNATURE
+    element.policy.value = parse_policy("OutOf(2, 'AuroraMSP.client')").SerializeToString()
+
+
+def _sizes(group: common_pb2.ConfigGroup, **sizes: int) -> None:
+    value = group.groups["Orderer"].values["BatchSize"]
+    size = orderer_pb2.BatchSize.FromString(value.value)
+    for name, wanted in sizes.items():
+        setattr(size, name, wanted)
+    value.value = size.SerializeToString()
+
+
+def _without_addresses(group: common_pb2.ConfigGroup) -> None:
+    for one in group.groups["Orderer"].groups.values():
+        one.values["Endpoints"].value = b""
+
+
+def _another_root(group: common_pb2.ConfigGroup) -> None:
+    """An authority that has issued nothing yet, in the place of the one of all its nodes."""
+    root = Utility("Aurora").authority.certificate_pem
+    definition = msp_config("AuroraMSP", root).SerializeToString()
+    for kind in ("Orderer", "Application"):
+        group.groups[kind].groups["AuroraMSP"].values["MSP"].value = definition
+
+
+async def test_a_configuration_that_would_stop_the_channel_for_good(
+    make_network: NetworkFactory,
+) -> None:
+    """However many administrators have signed it."""
+    network = await make_network(1)
+    admins = [one.signer("admin", "admin") for one in network.utilities]
+    current = network.running()[0].channels[CHANNEL].config.config
+
+    def signed(change: Callable[[common_pb2.ConfigGroup], object]) -> bytes:
+        wanted = common_pb2.Config()
+        wanted.CopyFrom(current)
+        change(wanted.channel_group)
+        update = compute_update(CHANNEL, current, wanted).SerializeToString()
+        signatures = [sign_update(update, one) for one in admins]
+        return update_envelope(CHANNEL, update, signatures, admins[1]).SerializeToString()
+
+    cases: list[tuple[Callable[[common_pb2.ConfigGroup], object], str]] = [
+        (lambda g: _sizes(g, absolute_max_bytes=1, preferred_max_bytes=1), "changes it again"),
+        (lambda g: _sizes(g, absolute_max_bytes=2**31), "larger than any message"),
+        (
+            lambda g: _sizes(g, absolute_max_bytes=99 << 20, preferred_max_bytes=99 << 20),
+            "PreferredMaxBytes would be",
+        ),
+        (_without_addresses, "no orderer's address"),
+        (lambda g: g.policies.pop("Writers"), "nobody could send"),
+        (lambda g: _nobody(g.policies["Writers"]), "could not be taken back"),
+        (lambda g: g.groups["Orderer"].policies.pop("BlockValidation"), "check blocks"),
+        (lambda g: _nobody(g.groups["Orderer"].policies["BlockValidation"]), "refuse the blocks"),
+        (_another_root, "refuse the blocks"),
+    ]
+    async with network.channel(0) as channel:
+        for change, words in cases:
+            answers = await broadcast(channel, [signed(change)])
+            assert answers.statuses == [common_pb2.BAD_REQUEST], words
+            assert words in answers.infos[0]
+        # What Fabric's own sample has.
+        fine = signed(lambda g: _sizes(g, absolute_max_bytes=99 << 20))
+        assert (await broadcast(channel, [fine, network.envelope()])).statuses == [SUCCESS] * 2
+
+
+async def test_another_consenter_cannot_have_junk_ordered(network: Network) -> None:
+    """No peer could commit such a block, and the channel would stand still for good."""
+    leader, follower = await network.leader(), await network.follower()
+    settings = network.settings[follower]
+    current = network.running()[leader].channels[CHANNEL].config.config
+    forged = common_pb2.Config()
+    forged.CopyFrom(current)
+    forged.sequence += 1
+    forged.channel_group.groups["Orderer"].values["BatchSize"].value = orderer_pb2.BatchSize(
+        max_message_count=1, absolute_max_bytes=1, preferred_max_bytes=1
+    ).SerializeToString()
+    update = compute_update(CHANNEL, current, forged).SerializeToString()
+    config = common_pb2.ConfigEnvelope(
+        config=forged, last_update=update_envelope(CHANNEL, update, [], settings.signer)
+    )
+    header = channel_header(common_pb2.CONFIG, CHANNEL)
+    forged_config = signed_envelope(settings.signer, header, config.SerializeToString())
+    unsigned = common_pb2.Envelope.FromString(network.envelope())
+    unsigned.signature = b""
+    elsewhere = signed_envelope(
+        network.client, channel_header(common_pb2.MESSAGE, "elsewhere"), b"data"
+    )
+    junk = [
+        (common_pb2.Envelope(), 0, "is empty"),
+        (common_pb2.Envelope(signature=b"x"), 0, "no payload"),
+        (common_pb2.Envelope(payload=b"\xff", signature=b"x"), 0, "payload"),
+        (unsigned, 0, "no signature"),
+        (elsewhere, 0, "another channel"),
+        (
+            common_pb2.Envelope.FromString(network.envelope() + encode_field(15, bytes(1000))),
+            0,
+            "beside payload and signature",
+        ),
+        (forged_config, 0, "configuration: "),
+        # As if it had seen a configuration that the leader has not.
+        (forged_config, 2**63, "still at configuration 0"),
+        (signed_envelope(settings.signer, header, b"\xff"), 0, "configuration: "),
+    ]
+    async with grpc.aio.secure_channel(
+        network.settings[leader].cluster_address,
+        grpc.ssl_channel_credentials(
+            network.roots, settings.tls_key_pem, settings.tls_certificate_pem
+        ),
+    ) as connection:
+        call = connection.stream_stream(services.CLUSTER_STEP)()
+        for envelope, sequence, reason in junk:
+            request = orderer_pb2.SubmitRequest(
+                channel=CHANNEL, last_validation_seq=sequence, payload=envelope
+            )
+            step = orderer_pb2.StepRequest(submit_request=request)
+            await call.write(step.SerializeToString())
+            answer = orderer_pb2.StepResponse.FromString(await call.read()).submit_res
+            assert answer.status != SUCCESS
+            assert reason in answer.info
+        call.cancel()
+    honest = network.envelope()
+    async with network.channel(leader) as channel:
+        assert (await broadcast(channel, [honest])).statuses == [SUCCESS]
+    assert await network.same_height() == 2
+    for number in range(3):
+        assert network.blocks(number)[1].data.data == [honest]
 
 
 async def test_deliver_seeks(network: Network) -> None:
