@@ -27,6 +27,7 @@ from consortium.identity.certificates import (
     CERTIFICATE_FAULTS,
     certificate_attributes,
     certificate_der,
+    certificate_pem,
     load_certificate,
 )
 from consortium.identity.chains import (
@@ -313,12 +314,13 @@ class Msp:
         return [load_certificate(pem, f"a {kind} certificate") for pem in pems]
 
     def _load_tls_authorities(self, config: msp_pb2.FabricMSPConfig) -> tuple[bytes, ...]:
+        roots = self._load(config.tls_root_certs, "TLS root")
+        intermediates = self._load(config.tls_intermediate_certs, "TLS intermediate")
         # Building the set checks them: CA flag, key identifier, chains.
-        Authorities(
-            self._load(config.tls_root_certs, "TLS root"),
-            self._load(config.tls_intermediate_certs, "TLS intermediate"),
-        )
-        return (*config.tls_root_certs, *config.tls_intermediate_certs)
+        Authorities(roots, intermediates)
+        # Written anew: TLS stops reading a bundle at the first block that it can't read, and what
+        # this organization has put behind its certificate would hide the next ones'.
+        return tuple(map(certificate_pem, (*roots, *intermediates)))
 
     def _certifiers_of(self, pem: bytes) -> bytes:
         return self._authorities.certifiers_identifier(

@@ -33,6 +33,9 @@ from consortium.wire.envelopes import brief
 
 PRINCIPAL_LIMIT = 1024
 """Principals of one signature policy."""
+RULE_LIMIT = 2 * PRINCIPAL_LIMIT
+"""Rules of one signature policy, those that stand in others counted too. Each is tried with each of
+a transaction's endorsers, of which there may be thousands."""
 DEPTH_LIMIT = 32
 """Nested "n out of" of one signature policy."""
 
@@ -177,6 +180,18 @@ def _compile(
     raise PolicyError("a signature policy has an empty rule")
 
 
+def _count_rules(rule: common_pb2.SignaturePolicy) -> int:
+    """Rules in a rule, itself included; not all of them where there are more than RULE_LIMIT."""
+    count, inner = 1, rule.n_out_of.rules
+    if len(inner) > RULE_LIMIT:
+        return len(inner)
+    for one in inner:
+        count += _count_rules(one)
+        if count > RULE_LIMIT:
+            break
+    return count
+
+
 class SignaturePolicy:
     """A compiled `SignaturePolicyEnvelope`."""
 
@@ -195,6 +210,10 @@ class SignaturePolicy:
                 principals.append(parse_principal(principal))
             except MspError:
                 principals.append(None)  # Fabric compiles it, and then nobody satisfies it
+        if _count_rules(envelope.rule) > RULE_LIMIT:
+            raise PolicyError(
+                f"a signature policy has more than {RULE_LIMIT} rules, which is the limit"
+            )
         self.envelope = envelope
         self._rule = _compile(envelope.rule, principals)
         self.organizations = frozenset(

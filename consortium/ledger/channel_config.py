@@ -15,6 +15,7 @@ Source of the rules: hyperledger/fabric `common/channelconfig/*.go`, `common/con
 """
 
 import os
+import random
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ from consortium.wire.envelopes import (
 )
 
 POLICY_CACHE_ENTRIES = 1024
+ADDRESSES_TRIED = 8
+"""Of one organization's ordering nodes, before all are tried anew."""
+ANCHOR_PEERS = 32
+"""Of one organization, that others ask what they are; further ones in its group don't count."""
 
 # What this implementation can do; a channel that asks for more is refused, never half followed.
 SUPPORTED_CAPABILITIES = {
@@ -161,6 +166,19 @@ class OrdererSettings:
     in_maintenance: bool
     """In maintenance an orderer takes configuration updates of administrators only."""
     capabilities: frozenset[str]
+
+    def addresses(self, first: str = "") -> list[tuple[str, str]]:
+        """MSP id and `host:port` of ordering nodes, in the order in which to try them.
+
+        Each organization names its own, as many as it likes: they take turns, at random but for
+        the one that comes `first`, and of each no more than `ADDRESSES_TRIED` are there.
+        """
+        turns = [
+            (turn, msp_id != first, random.random(), msp_id, address)  # noqa: S311
+            for msp_id, named in self.endpoints.items()
+            for turn, address in enumerate(random.sample(named, min(len(named), ADDRESSES_TRIED)))
+        ]
+        return [(msp_id, address) for *_, msp_id, address in sorted(turns)]
 
 
 _DURATION_UNITS_NS = {
@@ -379,7 +397,9 @@ class ChannelConfig:
             msp_id = self._read_msp(APPLICATION, name, org_values)
             anchors[msp_id] = tuple(
                 (anchor.host, anchor.port)
-                for anchor in org_values.get("AnchorPeers", peer_pb2.AnchorPeers).anchor_peers
+                for anchor in org_values.get("AnchorPeers", peer_pb2.AnchorPeers).anchor_peers[
+                    :ANCHOR_PEERS
+                ]
             )
         self.application_orgs = tuple(sorted(anchors))
         """MSP ids of the organizations that endorse and commit."""

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
 from consortium.storage.environment import (
     DiskError,
     Environment,
@@ -1091,6 +1093,10 @@ def _write_config_history(transaction: WriteTransaction, number: int, outcome: O
     for key, update in outcome.updates.public.get(LIFECYCLE, {}).items():
         parts = key.split("/")
         if update.value is not None and len(parts) == 4 and parts[3] == "Collections":
-            collections = lifecycle_pb2.StateData.FromString(update.value).Bytes
+            try:
+                collections = lifecycle_pb2.StateData.FromString(update.value).Bytes
+                peer_pb2.CollectionConfigPackage.FromString(collections)
+            except DecodeError:
+                continue  # enough members have agreed to a contract that nobody can use
             entry = _COLLECTIONS + parts[2].encode() + b"\0" + position
             transaction.put(CONFIG_HISTORY, entry, collections)

@@ -6,6 +6,7 @@ invalid (MVCC_READ_CONFLICT), as is one whose range would now give other results
 (Rules: Fabric core/ledger/kvledger/txmgmt/validation.)
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from consortium.wire import kvrwset_pb2, peer_pb2
 from .merkle import RangeSummary
 from .rwset import NamespaceSet
 from .state import StoredState, Version, VersionedValue
+
+RANGE_RESULTS = 1_000_000
+"""Results that all ranges of a transaction may have, twice what our endorsers let it read. Anybody
+who endorses alone could have each peer go through the whole state 100,000 times."""
 
 Space = tuple[str, str]
 """A namespace with the name of a hashed collection, or "" for its public keys."""
@@ -109,15 +114,22 @@ def read_conflict(
     namespaces: Iterable[NamespaceSet], state: StoredState, updates: UpdateBatch
 ) -> int:
     """VALID, MVCC_READ_CONFLICT or PHANTOM_READ_CONFLICT, whichever comes first in the set."""
+    left = RANGE_RESULTS
     for namespace in namespaces:
         name = namespace.name
         changed = updates.public.get(name, {})
         for read in namespace.public.reads:
             if read.key in changed or _read_version(read) != state.version(name, read.key):
                 return peer_pb2.MVCC_READ_CONFLICT
-        for query in namespace.public.range_queries_info:
-            if not _range_holds(name, query, state, changed):
+        queries = namespace.public.range_queries_info
+        written: list[str] = []
+        if queries:
+            written = sorted(key for key, one in changed.items() if one.value is not None)
+        for query in queries:
+            results = _range_holds(name, query, state, changed, written, left)
+            if results is None:
                 return peer_pb2.PHANTOM_READ_CONFLICT
+            left -= results
         for collection in namespace.collections:
             changed_hashes = updates.hashed.get((name, collection.name), {})
             for hashed in collection.hashed.hashed_reads:
@@ -140,21 +152,31 @@ def _range_holds(
     query: kvrwset_pb2.RangeQueryInfo,
     state: StoredState,
     changed: dict[str, Update],
-) -> bool:
-    """Whether the range gives what it gave at endorsement, in-block changes included."""
-    present = _present_range(namespace, query, state, changed)
+    written: Sequence[str],
+    limit: int,
+) -> int | None:
+    """How many results the range has, if they are those of endorsement and not more than `limit`.
+
+    In-block changes are included.
+    """
+    present = _present_range(namespace, query, state, changed, written)
+    count = 0
     if query.HasField("reads_merkle_hashes"):
         try:
             summary = RangeSummary(query.reads_merkle_hashes.max_degree)
         except ValueError:
-            return False
+            return None
         for key, version in present:
+            if count == limit:
+                return None
             summary.add(key, version)
-        return summary.finish()[1] == query.reads_merkle_hashes
+            count += 1
+        return count if summary.finish()[1] == query.reads_merkle_hashes else None
     for read in query.raw_reads.kv_reads:
         if next(present, None) != (read.key, _read_version(read)):
-            return False
-    return next(present, None) is None
+            return None
+        count += 1
+    return count if count <= limit and next(present, None) is None else None
 
 
 def _present_range(
@@ -162,26 +184,25 @@ def _present_range(
     query: kvrwset_pb2.RangeQueryInfo,
     state: StoredState,
     changed: dict[str, Update],
+    written: Sequence[str],
 ) -> Iterator[tuple[str, Version]]:
     """Keys and versions of the range as the block so far leaves it.
 
-    A range that was closed before its end counts its end key: it is the last key that was read.
+    `written` are the changed keys that are there, in order. A range that was closed before its end
+    counts its end key: it is the last key that was read.
     """
     start, end = query.start_key, query.end_key
-    added = sorted(
-        key
-        for key, update in changed.items()
-        if update.value is not None and key >= start and (not end or key < end)
-    )
-    position = 0
+    position = bisect_left(written, start)
+    last = bisect_left(written, end) if end else len(written)
     for key, value in state.range(namespace, start, end):
-        while position < len(added) and added[position] < key:
-            yield added[position], changed[added[position]].version
+        while position < last and written[position] < key:
+            yield written[position], changed[written[position]].version
             position += 1
         if key not in changed:
             yield key, value.version
-    for key in added[position:]:
-        yield key, changed[key].version
+    while position < last:
+        yield written[position], changed[written[position]].version
+        position += 1
     if not query.itr_exhausted:
         if end in changed:
             if changed[end].value is not None:

@@ -72,6 +72,7 @@ TRANSIENT_BYTES = 256 * 1024 * 1024
 """What the transactions that one organization's peers endorsed may have waiting here."""
 
 _DIGEST_BYTES = 8
+_POSITION_BYTES = 12  # a block and a transaction
 
 
 class PrivateDataError(LedgerError):
@@ -393,8 +394,10 @@ def _find_sets(
         hashes = {write.key_hash: write.value_hash for write in collection.hashed.hashed_writes}
         for write in written.writes:
             gone = write.is_delete or not write.value
-            value_hash = b"" if gone else hashlib.sha256(write.value).digest()
-            if gone or hashes.get(key_hash(write.key)) == value_hash:
+            expected = hashes.get(key_hash(write.key))
+            if expected is None:
+                continue  # the block does not know of it: the others' state keeps it
+            if gone or expected == hashlib.sha256(write.value).digest():
                 value = None if gone else write.value
                 values[write.key] = Update(value, b"", Version(number, one.index))
         metadata_keys.update((*space, metadata.key) for metadata in written.metadata_writes)
@@ -472,8 +475,10 @@ def _raw_key(
     for key in effects.values.get(space, ()):
         if key_hash(key) == digest:
             return key
-    for _, name in transaction.prefixed(SET_KEYS, _space_key(space) + b"\0" + digest):
-        return name.decode()
+    prefix = _space_key(space) + b"\0" + digest
+    for entry, name in transaction.prefixed(SET_KEYS, prefix):
+        if len(entry) == len(prefix) + _POSITION_BYTES:  # else it only begins like the digest
+            return name.decode()
     return None
 
 

@@ -53,21 +53,21 @@ def parse_rwset(data: bytes) -> tuple[NamespaceSet, ...]:
             NamespaceSet(
                 name,
                 parse(kvrwset_pb2.KVRWSet, namespace.rwset, f"the set of namespace {name!r}"),
-                tuple(
-                    CollectionSet(
-                        collection.collection_name,
-                        parse(
-                            kvrwset_pb2.HashedRWSet,
-                            collection.hashed_rwset,
-                            f"the hashed set of collection {collection.collection_name!r}",
-                        ),
-                        collection.pvt_rwset_hash,
-                    )
-                    for collection in namespace.collection_hashed_rwset
-                ),
+                tuple(map(_collection_set, namespace.collection_hashed_rwset)),
             )
         )
     return tuple(namespaces)
+
+
+def _collection_set(collection: rwset_pb2.CollectionHashedReadWriteSet) -> CollectionSet:
+    name = collection.collection_name
+    hashed = parse(
+        kvrwset_pb2.HashedRWSet, collection.hashed_rwset, f"the hashed set of collection {name!r}"
+    )
+    # Where nothing is written no policy is asked, so that anybody could have others look for ever
+    # for what has this hash, in collections that don't even exist.
+    written = hashed.hashed_writes or hashed.metadata_writes
+    return CollectionSet(name, hashed, collection.pvt_rwset_hash if written else b"")
 
 
 @dataclass(slots=True)
@@ -218,12 +218,20 @@ def _open_response(
             return peer_pb2.INVALID_OTHER_REASON
         transaction.event = event
     names = [namespace.name for namespace in transaction.namespaces]
-    if len(set(names)) != len(names):
+    if len(set(names)) != len(names) or not all(map(_is_public, names)):
         return peer_pb2.ILLEGAL_WRITESET
     transaction.written = tuple(
         dict.fromkeys([name, *(n.name for n in transaction.namespaces if n.writes)])
     )
     return VALID
+
+
+def _is_public(namespace: str) -> bool:
+    """Whether it can't be taken for a collection's, in which `state` keeps hashes and values.
+
+    Who has read there what members alone hold would be judged otherwise by each peer.
+    """
+    return "$$" not in namespace and "\0" not in namespace
 
 
 def _try[M: Message](message_type: type[M], data: bytes) -> M | None:

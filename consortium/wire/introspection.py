@@ -6,6 +6,7 @@ packages for them read protobuf's default descriptor pool, where our messages ar
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from email.utils import formatdate
 
 import grpc
 
@@ -94,6 +95,8 @@ class _Health:
     async def check(self, raw: bytes, context: Context) -> bytes:
         """The status of a service."""
         name = await _service_of(raw, context)
+        # HTTP's own header for an answer's time (RFC 9110, 6.6.1): homes check their clocks by it.
+        await context.send_initial_metadata((("date", formatdate(usegmt=True)),))
         status = self._status(name)
         if status.status == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(

@@ -515,3 +515,10 @@ def test_definitions_that_no_channel_may_have() -> None:
         Msp.from_config(msp_pb2.MSPConfig(type=1))
     with pytest.raises(MspError, match="cannot be read"):
         Msp.from_config(msp_pb2.MSPConfig(config=b"\xff"))
+
+
+def test_what_stands_behind_a_tls_root_does_not_hide_the_next_one() -> None:
+    """TLS reads a bundle up to the first block that it can't, and others' roots come behind."""
+    root = Ca()
+    broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    assert make_msp(root, tls_root_certs=[root.pem + broken]).tls_root_certificates == (root.pem,)

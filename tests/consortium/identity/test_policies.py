@@ -177,6 +177,15 @@ def test_policies_that_do_not_compile() -> None:
         SignaturePolicy(common_pb2.SignaturePolicyEnvelope())
     with pytest.raises(PolicyError, match="cannot be read"):
         SignaturePolicy.from_bytes(b"\xff")
+    # Thousands of rules for thousands of signers would take hours.
+    one, peer = common_pb2.SignaturePolicy(signed_by=0), role_principal("AuroraMSP", "peer")
+    part = common_pb2.SignaturePolicy(n_out_of={"n": 1, "rules": [one] * 1000})
+    for rules in ([one] * 2049, [part] * 3):
+        many = common_pb2.SignaturePolicy(n_out_of={"n": 1, "rules": rules})
+        with pytest.raises(PolicyError, match="more than 2048 rules"):
+            SignaturePolicy(common_pb2.SignaturePolicyEnvelope(rule=many, identities=[peer]))
+    few = common_pb2.SignaturePolicy(n_out_of={"n": 1, "rules": [part] * 2})
+    SignaturePolicy(common_pb2.SignaturePolicyEnvelope(rule=few, identities=[peer]))
 
 
 def test_a_principal_that_nobody_can_be_compiles() -> None:

@@ -603,3 +603,37 @@ def test_a_channel_needs_a_consenter() -> None:
         genesis_block(
             ChannelSpec(channel_id=CHANNEL, organizations=(organization("Aurora"),), consenters=())
         )
+
+
+def test_one_organizations_addresses_are_not_all_that_is_tried(config: ChannelConfig) -> None:
+    """Its administrator alone decides on them: nobody's time is spent on thousands of them."""
+
+    def change(root: common_pb2.ConfigGroup) -> None:
+        for name in ("Boreal", "Cielo"):
+            orderers = root.groups["Orderer"].groups[f"{name}MSP"]
+            many = 10_000 if name == "Boreal" else 3
+            orderers.values["Endpoints"].value = common_pb2.OrdererAddresses(
+                addresses=[f"{name}:{at}" for at in range(many)]
+            ).SerializeToString()
+        peers = root.groups["Application"].groups["BorealMSP"]
+        peers.values["AnchorPeers"].value = peer_pb2.AnchorPeers(
+            anchor_peers=[peer_pb2.AnchorPeer(host="h", port=at) for at in range(10_000)]
+        ).SerializeToString()
+
+    signers = (ADMINS["Boreal"], ADMINS["Cielo"])
+    new = config.validate(
+        config.propose_update(envelope(config, changed(config, change), *signers))
+    )
+    assert len(new.anchor_peers["BorealMSP"]) == 32
+    settings = new.orderer
+    everybody = {msp_id for msp_id, named in settings.endpoints.items() if named}
+    tried = settings.addresses("CieloMSP")
+    assert tried[0][0] == "CieloMSP"
+    assert {msp_id for msp_id, _ in tried[: len(everybody)]} == everybody
+    assert all(address in settings.endpoints[msp_id] for msp_id, address in tried)
+    assert sum(msp_id == "BorealMSP" for msp_id, _ in tried) == 8
+    assert {address for msp_id, address in tried if msp_id == "CieloMSP"} == {
+        f"Cielo:{at}" for at in range(3)
+    }
+    # Each time others of them, so that one that is there is found.
+    assert settings.addresses() != settings.addresses()

@@ -1,21 +1,38 @@
-"""What a hostile orderer could put into a block: every peer gives it the same codes, Fabric's.
+"""What a hostile orderer or member could put into a block: every peer gives it the same codes.
 
 An honest orderer refuses an envelope whose author did not sign it (code 4). One that doesn't can
 have it in a block, next to all others. Each of the three utilities' ledgers comes to the same
-filter and the same commit hash, and nothing forged changes a key.
+filter and the same commit hash, Fabric's, and nothing forged changes a key.
+
+A member that endorses alone what goes into its own collection may sign any read-write set at all.
+No such set stops a ledger, or what goes through it afterwards.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from consortium.identity.signing import Signer
 from consortium.ledger import lifecycle
-from consortium.wire import common_pb2, kvrwset_pb2, peer_pb2
+from consortium.ledger.ledger import Ledger
+from consortium.ledger.snapshot import create_snapshot, join_by_snapshot
+from consortium.ledger.state import key_hash
+from consortium.ledger.verify import verify_ledger
+from consortium.wire import common_pb2, kvrwset_pb2, peer_pb2, rwset_pb2
 from consortium.wire.envelopes import transaction_id
 from tests.network.forging import HighS, impostor
 
-from .channel import CHAINCODE, UTILITIES, Channel, Records, public_set
+from .channel import (
+    CHAINCODE,
+    UTILITIES,
+    Channel,
+    Records,
+    collection,
+    private_set,
+    public_set,
+    version,
+)
 
 Codes = peer_pb2.TxValidationCode
 
@@ -118,4 +135,132 @@ def test_every_ledger_gives_forgeries_the_same_codes(tmp_path: Path) -> None:
         with ledger.view() as view:
             found = [key for key, _ in view.range(CHAINCODE, "", "")]
         assert found == ["a", "z"]
+        ledger.close()
+
+
+def _commit_everywhere(channel: Channel, ledgers: dict[str, Ledger], *envelopes: bytes) -> bytes:
+    """The codes of the next block, the same at every utility as are all effects."""
+    block = channel.block(ledgers["Aurora"], list(envelopes))
+    codes = {ledger.commit(block).codes for ledger in ledgers.values()}
+    assert len(codes) == 1
+    assert len({ledger.commit_hash for ledger in ledgers.values()}) == 1
+    return codes.pop()
+
+
+def _reading(namespace: str, public: kvrwset_pb2.KVRWSet) -> rwset_pb2.NsReadWriteSet:
+    return rwset_pb2.NsReadWriteSet(namespace=namespace, rwset=public.SerializeToString())
+
+
+def _naming(namespace: str, collection_name: str) -> rwset_pb2.NsReadWriteSet:
+    """Nothing written, and yet a private write set that is said to be there."""
+    return rwset_pb2.NsReadWriteSet(
+        namespace=namespace,
+        collection_hashed_rwset=[
+            rwset_pb2.CollectionHashedReadWriteSet(
+                collection_name=collection_name, pvt_rwset_hash=bytes(32)
+            )
+        ],
+    )
+
+
+def test_a_member_on_its_own_stops_nobody(tmp_path: Path) -> None:
+    """Aurora may write to "own" by itself, and adds to its sets what no contract would do."""
+    channel = Channel()
+    ledgers = {name: channel.open(tmp_path / name, name) for name in UTILITIES}
+    first = ledgers["Aurora"]
+    records = Records({})
+    collections = [collection("own", UTILITIES[:2], policy="OR('AuroraMSP.peer')")]
+    lifecycle.commit(
+        lifecycle.ChaincodeDefinition(
+            name=CHAINCODE,
+            sequence=1,
+            version="1.0",
+            collections=peer_pb2.CollectionConfigPackage(
+                config=[
+                    peer_pb2.CollectionConfig(static_collection_config=one) for one in collections
+                ]
+            ),
+        ),
+        records,
+    )
+    # And a contract that enough members defined, whose record says nothing.
+    records.put("namespaces/fields/broken/Collections", b"\xff")
+    records.put("namespaces/fields/broken2/Collections", b"\x0a\x01\xff")
+    records.put("namespaces/metadata/broken", b"\xff")
+    definition = public_set(lifecycle.NAMESPACE, writes=records.written)
+    defining = channel.transaction(definition, chaincode=lifecycle.NAMESPACE)
+    assert _commit_everywhere(channel, ledgers, defining) == b"\0"
+    for ledger in ledgers.values():
+        with ledger.view() as view:
+            assert [one.name for one in lifecycle.definitions(view)] == [CHAINCODE]
+
+    def with_values(rwset: rwset_pb2.TxReadWriteSet, private: bytes) -> bytes:
+        """A transaction of Aurora's whose private values have been sent to the members."""
+        raw = channel.transaction(rwset, ["Aurora"])
+        payload = common_pb2.Payload.FromString(common_pb2.Envelope.FromString(raw).payload)
+        header = common_pb2.ChannelHeader.FromString(payload.header.channel_header)
+        kept = rwset_pb2.TxPvtReadWriteSet(
+            ns_pvt_rwset=[
+                rwset_pb2.NsPvtReadWriteSet(
+                    namespace=CHAINCODE,
+                    collection_pvt_rwset=[
+                        rwset_pb2.CollectionPvtReadWriteSet(collection_name="own", rwset=private)
+                    ],
+                )
+            ]
+        )
+        for name in UTILITIES[:2]:
+            ledgers[name].store_transient(header.tx_id, kept.SerializeToString(), first.height)
+        return raw
+
+    honest = with_values(*private_set("own", {"k": b"value", "l": b"other"}))
+    assert _commit_everywhere(channel, ledgers, honest) == b"\0"
+    number = first.height - 1
+    # Deletes what the block doesn't say is deleted.
+    deleting, _ = private_set("own", {"m": b"value"})
+    _, private = private_set("own", {"m": b"value", "l": b""})
+    told = deleting.ns_rwset[0].collection_hashed_rwset[0]
+    told.pvt_rwset_hash = hashlib.sha256(private).digest()
+    assert _commit_everywhere(channel, ledgers, with_values(deleting, private)) == b"\0"
+
+    everything = kvrwset_pb2.KVRWSet(
+        range_queries_info=[kvrwset_pb2.RangeQueryInfo(itr_exhausted=True)]
+    )
+    of_members = kvrwset_pb2.KVRWSet(
+        reads=[kvrwset_pb2.KVRead(key="k", version=version((number, 0)))]
+    )
+    attacks = [
+        (_reading(f"{CHAINCODE}$$hown", everything), "ILLEGAL_WRITESET"),
+        # Only members have it, so that only they would find it as it was read.
+        (_reading(f"{CHAINCODE}$$pown", of_members), "ILLEGAL_WRITESET"),
+        (_naming("a\0b", lifecycle.implicit_collection("BorealMSP")), "ILLEGAL_WRITESET"),
+        (_naming("ab", lifecycle.implicit_collection("BorealMSP")), "VALID"),
+        (_naming("ab", "c\0d"), "VALID"),
+        (_naming("a" * 70_000, "c"), "VALID"),
+    ]
+    for attack, code in attacks:
+        rwset, _ = private_set("own", {"m": os.urandom(8)})
+        rwset.ns_rwset.append(attack)
+        codes = _commit_everywhere(channel, ledgers, channel.transaction(rwset, ["Aurora"]))
+        assert [Codes.Name(one) for one in codes] == [code], attack
+    # A key's hash that is only the beginning of another one's.
+    for purged in (b"", key_hash("k")[:4]):
+        rwset, _ = private_set("own", {})
+        hashed = kvrwset_pb2.HashedRWSet(
+            hashed_writes=[kvrwset_pb2.KVWriteHash(key_hash=purged, is_delete=True, is_purge=True)]
+        )
+        rwset.ns_rwset[0].collection_hashed_rwset[0].hashed_rwset = hashed.SerializeToString()
+        assert _commit_everywhere(channel, ledgers, channel.transaction(rwset, ["Aurora"])) == b"\0"
+
+    for name, ledger in ledgers.items():
+        places = ledger.missing_private()
+        expected = {(CHAINCODE, "own")} if name != "Cielo" else set()
+        assert {(one.namespace, one.collection) for one in places} == expected
+        if name != "Cielo":
+            with ledger.view() as view:
+                values = [view.get_private(CHAINCODE, "own", key) for key in "kl"]
+            assert [one and one.value for one in values] == [b"value", b"other"]
+        assert verify_ledger(ledger).problem is None
+        snapshot = create_snapshot(ledger, tmp_path / f"{name}-snapshots")
+        join_by_snapshot(snapshot.folder, tmp_path / f"{name}-again", msp_id=ledger.msp_id)
         ledger.close()

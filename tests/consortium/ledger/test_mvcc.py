@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from consortium.ledger import mvcc
 from consortium.ledger.merkle import RangeSummary
 from consortium.ledger.mvcc import Update, UpdateBatch, apply_writes, read_conflict, varint
 from consortium.ledger.rwset import CollectionSet, NamespaceSet
@@ -117,6 +118,27 @@ def test_a_range_holds_exactly_if_it_would_be_read_the_same(
         after, before = _in_range(present, start, end), _in_range(stored, start, end)
     assert (code == peer_pb2.VALID) == (after == before)
     assert code in (peer_pb2.VALID, peer_pb2.PHANTOM_READ_CONFLICT)
+
+
+@pytest.mark.parametrize("degree", [3, 50])
+def test_ranges_of_a_transaction_have_so_many_results_at_most(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, degree: int
+) -> None:
+    """Else one transaction could have each peer go through the whole state for hours."""
+    stored = {f"k{number}": Version(0, 0) for number in range(10)}
+    _store(environment, stored)
+    monkeypatch.setattr(mvcc, "RANGE_RESULTS", 25)
+    query = _range(_in_range(stored, "", ""), "", "", degree, None)
+    with environment.read() as transaction:
+        codes = [
+            read_conflict(
+                [NamespaceSet(NS, kvrwset_pb2.KVRWSet(range_queries_info=[query] * times), ())],
+                StoredState(transaction),
+                UpdateBatch(),
+            )
+            for times in (2, 3)
+        ]
+    assert codes == [peer_pb2.VALID, peer_pb2.PHANTOM_READ_CONFLICT]
 
 
 def test_a_summary_needs_a_degree() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import grpc
 import pytest
@@ -117,6 +119,9 @@ async def test_health(connection: grpc.aio.Channel, switch: Switch) -> None:
         ):
             raw = HealthCheckRequest(service=name).SerializeToString()
             assert (await _check(connection, raw)).status == status
+    call = connection.unary_unary(f"/{HEALTH}/Check")(b"")
+    told = parsedate_to_datetime(dict(await call.initial_metadata())["date"])
+    assert abs((datetime.now(UTC) - told).total_seconds()) < 60
     for raw, code in (
         (HealthCheckRequest(service="nothing").SerializeToString(), grpc.StatusCode.NOT_FOUND),
         (b"\xff", grpc.StatusCode.INVALID_ARGUMENT),
