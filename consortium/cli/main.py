@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,15 @@ from consortium.node.network import (
     NetworkError,
     create_network,
 )
-from consortium.node.nodes import KINDS, EmbeddedNetwork, make_node, run_node, until_failure
+from consortium.node.nodes import (
+    KINDS,
+    EmbeddedNetwork,
+    Node,
+    make_node,
+    run_node,
+    until_failure,
+)
+from consortium.node.operations import Operations
 from consortium.node.processes import ProcessNetwork
 from consortium.storage.environment import StorageError
 from consortium.storage.segments import SegmentError
@@ -62,6 +71,7 @@ from .output import answer as _print
 from .output import table as _table
 
 DEFAULT_DATA_DIR = Path(".gridledger")
+_OPERATIONS = "tell health and metrics over HTTP at this port of this machine (default: nowhere)"
 
 
 class UsageError(Exception):
@@ -170,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     init.set_defaults(run=_network_init)
     up = network.add_parser("up", parents=[common], help="run it until Ctrl-C")
     up.add_argument("--processes", action="store_true", help="each node in its own process")
+    up.add_argument("--operations", type=_port, metavar="PORT", help=_OPERATIONS)
     up.set_defaults(run=_network_up)
     membership.add_commands(network, common)
     announce.add_commands(network, common, _until_stopped)
@@ -182,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     run = node.add_parser("run", parents=[common], help="run one node until Ctrl-C")
     run.add_argument("utility")
     run.add_argument("kind", help=f"{', '.join(KINDS)}, or peer1 and so on of one with several")
+    run.add_argument("--operations", type=_port, metavar="PORT", help=_OPERATIONS)
     run.set_defaults(run=_node_run)
 
     identity = rooms.add_parser("identity", help="enrol").add_subparsers(
@@ -299,6 +311,12 @@ async def _network_init(options: argparse.Namespace) -> None:
     )
 
 
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) < 65_536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port, 0 to 65535")
+
+
 def _peer_counts(text: str) -> dict[str, int]:
     counts = {}
     for part in filter(None, text.split(",")):
@@ -310,6 +328,11 @@ def _peer_counts(text: str) -> dict[str, int]:
 
 
 async def _network_up(options: argparse.Namespace) -> None:
+    if options.processes and options.operations is not None:
+        raise UsageError(
+            "--operations is one port, but with --processes each node is a process of its own: "
+            "start them by `gridledger node run UTILITY NODE --operations PORT`"
+        )
     network = Network.load(options.data_dir)
     running: EmbeddedNetwork | ProcessNetwork = (
         ProcessNetwork(network) if options.processes else EmbeddedNetwork(network)
@@ -323,8 +346,8 @@ async def _network_up(options: argparse.Namespace) -> None:
             + ". Ctrl-C stops it.",
             flush=True,
         )
-        nodes = running.nodes.values() if isinstance(running, EmbeddedNetwork) else ()
-        await until_failure(nodes, _until_stopped)
+        nodes = list(running.nodes.values()) if isinstance(running, EmbeddedNetwork) else []
+        await until_failure(nodes, partial(_watched_until_stopped, nodes, options.operations))
     finally:
         await running.stop()
 
@@ -332,7 +355,18 @@ async def _network_up(options: argparse.Namespace) -> None:
 async def _node_run(options: argparse.Namespace) -> None:
     network = Network.load(options.data_dir)
     node = make_node(network, network.utility(options.utility), options.kind)
-    await run_node(node, _until_stopped)
+    await run_node(node, partial(_watched_until_stopped, [node], options.operations))
+
+
+async def _watched_until_stopped(nodes: Sequence[Node], port: int | None) -> None:
+    if port is None:
+        return await _until_stopped()
+    operations = Operations(nodes, port)
+    await operations.start()
+    try:
+        await _until_stopped()
+    finally:
+        await operations.stop()
 
 
 async def _network_status(options: argparse.Namespace) -> int:

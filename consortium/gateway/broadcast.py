@@ -9,7 +9,6 @@ whatever was unanswered is sent again to the next orderer: an envelope ordered t
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -133,12 +132,8 @@ class Broadcaster:
 
     def _orderers(self) -> list[tuple[str, str]]:
         """(address, MSP id) of every orderer: the one that served last first."""
-        orderers = [
-            (address, msp_id)
-            for msp_id, addresses in self._channel.ledger.config.orderer.endpoints.items()
-            for address in addresses
-        ]
-        random.shuffle(orderers)
+        settings = self._channel.ledger.config.orderer
+        orderers = [(address, msp_id) for msp_id, address in settings.addresses()]
         orderers.sort(key=lambda item: item[0] != self._preferred)
         return orderers
 

@@ -34,6 +34,7 @@ from consortium.peer.endorser import (
     ProposalRefused,
     open_proposal,
 )
+from consortium.peer.places import NoMorePlaces, Places
 from consortium.peer.system_call import READERS
 from consortium.peer.system_chaincodes import SYSTEM_CHAINCODES
 from consortium.wire import any_pb2, common_pb2, gateway_pb2, peer_pb2, rpc_pb2, services
@@ -53,7 +54,10 @@ AVOID_S = 30.0
 SUBMIT_TIMEOUT_S = 30.0
 MAX_CALLS = 2_500
 """Calls at once, waiting CommitStatus calls among them."""
+MAX_WAITS_EACH = 500
+"""CommitStatus calls of one client that wait for their transaction."""
 MAX_EVENT_STREAMS = 1_000
+MAX_EVENT_STREAMS_EACH = 50
 type Context = grpc.aio.ServicerContext[bytes, bytes]
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 MISMATCH = "ProposalResponsePayloads do not match"
@@ -223,6 +227,8 @@ class Gateway:
         self._runnable: dict[tuple[str, str], tuple[int, int, bool]] = {}
         self._calls = 0
         self._streams = 0
+        self._waits = Places(MAX_WAITS_EACH, "calls of CommitStatus")
+        self._streams_each = Places(MAX_EVENT_STREAMS_EACH, "streams of events")
 
     async def stop(self) -> None:
         """Close the streams to the orderers and the connections to other peers."""
@@ -249,6 +255,8 @@ class Gateway:
                         self._calls -= 1
                 except GatewayError as error:
                     await _abort(context, error)
+                except NoMorePlaces as error:
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
                 except ChannelStopped as stopped:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
                 except BeforeSnapshotError as error:
@@ -268,6 +276,8 @@ class Gateway:
                     self._streams -= 1
             except GatewayError as error:
                 await _abort(context, error)
+            except NoMorePlaces as error:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             except ChannelStopped as stopped:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
             except BeforeSnapshotError as error:
@@ -508,7 +518,8 @@ class Gateway:
                 grpc.StatusCode.INVALID_ARGUMENT, "transaction ID should not be empty"
             )
         channel = self._reader("CommitStatus", query, request)
-        record = await channel.wait_for_transaction(query.transaction_id)
+        with self._waits.held_by(query.identity):
+            record = await channel.wait_for_transaction(query.transaction_id)
         return gateway_pb2.CommitStatusResponse(
             result=peer_pb2.TxValidationCode.Name(record.code), block_number=record.block
         )
@@ -523,6 +534,16 @@ class Gateway:
             )
         query = _request(gateway_pb2.ChaincodeEventsRequest, request.request)
         channel = self._reader("ChaincodeEvents", query, request)
+        with self._streams_each.held_by(query.identity):
+            async for response in self._events(channel, query, request):
+                yield response
+
+    async def _events(
+        self,
+        channel: ChannelPeer,
+        query: gateway_pb2.ChaincodeEventsRequest,
+        request: gateway_pb2.SignedChaincodeEventsRequest,
+    ) -> AsyncIterator[gateway_pb2.ChaincodeEventsResponse]:
         config = channel.ledger.config
         number, after = _events_start(channel, query)
         while True:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from consortium.chaincode.packages import PackageError, PackageStore, builder_va
 from consortium.chaincode.routing import PackageExecutor
 from consortium.contracts import chaincodes
 from consortium.gateway.service import Gateway, PeerDirectory
+from consortium.identity.certificates import CertificateError, load_certificate
 from consortium.identity.msp import Msp, MspManager, msp_config
 from consortium.ledger.channel_config import ChannelConfig
 from consortium.ledger.config_update import ConfigError
@@ -55,6 +57,7 @@ from .network import HOST, PREVIOUS_AUTHORITY, Network, NetworkError, Utility
 _LOGGER = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0
+EXPIRES_SOON = timedelta(days=30)
 AGENT_FILE = "agent.json"
 KINDS = ("ca", "orderer", "peer")
 PEER_SERVICES = (
@@ -72,12 +75,40 @@ class Node(Protocol):
 
     name: str
     failure: Failure
+    certificates: tuple[Path, ...]
+    """What it shows and signs with; without those that are valid it does nothing for anybody."""
 
     async def start(self) -> None:
         """Listen and work until `stop`."""
 
     async def stop(self) -> None:
         """Finish what is under way and leave everything on disk."""
+
+
+def expiries(node: Node) -> Iterator[tuple[Path, datetime]]:
+    """When each of a node's certificates ends, of those that are there."""
+    for path in node.certificates:
+        with contextlib.suppress(OSError, CertificateError):
+            yield path, load_certificate(path.read_bytes()).not_valid_after_utc
+
+
+def new_certificate_by(path: Path) -> str:
+    """The command that makes a new one in a certificate's place."""
+    utility = path.parent.parent.name  # its folder's name serves: case doesn't count
+    return f"gridledger network {'rotate-ca' if path.name == 'ca.cert.pem' else 'renew'} {utility}"
+
+
+def _tell_expiries(node: Node) -> None:
+    """Nobody looks at certificates before they end, and then everything stops at once."""
+    for path, end in expiries(node):
+        if end < datetime.now(UTC) + EXPIRES_SOON:
+            _LOGGER.warning(
+                "%s: the certificate %s ends at %s; `%s` makes a new one",
+                node.name,
+                path,
+                end.isoformat(),
+                new_certificate_by(path),
+            )
 
 
 class TlsFiles:
@@ -132,7 +163,8 @@ class Failure:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failed = asyncio.Event()
-        self._reason: Exception | None = None
+        self.reason: Exception | None = None
+        """None while it goes on."""
 
     def begin(self) -> None:
         """The node starts in the running loop."""
@@ -140,15 +172,15 @@ class Failure:
 
     def tell(self, reason: Exception) -> None:
         """The node must stop."""
-        if self._reason is None:
-            self._reason = reason
+        if self.reason is None:
+            self.reason = reason
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._failed.set)
 
     async def wait(self) -> NodeError:
         """What to say, once it has failed."""
         await self._failed.wait()
-        return NodeError(f"{self._name} stops: {self._reason}")
+        return NodeError(f"{self._name} stops: {self.reason}")
 
 
 class DataLock:
@@ -249,6 +281,11 @@ class PeerNode:
         self._utility = utility
         self._kind = kind
         self._folder = utility.directory / kind
+        self.certificates: tuple[Path, ...] = (
+            self._folder / "tls.cert.pem",
+            self._folder / "sign.cert.pem",
+            utility.directory / "operator" / "sign.cert.pem",
+        )
         self._ports = utility.peers[kind]
         self._exchange: PrivateExchange | None = None
         self._reconcilers: list[Reconciler] = []
@@ -270,6 +307,7 @@ class PeerNode:
 
     async def start(self) -> None:
         """Open the ledger, follow the orderers, and listen for clients and for nodes."""
+        _tell_expiries(self)
         network, utility = self._network, self._utility
         self._lock.take()
         self.failure.begin()
@@ -479,6 +517,8 @@ class OrdererNode:
 
     def __init__(self, network: Network, utility: Utility) -> None:
         self.name = f"orderer0.{utility.domain}"
+        folder = utility.directory / "orderer"
+        self.certificates: tuple[Path, ...] = (folder / "tls.cert.pem", folder / "sign.cert.pem")
         tls = TlsFiles(utility, "orderer", network.tls_bundle_pem)
         self._genesis = network.genesis_block
         self._lock = DataLock(self.name, utility.directory / "orderer")
@@ -512,6 +552,7 @@ class OrdererNode:
 
     async def start(self) -> None:
         """Join the channel, unless that was done before, and listen."""
+        _tell_expiries(self)
         self._lock.take()
         self.failure.begin()
         self.orderer.disk_refused = self.failure.tell
@@ -536,6 +577,8 @@ class CaNode:
 
     def __init__(self, network: Network, utility: Utility) -> None:
         self.name = f"ca.{utility.domain}"
+        folder = utility.directory / "ca"
+        self.certificates: tuple[Path, ...] = (folder / "tls.cert.pem", folder / "ca.cert.pem")
         self.failure = Failure(self.name)
         self._service = CaService(
             utility.directory / "ca",
@@ -551,6 +594,7 @@ class CaNode:
 
     async def start(self) -> None:
         """Listen for enrolments."""
+        _tell_expiries(self)
         with listening(self.name):
             await self._service.start()
 

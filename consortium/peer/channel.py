@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import random
-from collections import OrderedDict, defaultdict
+import time
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -73,6 +73,13 @@ class ChannelPeer:
         self.ledger = ledger
         self.signer = signer
         self.orderer_connected = False
+        self._unconnected_since = time.monotonic()
+        self.committed_blocks = 0
+        """Since the start, as the two that follow."""
+        self.committed_codes: Counter[int] = Counter()
+        """How many transactions, by validation code."""
+        self.commit_seconds = 0.0
+        """From a block's arrival until it was committed, in all."""
         self.private_data: PrivateDataSource | None = None
         self.data_missing = asyncio.Event()
         """Set when private data may have to be reconciled that was not missing before."""
@@ -99,6 +106,10 @@ class ChannelPeer:
     def stopping(self) -> bool:
         """Whether what is waited for will not come from here any more."""
         return self._stopping
+
+    def unconnected_for_s(self) -> float:
+        """How long no orderer could be followed; 0 while one is."""
+        return 0.0 if self.orderer_connected else time.monotonic() - self._unconnected_since
 
     def start(self) -> None:
         """Begin following the orderers; call it once, inside a running loop."""
@@ -191,6 +202,7 @@ class ChannelPeer:
     async def commit(self, block: common_pb2.Block) -> CommittedBlock:
         """Check an orderer's block and commit it; raises BlockError and leaves nothing behind."""
         loop = asyncio.get_running_loop()
+        arrived = time.monotonic()
         before = self.ledger.height
         committed = await loop.run_in_executor(self._commits, self._commit_or_ask, block)
         if isinstance(committed, ValidatedBlock):
@@ -210,6 +222,9 @@ class ChannelPeer:
         if committed.number < before:
             return committed  # had it already
         self._remember(committed)
+        self.committed_blocks += 1
+        self.committed_codes.update(committed.codes)
+        self.commit_seconds += time.monotonic() - arrived
         if self._definitions_changed:
             self.data_missing.set()  # it may belong to more collections than before
         for index, transaction_id in enumerate(committed.transaction_ids):
@@ -251,15 +266,8 @@ class ChannelPeer:
     async def _follow(self) -> None:
         delay = RETRY_FIRST_S
         while True:
-            addresses = [
-                (msp_id, address)
-                for msp_id, addresses in self.ledger.config.orderer.endpoints.items()
-                for address in addresses
-            ]
-            random.shuffle(addresses)
             # Our own organisation's orderer first: it is the nearest, and its operator is ours.
-            addresses.sort(key=lambda item: item[0] != self.signer.msp_id)
-            for msp_id, address in addresses:
+            for msp_id, address in self.ledger.config.orderer.addresses(self.signer.msp_id):
                 height = self.ledger.height
                 try:
                     await self._follow_orderer(msp_id, address)
@@ -276,7 +284,9 @@ class ChannelPeer:
                     # that gave up following would look alive and never commit again.
                     _LOGGER.exception("following orderer %s at height %d", address, height)
                 finally:
-                    self.orderer_connected = False
+                    if self.orderer_connected:
+                        self.orderer_connected = False
+                        self._unconnected_since = time.monotonic()
                 if self.ledger.height > height:
                     delay = RETRY_FIRST_S
             await asyncio.sleep(delay)
@@ -293,6 +303,7 @@ class ChannelPeer:
             seek = self._seek(self.ledger.height).SerializeToString()
             call = deliver(iter([seek]))
             watch = asyncio.create_task(self._held_back(address), name=f"watch {address}")
+            connecting = asyncio.create_task(self._note_connection(call))
             try:
                 while (raw := await self._next(call, address, watch)) is not None:
                     response = parse(orderer_pb2.DeliverResponse, raw, "the orderer's answer")
@@ -303,10 +314,16 @@ class ChannelPeer:
                         _LOGGER.info("orderer %s ended the stream: %s", address, name)
                         return
                     self._check_delivered(response.block)
-                    self.orderer_connected = True
                     await self.commit(response.block)
             finally:
+                connecting.cancel()
                 watch.cancel()
+
+    async def _note_connection(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        """An orderer is followed once it has been reached: its next block may take its time."""
+        with contextlib.suppress(grpc.aio.AioRpcError):  # which reading meets as well
+            await call.wait_for_connection()
+            self.orderer_connected = True
 
     def _check_delivered(self, block: common_pb2.Block) -> None:
         """Raises BlockError for what no honest orderer sends, before any work is put into it."""
@@ -350,14 +367,9 @@ class ChannelPeer:
             behavior=orderer_pb2.SeekInfo.FAIL_IF_NOT_READY,
             content_type=orderer_pb2.SeekInfo.HEADER_WITH_SIG,
         )
-        others = [
-            (msp_id, other)
-            for msp_id, addresses in config.orderer.endpoints.items()
-            for other in addresses
-            if other != address
-        ]
-        random.shuffle(others)
-        for msp_id, other in others:
+        for msp_id, other in config.orderer.addresses():
+            if other == address:
+                continue
             credentials = grpc.ssl_channel_credentials(config.msps.tls_roots_pem(msp_id))
             try:
                 async with (

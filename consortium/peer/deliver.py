@@ -3,6 +3,7 @@
 Filtered ones show no contents; private data go to members of their collection alone.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -20,9 +21,14 @@ from consortium.wire.envelopes import OpenedEnvelope, WireError, open_envelope, 
 
 from .channel import ChannelPeer, ChannelStopped
 from .endorser import TIME_WINDOW_S
+from .places import NoMorePlaces, Places
 
 MAX_STREAMS = 1_000
 """Streams of blocks at once; each costs a task and the block that it is sending."""
+MAX_STREAMS_EACH = 50
+"""Of one client."""
+FIRST_REQUEST_S = 30.0
+"""So long a stream may take to say what it wants."""
 
 CONNECTION_ATTRIBUTE = "gridledger.connection"
 ROLE_ATTRIBUTE, OPERATOR = "gridledger.role", "operator"
@@ -52,6 +58,7 @@ class DeliverService:
         self._channels = channels
         self._clock = clock
         self._streams = 0
+        self._streams_each = Places(MAX_STREAMS_EACH, "streams of blocks")
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server; messages pass as raw bytes."""
@@ -70,7 +77,7 @@ class DeliverService:
                     )
                 self._streams += 1
                 try:
-                    async for raw in requests:
+                    async for raw in _soon(requests):
                         try:
                             async for message in self._serve(raw, answer, resource):
                                 yield message
@@ -83,6 +90,13 @@ class DeliverService:
                         yield _status(common_pb2.SUCCESS)
                 except ChannelStopped as stopped:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, str(stopped))
+                except NoMorePlaces as error:
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+                except TimeoutError:
+                    await context.abort(
+                        grpc.StatusCode.DEADLINE_EXCEEDED,
+                        f"this stream asked for no blocks within {FIRST_REQUEST_S:g} s",
+                    )
                 finally:
                     self._streams -= 1
 
@@ -112,6 +126,19 @@ class DeliverService:
             )
         seek = parse(orderer_pb2.SeekInfo, opened.payload.data, "the seek information")
         identity = self._authenticate(opened, channel, resource)
+        with self._streams_each.held_by(opened.signature_header.creator):
+            async for message in self._blocks(opened, channel, seek, identity, answer, resource):
+                yield message
+
+    async def _blocks(
+        self,
+        opened: OpenedEnvelope,
+        channel: ChannelPeer,
+        seek: orderer_pb2.SeekInfo,
+        identity: Identity,
+        answer: Answer,
+        resource: str,
+    ) -> AsyncIterator[bytes]:
         number, stop = seek_range(seek, channel.ledger.height)
         if number < channel.ledger.first_block:
             if seek.start.WhichOneof("Type") != "oldest" or stop < channel.ledger.first_block:
@@ -162,6 +189,19 @@ class DeliverService:
             check_not_expired(identity, self._clock())
         except IdentityError as error:
             raise DeliverRefused(common_pb2.FORBIDDEN, str(error)) from None
+
+
+async def _soon(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A stream's requests; raises TimeoutError where the first doesn't come.
+
+    Until then nobody knows who holds the stream, with a certificate or without.
+    """
+    async with asyncio.timeout(FIRST_REQUEST_S):
+        first = await anext(aiter(requests), None)
+    if first is not None:
+        yield first
+        async for raw in requests:
+            yield raw
 
 
 def seek_range(seek: orderer_pb2.SeekInfo, height: int) -> tuple[int, int]:

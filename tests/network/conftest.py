@@ -30,6 +30,8 @@ class RunningNetwork:
     network: Network
     process: subprocess.Popen[bytes]
     log: Path
+    operations_port: int = 0
+    """Where it tells of itself; 0: nowhere."""
 
     def client(self, utility: str = "Aurora", who: str = "operator") -> GatewayClient:
         """A client acting as a utility's operator or admin."""
@@ -119,7 +121,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     # Some tests show that nothing was ordered, so the utilities' agents do nothing here.
     for utility in network.utilities:
         (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
-    started = start_network(network, directory / "log")
+    port = first_port(1)
+    started = start_network(network, directory / "log", "--operations", str(port))
+    started.operations_port = port
     yield started
     stop_network(started)
 

@@ -275,19 +275,24 @@ async def test_killed_while_it_sells_stored_energy(site: Site) -> None:
     inverter = site.inverter
     inverter.flow(0, 0)
     above_percent = 0.95  # what the battery gives in little more than a minute
-    begins = max(await earlier_sales_end(site) + INTERVAL_S, time.time() + 30)
     async with await site.house.connect() as api:
         await control_battery(api)
-        # Two minutes of delivery, for which the battery has enough when they are sold ...
+        # A command lasts a minute at least: from a sale to the next one it may simply go on.
+        await asyncio.sleep(max(0.0, await earlier_sales_end(site) - time.time()))
+        await eventually(lambda: inverter.command is None or inverter.command.mode != "discharge")
+        # Two minutes of delivery, for which the battery has enough when they are sold. The window
+        # begins with the interval that holds its start ...
+        start = time.time() + 30 + INTERVAL_S
         sold = await call(
             api,
             "sell_energy",
-            {"energy": 0.15, "window_start": datetime.fromtimestamp(begins, UTC).isoformat()},
+            {"energy": 0.15, "window_start": datetime.fromtimestamp(start, UTC).isoformat()},
         )
         assert sold["status"] == "committed"
-        # ... and not any more when they begin: the earlier sales are delivered by then.
+        begins = datetime.fromisoformat(sold["window_start"]).timestamp()
+        # ... and not any more when they begin.
         await asyncio.sleep(max(0.0, begins - 15 - time.time()))
-        await eventually(lambda: inverter.command is None or inverter.command.mode != "discharge")
+        assert inverter.command is None or inverter.command.mode != "discharge"
         inverter.level_percent = RESERVE_PERCENT + above_percent
 
         async def level_is_seen() -> bool:

@@ -192,6 +192,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     for utility in network.utilities:
         for kind in utility.peers:
             (utility.directory / kind / "private-data.json").write_text(settings)
+        # Heights are compared; an agent writes a gate every five minutes.
+        (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
     processes = ProcessNetwork(network, log_level="info", log_dir=folder)
     await processes.start()
     try:

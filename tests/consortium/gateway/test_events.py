@@ -9,6 +9,7 @@ import pytest
 
 from consortium.gateway import service
 from consortium.identity.signing import Signer
+from consortium.peer.places import Places
 from consortium.wire import gateway_pb2, orderer_pb2, services
 from tests.consortium.ledger.recorded import expected
 from tests.consortium.peer.recorded_peer import (
@@ -139,6 +140,20 @@ async def test_streams_are_limited(peer: RecordedPeer, monkeypatch: pytest.Monke
         await _events(peer).read()
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "streams of events" in str(error.value.details())
+
+
+async def test_one_client_cannot_hold_all_places(
+    peer: RecordedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer.gateway, "_streams_each", Places(1, "streams of events"))
+    await peer.commit_to(EVENT_BLOCK + 1)
+    first = _events(peer, at(0))
+    await first.read()
+    with pytest.raises(grpc.aio.AioRpcError, match="1 streams of events of one client") as error:
+        await _events(peer).read()
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await _first(_events(peer, at(0), signer=member("org1-admin"))) == FOUND
+    first.cancel()
 
 
 async def test_a_stopping_peer_ends_its_streams(peer: RecordedPeer) -> None:

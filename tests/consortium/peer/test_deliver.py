@@ -155,6 +155,24 @@ async def test_streams_are_limited(peer: RecordedPeer, monkeypatch: pytest.Monke
                 break
 
 
+async def test_a_stream_says_soon_what_it_wants(
+    peer: RecordedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it needs no certificate, and takes a place all the same."""
+    monkeypatch.setattr(deliver, "FIRST_REQUEST_S", 0.1)
+    open_stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = peer.connection.stream_stream(
+        services.DELIVER
+    )
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    with pytest.raises(grpc.aio.AioRpcError, match="asked for no blocks") as error:
+        await open_stream(nothing()).read()
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_a_stopping_peer_ends_its_streams(peer: RecordedPeer) -> None:
     stream = peer.stream(peer.seek(NEXT, at(10_000)))
     reading = asyncio.create_task(stream.read())
