@@ -27,7 +27,7 @@ from typing import Any
 
 import lmdb
 
-from .pages import PageError, PageFile
+from .pages import Grown, PageError, PageFile
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -128,6 +128,11 @@ class _Table:
     overflow: Any
 
 
+def _further(key: bytes) -> Iterator[bytes]:
+    """The pieces of a long key after its first; the last one is shorter than the others."""
+    return (key[at : at + _BRANCH_PIECE] for at in range(_PIECE, len(key) + 1, _BRANCH_PIECE))
+
+
 class ReadTransaction:
     """A consistent picture of all tables. Valid inside the `with` block that opened it."""
 
@@ -141,13 +146,11 @@ class ReadTransaction:
         if len(key) < _PIECE:
             return self._get(place.entries, key)
         link = self._get(place.entries, key[:_PIECE])
-        rest = key[_PIECE:]
-        while link is not None:
-            if len(rest) < _BRANCH_PIECE:
-                return self._get(place.overflow, link + rest)
-            link = self._get(place.overflow, link + rest[:_BRANCH_PIECE])
-            rest = rest[_BRANCH_PIECE:]
-        return None
+        for piece in _further(key):
+            if link is None:
+                return None
+            link = self._get(place.overflow, link + piece)
+        return link
 
     def range(
         self, table: str, start: bytes = b"", end: bytes | None = None
@@ -157,27 +160,28 @@ class ReadTransaction:
         Do not write to the table while iterating.
         """
         place = self._tables[table]
-        # One frame for each piece of a long key on the way to the present entry.
-        frames = [(b"", b"", self._scan(place.entries, start[:_PIECE]))]
+        # One frame for each piece of a long key on the way to the present entry: where it stands,
+        # and how much of the key comes before.
+        frames = [(b"", 0, self._scan(place.entries, start[:_PIECE]))]
+        key = bytearray()
         while frames:
-            link, prefix, entries = frames[-1]
+            link, before, entries = frames[-1]
             piece = _BRANCH_PIECE if link else _PIECE
             for stored, value in entries:
                 if link and not stored.startswith(link):
                     frames.pop()
                     break
-                key = prefix + stored[len(link) :]
-                if len(stored) - len(link) == piece:
-                    if end is not None and key >= end:
-                        return
-                    lower = start[len(key) :] if start.startswith(key) else b""
-                    scan = self._scan(place.overflow, value + lower[:_BRANCH_PIECE])
-                    frames.append((value, key, scan))
-                    break
+                key[before:] = stored[len(link) :]
                 if end is not None and key >= end:
                     return
+                if len(stored) - len(link) == piece:
+                    lower = b""
+                    if start.startswith(key):
+                        lower = start[len(key) : len(key) + _BRANCH_PIECE]
+                    frames.append((value, len(key), self._scan(place.overflow, value + lower)))
+                    break
                 if key >= start:
-                    yield key, value
+                    yield bytes(key), value
             else:
                 frames.pop()
 
@@ -226,11 +230,11 @@ class WriteTransaction(ReadTransaction):
             self._transaction.put(key, value, db=place.entries)
             return
         link = self._branch(place, place.entries, key[:_PIECE])
-        rest = key[_PIECE:]
-        while len(rest) >= _BRANCH_PIECE:
-            link = self._branch(place, place.overflow, link + rest[:_BRANCH_PIECE])
-            rest = rest[_BRANCH_PIECE:]
-        self._transaction.put(link + rest, value, db=place.overflow)
+        for piece in _further(key):
+            if len(piece) < _BRANCH_PIECE:
+                self._transaction.put(link + piece, value, db=place.overflow)
+            else:
+                link = self._branch(place, place.overflow, link + piece)
 
     def delete(self, table: str, key: bytes) -> bool:
         """Remove `key`; False if it was not there."""
@@ -238,16 +242,12 @@ class WriteTransaction(ReadTransaction):
         if len(key) < _PIECE:
             return bool(self._transaction.delete(key, db=place.entries))
         path: list[tuple[Any, bytes]] = [(place.entries, key[:_PIECE])]
-        rest = key[_PIECE:]
-        while True:
+        for piece in _further(key):
             link = self._get(*path[-1])
             if link is None:
                 return False
-            if len(rest) < _BRANCH_PIECE:
-                break
-            path.append((place.overflow, link + rest[:_BRANCH_PIECE]))
-            rest = rest[_BRANCH_PIECE:]
-        if not self._transaction.delete(link + rest, db=place.overflow):
+            path.append((place.overflow, link + piece))
+        if not self._transaction.delete(path.pop()[1], db=place.overflow):
             return False
         # Take away links that lead nowhere now, innermost first.
         for database, stored in reversed(path):
@@ -622,8 +622,15 @@ def check_environment(path: Path) -> None:
             str(path), readonly=True, create=False, max_readers=PROCESS_READER_SLOTS
         )
         try:
-            with environment.begin(), PageFile(path / "data.mdb") as file:
-                file.check()
+            with environment.begin():
+                grown = True
+                while grown:
+                    grown = False
+                    with PageFile(path / "data.mdb") as file:
+                        try:
+                            file.check()
+                        except Grown:
+                            grown = True
         finally:
             environment.close()
     except lmdb.Error as error:

@@ -75,6 +75,10 @@ class _Walk:
     seen: set[int] = field(default_factory=set)
 
 
+class Grown(PageError):
+    """Somebody has written since the file was opened."""
+
+
 class PageFile:
     """One `data.mdb`, read through a map of its own. Close it, or use it in a `with`."""
 
@@ -305,6 +309,8 @@ class PageFile:
         """
         meta = max(self._metas(), key=lambda one: one.transaction)
         if (meta.last_page + 1) * meta.page_bytes > self._size:
+            if os.fstat(self._descriptor).st_size > self._size:
+                raise Grown(f"{self._path} has grown since it was opened; open it again")
             raise PageError(f"{self._path} is cut off before its last page")
         used: set[int] = set()
 
