@@ -23,11 +23,15 @@ _LOGGER = logging.getLogger(__name__)
 MAX_DUE = 1_000
 """Calls that one contract may name at a time; what is beyond is left for the next time."""
 MAX_REMEMBERED = 10_000
-"""Calls whose turn or failure an agent remembers."""
+"""Failures that an agent remembers."""
 LONGEST_PAUSE_S = 60.0
 """After failures in a row."""
-BY_THE_SECOND = ("book:Due",)
-"""What is asked at each turn, even after it had nothing."""
+BY_THE_SECOND = ("book:Due", "gate:Due")
+"""What can't wait: asked and done apart from all else, and even after it had nothing."""
+SHARE_OF_TIME = 10
+"""A question that leads to nothing is asked again after so many times as long as it took."""
+TELL_AFTER = 8
+"""So many failures in a row of a question are told: by then a new channel has its contracts."""
 CORRECTIONS = "duties:Corrections"
 """Adjustments of what is final: looked for seldom, since it goes through days of arrivals."""
 STEPS = "duties:Steps"
@@ -126,6 +130,15 @@ class Call:
     endorsing: tuple[str, ...] = ()
     """Whose endorsement is asked for; none named: what the policies ask for."""
 
+    asked: str = ""
+    """What named it."""
+
+    @property
+    def name(self) -> str:
+        """Itself, with all that it names: another part of the same duty may well succeed."""
+        raw = json.dumps([self.chaincode, self.function, self.argument], sort_keys=True)
+        return hashlib.sha256(raw.encode()).hexdigest()
+
     @property
     def duty(self) -> str:
         """What it is about, whatever lists it names at the moment."""
@@ -143,7 +156,7 @@ class Call:
         return " ".join((self.function, *about))
 
 
-def _call(asked: str, one: Mapping[str, Any]) -> Call:
+def _call(asked: str, question: str, one: Mapping[str, Any]) -> Call:
     """A call as a contract names it.
 
     It is of the chaincode that was asked, and endorsed by the utility that alone can make it,
@@ -154,7 +167,9 @@ def _call(asked: str, one: Mapping[str, Any]) -> Call:
     endorsing = one.get("endorsing", () if utility is None else (utility,))
     chaincode = one.get("chaincode", asked)
     function, argument = str(one["function"]), dict(one["argument"])
-    return Call(str(chaincode), function, argument, utility, tuple(map(str, endorsing)))
+    return Call(
+        str(chaincode), function, argument, utility, tuple(map(str, endorsing)), asked=question
+    )
 
 
 class Agent:
@@ -183,20 +198,29 @@ class Agent:
         self._asked = asked
         self._settings = settings or AgentSettings()
         self._clock = clock
-        self._seen: dict[str, float] = {}
-        """Since when a call is known to be due."""
+        urgent = {name: [one for one in asked[name] if one in BY_THE_SECOND] for name in asked}
+        rest = {name: [one for one in asked[name] if one not in BY_THE_SECOND] for name in asked}
+        self._lanes = (urgent, rest)
+        """What is asked and done apart, by chaincode: hours of settling keep no book open."""
+        self._seen: dict[str, dict[str, float]] = {}
+        """Since when a call is known to be due, by the question that it answers."""
         self._not_before: dict[str, tuple[float, int]] = {}
         """After failures: when to try again, and how many there were."""
         self._ask_again: dict[str, float] = {}
-        """When to ask a function again that had nothing."""
+        """When to ask a function again that led to nothing."""
         self.counts: dict[tuple[str, str], int] = {}
         """How many calls, by function and outcome: done, late, refused or failed."""
 
     async def run(self) -> None:
         """Work until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
+            for lane in range(len(self._lanes)):
+                lanes.create_task(self._run(lane))
+
+    async def _run(self, lane: int) -> None:
         while True:
             try:
-                busy = await self.turn() > 0
+                busy = await self._turn(lane) > 0
             except Exception:
                 # An agent that stopped would be missed only when a book isn't cleared.
                 _LOGGER.exception("the agent's turn failed")
@@ -205,18 +229,24 @@ class Agent:
 
     async def turn(self) -> int:
         """Ask what is due and do what is this utility's turn; return how many calls were done."""
+        return sum([await self._turn(lane) for lane in range(len(self._lanes))])
+
+    async def _turn(self, lane: int) -> int:
         due: list[Call] = []
-        for chaincode, functions in sorted(self._asked.items()):
+        took: dict[str, float] = {}
+        for chaincode, functions in sorted(self._lanes[lane].items()):
             for function in functions:
-                due += await self._due(chaincode, function)
+                began = self._clock()
+                calls = await self._due(chaincode, function)
+                due += calls
+                if calls:
+                    took[calls[0].asked] = self._clock() - began
         now = self._clock()
-        known = [call.duty for call in due]
-        self._seen = {duty: self._seen.get(duty, now) for duty in known[:MAX_REMEMBERED]}
         members = sorted(self._members())
         ours = [
             call
             for call in due
-            if self._is_ours(call, members, now) and self._may_try(call.duty, now)
+            if self._is_ours(call, members, now) and self._may_try(call.name, now)
         ]
         limit = asyncio.Semaphore(self._settings.at_once)
 
@@ -224,7 +254,12 @@ class Agent:
             async with limit:
                 return await self._do(call)
 
-        return sum(await asyncio.gather(*(one(call) for call in ours)))
+        done = await asyncio.gather(*(one(call) for call in ours))
+        led_to = {call.asked for call, was_done in zip(ours, done, strict=True) if was_done}
+        for asked, seconds in took.items():
+            if asked not in led_to:
+                self._ask_again[asked] = self._clock() + SHARE_OF_TIME * seconds
+        return sum(done)
 
     async def _due(self, chaincode: str, function: str) -> list[Call]:
         asked = f"{chaincode} {function}"
@@ -235,11 +270,16 @@ class Agent:
             found = await self._gateway.evaluate(chaincode, function)
         except GridLedgerError as error:
             # A channel without this contract yet, or an older package that has no such function.
-            self._failed(asked)
-            _LOGGER.debug("%s can't be asked what is due: %s", asked, error)
+            failures = self._failed(asked)
+            _LOGGER.log(
+                logging.DEBUG if failures % TELL_AFTER else logging.WARNING,
+                "%s can't be asked what is due, so none of it is done: %s",
+                asked,
+                error,
+            )
             return []
         try:
-            calls = [_call(chaincode, one) for one in found[:MAX_DUE]]
+            calls = [_call(chaincode, asked, one) for one in found[:MAX_DUE]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # Asking is not endorsed by anybody else: a peer may answer whatever it likes.
             self._failed(asked)
@@ -248,10 +288,16 @@ class Agent:
             )
             return []
         self._not_before.pop(asked, None)
-        if not found and function not in BY_THE_SECOND:
-            seldom = function == CORRECTIONS
-            pause = self._settings.corrections_poll_s if seldom else self._settings.days_poll_s
-            self._ask_again[asked] = self._clock() + pause
+        before = self._seen.get(asked, {})
+        self._seen[asked] = {call.duty: before.get(call.duty, now) for call in calls}
+        if not found:
+            pause = self._settings.days_poll_s
+            if function in BY_THE_SECOND:
+                pause = 0.0
+            elif function == CORRECTIONS:
+                pause = self._settings.corrections_poll_s
+            took = self._clock() - now
+            self._ask_again[asked] = self._clock() + max(pause, SHARE_OF_TIME * took)
         return calls
 
     def _is_ours(self, call: Call, members: Sequence[str], now: float) -> bool:
@@ -261,17 +307,19 @@ class Agent:
             return False
         first = int.from_bytes(hashlib.sha256(call.duty.encode()).digest()[:8])
         line = (members.index(self._msp_id) - first) % len(members)
-        return now - self._seen.get(call.duty, now) >= line * self._settings.patience_s
+        return now - self._seen[call.asked][call.duty] >= line * self._settings.patience_s
 
     def _may_try(self, name: str, now: float) -> bool:
         return now >= self._not_before.get(name, (0.0, 0))[0]
 
-    def _failed(self, name: str) -> None:
+    def _failed(self, name: str) -> int:
+        """Leave it alone for a while; how many times in a row it has failed."""
         failures = self._not_before.get(name, (0.0, 0))[1] + 1
         pause = min(LONGEST_PAUSE_S, self._settings.poll_s * 2 ** min(failures, 10))
         if len(self._not_before) >= MAX_REMEMBERED:
             self._not_before.clear()
         self._not_before[name] = self._clock() + pause, failures
+        return failures
 
     async def _do(self, call: Call) -> bool:
         started = self._clock()
@@ -288,16 +336,22 @@ class Agent:
             _LOGGER.debug("%s: %s", call, error)
             return False
         except TransactionRefused as error:
-            self._failed(call.duty)
+            self._failed(call.name)
             self._count(call, "refused")
             _LOGGER.info("%s was refused: %s", call, error)
             return False
         except GridLedgerError as error:
-            self._failed(call.duty)
+            self._failed(call.name)
             self._count(call, "failed")
             _LOGGER.warning("%s: %s", call, error)
             return False
-        self._not_before.pop(call.duty, None)
+        except Exception:
+            # What was named may be no argument at all; the other calls go on.
+            self._failed(call.name)
+            self._count(call, "failed")
+            _LOGGER.exception("%s failed", call)
+            return False
+        self._not_before.pop(call.name, None)
         self._count(call, "done")
         _LOGGER.info("%s: done in %.2f s", call, self._clock() - started)
         return True

@@ -85,6 +85,13 @@ class LimitExceeded(ContractError):
     status = 413
 
 
+class Unavailable(Exception):
+    """A private value that was committed is not on this peer, so here the call can't be answered.
+
+    No refusal, but for queries that go through many things, of which one may lack.
+    """
+
+
 class InvariantError(Exception):
     """What always holds does not: the contract is wrong, not its caller; nothing comes of the call.
 

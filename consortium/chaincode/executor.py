@@ -17,11 +17,11 @@ from typing import Protocol
 
 from consortium.ledger.lifecycle import NAMESPACE as LIFECYCLE
 from consortium.ledger.lifecycle import committed_sequence
-from consortium.ledger.state import LedgerError
+from consortium.ledger.state import LedgerError, PrivateDataUnavailableError
 from consortium.wire import peer_pb2
 from consortium.wire.envelopes import WireError, parse
 
-from .api import Answer, Chaincode, Context, ContractError, Creator
+from .api import Answer, Chaincode, Context, ContractError, Creator, Unavailable
 from .batches import in_batches
 from .simulator import LimitError, SimulationError, TransactionSimulator
 
@@ -264,10 +264,14 @@ class SimulatorContext(EventHolder):
         return in_batches(self._simulator.range(self._namespace, start, end))
 
     def get_private(self, collection: str, key: str) -> bytes | None:
-        return self._simulator.get_private(self._namespace, collection, _checked(key))
+        return self.get_privates(collection, (key,))[0]
 
     def get_privates(self, collection: str, keys: Sequence[str]) -> list[bytes | None]:
-        return self._simulator.get_privates(self._namespace, collection, list(map(_checked, keys)))
+        names = list(map(_checked, keys))
+        try:
+            return self._simulator.get_privates(self._namespace, collection, names)
+        except PrivateDataUnavailableError as error:
+            raise Unavailable(str(error)) from None
 
     def get_private_hash(self, collection: str, key: str) -> bytes | None:
         return self._simulator.get_private_hash(self._namespace, collection, _checked(key))
@@ -395,7 +399,7 @@ def run_contract(
         finish()
     except ContractError as error:
         return failure(error.status, str(error)), None
-    except (SimulationError, LedgerError) as error:
+    except (SimulationError, LedgerError, Unavailable) as error:
         return failure(ERROR, str(error)), None
     except MemoryError:
         return failure(ERROR, f"{chaincode.name} needs more memory than a contract may have"), None

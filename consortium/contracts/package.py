@@ -44,6 +44,7 @@ _SOURCES = {
         "common/dated.py",
         "common/money.py",
         "common/pages.py",
+        "common/remembered.py",
         "common/residence.py",
         "common/settings.py",
         "common/trees.py",

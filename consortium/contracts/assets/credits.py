@@ -2,13 +2,16 @@
 
 Where a supplier's terms bank exports (`DayTerms.banking_days`), what is left of a day's export is
 not paid but kept as credit. Credits set off import of a later day, or of the same one, at that
-day's tariff, until they expire. They are no tokens: a token says whose the exported energy is, a
-credit what the supplier owes for it.
+day's tariff, until they expire. Where a tariff nets over a bill's period and banks what is left
+(`Tariff.banking_days`), the credit is that of a bill and stands under its last day; later bills use
+it, the oldest first. Credits are no tokens: a token says whose the exported energy is, a credit
+what the supplier owes for it.
 
 For each lot: banked = outstanding + used + expired + reversed.
 
     credit/{connection}/{day}     the credit of a day's export
     credited/{connection}/{day}   what set off a day's import, and from which lots
+    banked/{connection}           bills' credits of which something may be left
 """
 
 from collections.abc import Sequence
@@ -31,6 +34,8 @@ from consortium.chaincode.api import (
     transaction,
 )
 
+from ..billing.bill_basis import MAX_CREDITS, CreditDraw
+from ..billing.tariffs import MAX_BANKING_DAYS, Tariff
 from ..common import settings
 from ..common.clock import DAY_S, Day, day_of, day_start
 from ..common.money import amount_micro
@@ -42,8 +47,8 @@ from ..settlement.days import DayInputs, Energy, Summary
 from ..settlement.firm import Party
 from .wallet import Ledger, Transfer
 
-MAX_LOTS = 62
-"""Lots that set off one day's import."""
+MAX_OPEN = MAX_BANKING_DAYS + 100
+"""Bills' credits of which something is left: of daily bills, until they expire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class CreditLot:
     expired_wh: Energy = 0
     reversed_wh: Energy = 0
     """What corrections took back."""
+    billed: bool = False
+    """Of a bill, and used by bills."""
 
     @property
     def outstanding_wh(self) -> int:
@@ -73,9 +80,8 @@ class CreditLot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Draw:
-    lot: Day
-    energy_wh: Energy
+class _Banked:
+    lots: Annotated[tuple[Day, ...], AtMost(MAX_OPEN)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Credited:
 
     supplier: Party
     tariff: Price
-    draws: Annotated[tuple[_Draw, ...], AtMost(MAX_LOTS)]
+    draws: Annotated[tuple[CreditDraw, ...], AtMost(MAX_CREDITS)]
 
     @property
     def energy_wh(self) -> int:
@@ -124,31 +130,43 @@ def settle_day(context: Context, ledger: Ledger, inputs: DayInputs, summary: Sum
     """Bank what a posted day leaves, or correct what it left before and what set it off."""
     name, day = summary.connection_id, summary.day
     lots: dict[str, CreditLot] = {}
-    lot = _lot(context, name, day)
-    banked = _total(summary, "banked")
-    reference = f"{day}-{summary.run}"
-    if lot is not None or banked:
-        if lot is None:
-            expires = day_of(day_start(day) + (inputs.terms.banking_days + 1) * DAY_S)
-            lot = CreditLot(
-                name,
-                day,
-                inputs.supplier,
-                inputs.terms.tariff,
-                inputs.terms.expired_price,
-                expires,
-                0,
-            )
-        more = banked - (lot.banked_wh - lot.reversed_wh)
-        if more >= 0:
-            lots[day] = replace(lot, banked_wh=lot.banked_wh + more)
-        else:
-            lots[day] = _taken_back(ledger, lot, -more, reference)
+    empty = CreditLot(
+        name,
+        day,
+        inputs.supplier,
+        inputs.terms.tariff,
+        inputs.terms.expired_price,
+        _expires(day, inputs.terms.banking_days),
+        0,
+    )
+    banked = _banked(context, ledger, empty, _total(summary, "banked"), f"{day}-{summary.run}")
+    if banked is not None:
+        lots[day] = banked
     credited = _credited(context, name, day)
     if credited is not None and credited.energy_wh > _total(summary, "import"):
         _returned(context, ledger, credited, summary, lots)
     for one in lots.values():
         _store(context, one)
+
+
+def _expires(day: str, banking_days: int) -> str:
+    return day_of(day_start(day) + (banking_days + 1) * DAY_S)
+
+
+def _banked(
+    context: Context, ledger: Ledger, empty: CreditLot, energy_wh: int, reference: str
+) -> CreditLot | None:
+    """A lot with what its day or bill leaves by now; None as long as that is nothing."""
+    lot = _lot(context, empty.connection_id, empty.day)
+    if lot is None and not energy_wh:
+        return None
+    lot = lot or empty
+    if lot.billed != empty.billed:
+        raise Conflict(f"{lot.connection_id} has a day's and a bill's credit of {lot.day}")
+    more = energy_wh - (lot.banked_wh - lot.reversed_wh)
+    if more >= 0:
+        return replace(lot, banked_wh=lot.banked_wh + more)
+    return _taken_back(ledger, lot, -more, reference)
 
 
 def _taken_back(ledger: Ledger, lot: CreditLot, energy_wh: int, reference: str) -> CreditLot:
@@ -178,7 +196,7 @@ def _returned(
     """Give credits back that set off import which a correction says there wasn't."""
     name, day = summary.connection_id, summary.day
     left = credited.energy_wh - _total(summary, "import")
-    kept: list[_Draw] = []
+    kept: list[CreditDraw] = []
     paid_wh = 0
     for draw in reversed(credited.draws):
         back = min(left, draw.energy_wh)
@@ -230,12 +248,14 @@ def use(
             )
         if lot.supplier != supplier:
             raise Conflict(f"the credit of {day} is owed by {lot.supplier}, not by {supplier}")
+        if lot.billed:
+            raise Conflict(f"the credit of {day} is a bill's; the next bills use it by themselves")
         taken = min(open_wh, lot.outstanding_wh)
         if taken:
             open_wh -= taken
             draws[day] = draws.get(day, 0) + taken
             _store(context, replace(lot, used_wh=lot.used_wh + taken))
-    after = replace(before, draws=tuple(_Draw(day, draws[day]) for day in sorted(draws)))
+    after = replace(before, draws=tuple(CreditDraw(day, draws[day]) for day in sorted(draws)))
     if after != before:
         context.put_state(f"credited/{connection_id}/{summary.day}", canonical_json(after))
         ledger = Ledger(context, settings.now(context, energy_settings(context)))
@@ -250,6 +270,103 @@ def use(
         )
         ledger.write()
     return after
+
+
+def usable(
+    context: Context,
+    connection_id: str,
+    supplier: str,
+    from_day: str,
+    before: Sequence[CreditDraw],
+) -> tuple[CreditDraw, ...]:
+    """What a bill that begins on a day can take of earlier bills' credits, the oldest first.
+
+    Args:
+        context: The transaction.
+        connection_id: Whose bill it is.
+        supplier: Account of whose bill it is.
+        from_day: Its first day, on which a credit must not have expired.
+        before: What an earlier run of the same bill has taken; it can be taken anew.
+    """
+    own = {draw.lot: draw.energy_wh for draw in before}
+    found = []
+    for day in sorted({**dict.fromkeys(_open_lots(context, connection_id)), **own}):
+        lot = _lot(context, connection_id, day)
+        assert lot is not None, "a bill's credit has its lot"
+        left = lot.outstanding_wh + own.get(day, 0)
+        if left and lot.supplier == supplier and lot.day < from_day < lot.expires_on:
+            found.append(CreditDraw(day, left))
+    return tuple(found[:MAX_CREDITS])
+
+
+def settle_bill(
+    context: Context,
+    ledger: Ledger,
+    empty: CreditLot,
+    banked_wh: int,
+    draws: tuple[Sequence[CreditDraw], Sequence[CreditDraw]],
+    reference: str,
+) -> None:
+    """Bank what a bill leaves, and use what it takes; a correction changes both to what is so now.
+
+    Args:
+        context: The transaction.
+        ledger: Pays for what was used and is taken back.
+        empty: The lot of what the bill leaves, as it would begin.
+        banked_wh: What it leaves.
+        draws: What the run before took, and what this one takes.
+        reference: Of the postings.
+
+    Raises:
+        Conflict: a credit hasn't that much left, or isn't this supplier's bills'.
+    """
+    name = empty.connection_id
+    lots: dict[str, CreditLot] = {}
+    banked = _banked(context, ledger, empty, banked_wh, reference)
+    if banked is not None:
+        lots[banked.day] = banked
+    took, takes = ({draw.lot: draw.energy_wh for draw in each} for each in draws)
+    for day in sorted({**took, **takes}):
+        lot = _lot(context, name, day)
+        more = takes.get(day, 0) - took.get(day, 0)
+        if lot is None or not lot.billed or lot.supplier != empty.supplier or day >= empty.day:
+            raise Conflict(f"{name} has no credit of an earlier bill of {empty.supplier} of {day}")
+        if more > lot.outstanding_wh:
+            raise Conflict(
+                f"the bill takes {more} Wh of the credit of {day}, but {lot.outstanding_wh} are "
+                "left; compute its next run"
+            )
+        # What a correction of the lot took back meanwhile was paid for then.
+        paid_wh = max(0, -more - lot.used_wh)
+        lots[day] = replace(lot, used_wh=max(0, lot.used_wh + more))
+        amount = amount_micro(paid_wh, lot.tariff)
+        ledger.transfer(Transfer(lot.supplier, name, amount, "credit_returned", reference))
+    for lot in lots.values():
+        _store(context, lot)
+    known = _open_lots(context, name)
+    expired = day_of(max(0, day_start(empty.day) - MAX_BANKING_DAYS * DAY_S))
+    left = [day for day in known if day not in lots and day >= expired]
+    left += [day for day, lot in lots.items() if lot.outstanding_wh]
+    if tuple(sorted(left)) != known:
+        context.put_state(f"banked/{name}", canonical_json(_Banked(tuple(sorted(left)))))
+
+
+def _open_lots(context: Context, connection_id: str) -> tuple[str, ...]:
+    stored = context.get_state(f"banked/{connection_id}")
+    return () if stored is None else stored_record(_Banked, stored).lots
+
+
+def of_bill(connection_id: str, last_day: str, supplier: str, tariff: Tariff) -> CreditLot:
+    """The lot of what a bill leaves, as it begins.
+
+    What was used and is taken back costs what it set off: the dearest energy comes first.
+    """
+    worth = max((band.price for band in tariff.bands), default=0)
+    worth += max((block.price for block in tariff.blocks), default=0)
+    expires = _expires(last_day, tariff.banking_days)
+    return CreditLot(
+        connection_id, last_day, supplier, worth, tariff.feed_in, expires, 0, billed=True
+    )
 
 
 class Credits(Contract):

@@ -20,6 +20,7 @@ from consortium.chaincode.api import (
     LimitExceeded,
     MspId,
     NotFound,
+    Unavailable,
     query,
     transaction,
 )
@@ -96,7 +97,8 @@ def to_be_committed(
 ) -> bool:
     """Whether a plant's month was read, isn't committed to and can be. In queries only.
 
-    Looks no further than the first day that was read: it is asked time and again.
+    Looks no further than the first day of which something counts, and of a month that nobody read
+    at one key for each meter: it is asked time and again.
     """
     try:
         basis = called(
@@ -105,15 +107,33 @@ def to_be_committed(
         key = produced_key(basis.connection_id, month, plant_id)
         if commitments.opened(context, store.utility, key, Produced) is not None:
             return False
-    except Conflict:
+    except Conflict, Unavailable:
         return False
     if (basis.to - basis.from_) // own.interval_s > MAX_INTERVALS:
         return False
-    days = (
-        _counted(store, basis, start, min(start + DAY_S, basis.to), own.interval_s, scan=True)
-        for start in range(basis.from_, basis.to, DAY_S)
-    )
-    return any(one.secrets for one in days)
+    start = _next_read(store, basis, basis.from_)
+    while start is not None:
+        end = min(start + DAY_S, basis.to)
+        if _counted(store, basis, start, end, own.interval_s, scan=True).secrets:
+            return True
+        start = _next_read(store, basis, end)
+    return False
+
+
+def _next_read(store: Store, basis: ProducedBasis, start: int) -> int | None:
+    """The first day of a month, from a day on, of which something may count; one key a meter.
+
+    That takes readings of what was generated or, where all export is the plant's, of the exchange.
+    """
+    meters = [
+        meter
+        for meter in meters_of(store.context, basis.connection_id)
+        if meter.utility == store.utility
+    ]
+    generators = [meter for meter in meters if meter.purpose == "generation"]
+    counting = generators if generators or basis.battery else meters
+    first = store.first(counting, start, basis.to)
+    return None if first is None else first - (first - basis.from_) % DAY_S
 
 
 @dataclass(frozen=True, slots=True)

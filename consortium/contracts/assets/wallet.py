@@ -8,7 +8,8 @@ Two transactions of one block must not touch one key, and thousands may concern 
   alone writes; two payments at once name two shards. A *sweep* moves named entries from `in` to a
   shard, and shard `U` is the utility's, which sweeps for homes that don't;
 - a **hold** sets money aside under `acct/{account}/hold/{hold id}` until it is posted, voided, or
-  past its time.
+  past its time; then it stands under `acct/{account}/ended/{hold id}`, since a year of orders ends
+  more of them than one query can go through.
 
 The balance is shards, holds and `in` together, and equals the sum of the account's postings,
 `acct/{account}/post/…`, the newest first. The postings of each transaction sum to zero, and so does
@@ -57,6 +58,7 @@ from ..common.residence import Residence
 from ..common.settings import Currency
 from ..registry import homes
 from ..registry.registry import RESERVED_PREFIXES, connection_of, energy_settings
+from ..settlement.settle import MARKET, ROUNDING
 
 _BANK = "ext/bank/"
 CLEARING_PREFIX = "CLEARING-"
@@ -298,9 +300,7 @@ class Ledger:
         More than the hold is charged to the account all the same: settlement always posts.
         """
         ensure(hold.state == "pending", "a hold ends once")
-        self._context.put_state(
-            _hold_key(hold.account, hold.hold_id), canonical_json(replace(hold, state=state))
-        )
+        self._end(hold, state)
         for transfer in transfers:
             ensure(transfer.payer == hold.account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
@@ -314,9 +314,7 @@ class Ledger:
         for hold in holds:
             ensure(hold.state == "pending", "a hold ends once")
             ensure(hold.account == account, "holds of one account end together")
-            self._context.put_state(
-                _hold_key(account, hold.hold_id), canonical_json(replace(hold, state="posted"))
-            )
+            self._end(hold, "posted")
         for transfer in transfers:
             ensure(transfer.payer == account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
@@ -358,16 +356,13 @@ class Ledger:
         holds = [*others] if hold is None else [hold, *others]
         account = holds[0].account
         for one in others:
-            self._context.put_state(
-                _hold_key(account, one.hold_id), canonical_json(replace(one, state="voided"))
-            )
-        if hold is not None or amount_micro:
-            gathered = replace(holds[0], hold_id=hold_id)
-            if amount_micro:
-                gathered = replace(gathered, amount_micro=amount_micro)
-            else:
-                gathered = replace(gathered, state="posted" if transfers else "voided")
+            self._end(one, "voided")
+        gathered = replace(holds[0], hold_id=hold_id)
+        if amount_micro:
+            gathered = replace(gathered, amount_micro=amount_micro)
             self._context.put_state(_hold_key(account, hold_id), canonical_json(gathered))
+        elif hold is not None:
+            self._end(gathered, "posted" if transfers else "voided")
         for transfer in transfers:
             ensure(transfer.payer == account, "a hold pays for its own account")
             self._append(transfer.payee, transfer.amount_micro)
@@ -382,17 +377,18 @@ class Ledger:
 
     def end_collateral(self, hold: Hold, owed: int) -> None:
         """Put what is owed into the utility's shard, where the debt is; the rest goes back."""
-        self._context.put_state(
-            _hold_key(hold.account, hold.hold_id), canonical_json(replace(hold, state="posted"))
-        )
+        self._end(hold, "posted")
         self._receive(hold.account, owed, UTILITY_SHARD)
         self._append(hold.account, hold.amount_micro - owed)
 
     def call_guarantee(self, hold: Hold, account: str, owed: int) -> None:
         """Pay what an account owes out of its guarantor's hold; what is left stays held."""
         left = hold.amount_micro - owed
-        ended = replace(hold, amount_micro=left) if left else replace(hold, state="posted")
-        self._context.put_state(_hold_key(hold.account, hold.hold_id), canonical_json(ended))
+        if left:
+            rest = canonical_json(replace(hold, amount_micro=left))
+            self._context.put_state(_hold_key(hold.account, hold.hold_id), rest)
+        else:
+            self._end(hold, "posted")
         self._receive(account, owed, UTILITY_SHARD)
         self._post_both(Transfer(hold.account, account, owed, "guarantee", account))
 
@@ -418,6 +414,13 @@ class Ledger:
             self._context.put_state(
                 f"acct/{account}/avail/{shard}", canonical_json(_Amount(amount))
             )
+
+    def _end(self, hold: Hold, state: str) -> None:
+        """Note what became of a hold, where the pending ones aren't."""
+        self._context.del_state(_hold_key(hold.account, hold.hold_id))
+        self._context.put_state(
+            ended_key(hold.account, hold.hold_id), canonical_json(replace(hold, state=state))
+        )
 
     def _shard(self, account: str, shard: str) -> int:
         if (account, shard) not in self._shards:
@@ -485,8 +488,10 @@ def credit_limit(context: Context, account: str) -> int:
 
 
 def find_hold(context: Context, account: str, hold_id: str) -> Hold | None:
-    """A hold, if there is one."""
+    """A hold, pending or ended, if there is one."""
     stored = context.get_state(_hold_key(account, hold_id))
+    if stored is None:
+        stored = context.get_state(ended_key(account, hold_id))
     return None if stored is None else stored_record(Hold, stored)
 
 
@@ -508,6 +513,11 @@ def pending_hold(context: Context, account: str, hold_id: str) -> Hold:
 
 def _hold_key(account: str, hold_id: str) -> str:
     return f"acct/{account}/hold/{hold_id}"
+
+
+def ended_key(account: str, hold_id: str) -> str:
+    """Where a hold stands once it has ended."""
+    return f"acct/{account}/ended/{hold_id}"
 
 
 # Who may
@@ -859,11 +869,15 @@ class Wallet(Contract):
         """Make what came in available to spend.
 
         The owner sweeps into a shard of its own, an operator of the utility into the utility's.
-        Entries that were swept before are left out.
+        The clearing house's accounts are nobody's, so any operator sweeps them. Entries that were
+        swept before are left out.
         """
         creator = context.creator
         utility = _utility_of(context, account, creator)
-        if account.startswith(RESERVED_PREFIXES) or access.is_home(creator, utility, account):
+        if account.startswith(CLEARING_PREFIX):
+            access.require_member(creator, f"sweep {account}")
+            into = UTILITY_SHARD
+        elif account.startswith(RESERVED_PREFIXES) or access.is_home(creator, utility, account):
             require_owner(context, account, f"sweep {account}")
             into = str(shard)
         else:
@@ -959,10 +973,14 @@ class Wallet(Contract):
     def cover_default(self, context: Context, *, account: Account) -> dict[str, Any]:
         """Cover what an account owes: from its collateral, by its guarantor, then its supplier.
 
-        What it owes is what the utility's shard is below zero.
+        What it owes is what the utility's shard is below zero, with what the owner's own shards
+        are: who sweeps charges into them is no less in debt.
         """
         utility = _require_operator(context, account, f"cover the default of {account}")
         owed = -available(context, account, UTILITY_SHARD)
+        for shard in range(OWNER_SHARDS):
+            limit = 0 if shard else credit_limit(context, account)
+            owed -= min(0, available(context, account, str(shard)) + limit)
         if owed <= 0:
             raise Conflict(
                 f"account {account} owes nothing in shard {UTILITY_SHARD}; sweep its charges first"
@@ -1054,6 +1072,22 @@ class Wallet(Contract):
         return {"account": account, "entries": entries, "amount_micro": total}
 
     @query
+    def due(self, context: Context) -> list[dict[str, Any]]:
+        """Calls that sweep the accounts of the caller's utility, and of the clearing house.
+
+        Of those that have as many entries as one call takes: each payment and settlement leaves
+        one, and no balance could be summed any more after some days of 10,000 homes.
+        """
+        utility = context.creator.msp_id
+        access.require_operator(context.creator, utility, f"see what is due at {utility}")
+        found: list[dict[str, Any]] = []
+        for name in (supplier_account, grid_account, balance_account, tax_account, bank_account):
+            found += _full(context, name(utility), {"utility": utility, "endorsing": []})
+        for account in (MARKET, ROUNDING):
+            found += _full(context, account, {})
+        return found
+
+    @query
     def holds(self, context: Context, *, account: Account) -> list[Hold]:
         """The holds that haven't ended."""
         require_sight(context, account)
@@ -1143,6 +1177,20 @@ def _incoming(context: Context, account: str) -> Iterator[tuple[str, int]]:
                 "limit of what a balance is summed from; call wallet:Sweep"
             )
         yield key.removeprefix(prefix), stored_record(_Amount, value).amount_micro
+
+
+def _full(context: Context, account: str, whose: dict[str, Any]) -> list[dict[str, Any]]:
+    """The call that sweeps an account, if it has enough for one."""
+    entries: list[str] = []
+    for name, _ in _incoming(context, account):
+        entries.append(name)
+        if len(entries) == MAX_SWEPT:
+            break
+    else:
+        return []
+    # The owner's last shard, which people seldom name: two that spend out of one exclude each other
+    argument = {"account": account, "entries": entries, "shard": OWNER_SHARDS - 1}
+    return [{"function": "wallet:Sweep", "argument": argument, **whose}]
 
 
 def _holds(context: Context, account: str) -> Iterator[Hold]:

@@ -8,9 +8,10 @@ wants that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
+    AtMost,
     Conflict,
     Context,
     Contract,
@@ -41,6 +42,8 @@ from ..settlement.days import (
     MAX_CELLS,
     MAX_CONNECTIONS,
     MAX_OPEN_DAYS,
+    OPEN_FOR_DAYS,
+    TURN_S,
     OpenDay,
     OpenDays,
     RevisedDay,
@@ -52,8 +55,6 @@ from .protections import MAX_STEPS, PermitReady, ReadySteps
 from .supply import BilledPeriod, Dues, Supplies
 from .supply_terms import basis_of
 
-LOOK_BACK_DAYS = 21
-"""How long after a day it is looked at: by then its final run is posted."""
 LOOK_BACK_MONTHS = 2
 """How long plants' months are looked at."""
 MAX_DUE = 200
@@ -67,7 +68,7 @@ _UNATTENDED = ("billing:Dun", "permit:Warn", "permit:Restore")
 def days_before(now: int) -> list[str]:
     """The days that are looked at, the oldest first; the last may not be over yet."""
     last = now - now % DAY_S
-    return [day_of(at) for at in range(max(0, last - LOOK_BACK_DAYS * DAY_S), last + 1, DAY_S)]
+    return [day_of(at) for at in range(max(0, last - OPEN_FOR_DAYS * DAY_S), last + 1, DAY_S)]
 
 
 def _open_parts(
@@ -100,7 +101,7 @@ def _open_parts(
         if operator != utility:
             continue
         if supplier not in known:
-            known[supplier] = settlement.day_times(context, supplier, day)
+            known[supplier] = _day_times(context, supplier, day)
         times = known[supplier]
         if times is None or now < times[1]:
             continue
@@ -121,6 +122,25 @@ def _open_parts(
         for first in range(0, len(names), size):
             part = tuple(names[first : first + size])
             yield OpenDay(day, run, end, start, community != "", part)
+
+
+def _day_times(context: Context, supplier: str, day: str) -> tuple[int, int, int] | None:
+    """As settlement has them; None too while no calendar knows the day: others' days go on."""
+    try:
+        return settlement.day_times(context, supplier, day)
+    except NotFound:
+        return None
+
+
+def _is_over(context: Context, connection_id: str, day: str) -> bool:
+    """Whether a local day that a UTC day may touch has had its final run, or a bill."""
+    at = day_start(day)
+    touched = [day_of(near) for near in (max(0, at - DAY_S), at, at + DAY_S)]
+    billed_to = Dues(context, connection_id).account.billed_to
+    if billed_to is not None and billed_to > touched[0]:
+        return True
+    posted = (settlement.posted_day(context, connection_id, name) for name in touched)
+    return any(one is not None and one.run != "provisional" for one in posted)
 
 
 def _posted(context: Context, day: str, run: str) -> dict[str, None]:
@@ -169,11 +189,17 @@ class Agenda(Contract):
             stored_record(Connection, value) for _, value in context.range(*under("connection/"))
         ]
         spans, memberships = roles.all_spans(context), communities.all_memberships(context)
+        # Each turn begins with another day: homes that are never read, of all days together, would
+        # else keep those of the last days from being looked at.
+        days = days_before(now)
+        first = now // TURN_S % len(days)
         found: list[OpenDay] = []
-        for day in days_before(now):
-            found += _open_parts(context, utility, day, now, connections, spans, memberships)
-            if len(found) >= MAX_OPEN_DAYS:
+        for day in days[first:] + days[:first]:
+            parts = [*_open_parts(context, utility, day, now, connections, spans, memberships)]
+            if found and len(found) + len(parts) > MAX_OPEN_DAYS:
                 break
+            found += parts
+        found.sort(key=lambda one: one.day)
         return OpenDays(tuple(found[:MAX_OPEN_DAYS]))
 
     @query
@@ -208,6 +234,21 @@ class Agenda(Contract):
                     if len(found) == MAX_OPEN_DAYS:
                         return RevisedDays(tuple(found), f"{terms.contract_id}/{day}")
         return RevisedDays(tuple(found), None)
+
+    @query
+    def settled(
+        self,
+        context: Context,
+        *,
+        utility: MspId,
+        days: Annotated[tuple[RevisedDay, ...], AtMost(MAX_OPEN_DAYS)],
+    ) -> RevisedDays:
+        """Which of these UTC days touch a local one that is settled for good, or billed."""
+        self._require_operator(context, utility)
+        context = remembered(context)
+        return RevisedDays(
+            tuple(one for one in days if _is_over(context, one.connection_id, one.day)), None
+        )
 
     @query
     def bills(self, context: Context, *, utility: MspId) -> OpenBills:

@@ -2,11 +2,11 @@
 
 The readings stay where they are. What comes out is a private record with every line, for the home
 and its utility, and a statement of the total with the record's hash, which `energy` posts after
-checking that it is the one committed to here.
+checking that it is the one committed to here. Where the tariff has a social one, a second private
+record says what of the bill the home needn't bear (`Relief`).
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from consortium.chaincode.api import (
@@ -32,14 +32,18 @@ from .bill_basis import (
     Basis,
     BillRecord,
     Metered,
+    Relief,
     Run,
     Statement,
     compute,
+    draw_credits,
     period_days,
     record_key,
+    relief_key,
+    relieve,
     statement_key,
 )
-from .protections import PermitCase
+from .protections import PermitCase, mark_of
 from .tariffs import BillLine, Usage
 
 MAX_FINDINGS = 100
@@ -83,9 +87,14 @@ class Bills(Contract):
             )
         key = record_key(connection_id, from_day, run)
         before = commitments.opened(context, basis.utility, key, BillRecord)
+        posted_as = statement_key(connection_id, from_day, run)
+        draws = None
         if before is not None:
             # What is left of a credit may have changed since then; what was drawn has not.
-            basis = replace(basis, prepaid_wh=before.drawn_wh)
+            basis = before.as_drawn(basis)
+            stated = commitments.opened(context, basis.utility, posted_as, Statement)
+            assert stated is not None, "a record has its statement"
+            draws = stated.draws
         elif run > 1:
             earlier = record_key(connection_id, from_day, run - 1)
             if commitments.commitment(context, basis.utility, earlier) is None:
@@ -106,10 +115,15 @@ class Bills(Contract):
             record.drawn_wh,
             record.estimated_intervals > 0,
             commitment,
+            record.banked_wh,
+            draw_credits(basis.credits, record.credited_wh) if draws is None else draws,
         )
-        commitments.put(
-            context, basis.utility, statement_key(connection_id, from_day, run), statement
-        )
+        commitments.put(context, basis.utility, posted_as, statement)
+        if _has_social(basis):
+            key = relief_key(connection_id, from_day, run)
+            salt = commitments.salt(context, key, metered.secrets)
+            relief = _relief(context, record.as_drawn(basis), metered, run, salt)
+            commitments.put(context, basis.utility, key, relief)
         return statement
 
     @query
@@ -123,6 +137,22 @@ class Bills(Contract):
         )
         if found is None:
             raise NotFound(f"run {run} of a bill of {connection_id} from {from_day} isn't computed")
+        return found
+
+    @query
+    def relief(
+        self, context: Context, *, connection_id: Identifier, from_day: Day, run: Run = 1
+    ) -> Relief:
+        """What of a bill the supplier owes the home by the social tariff; on a utility's peer."""
+        utility = _sight(context, connection_id, from_day)
+        found = commitments.opened(
+            context, utility, relief_key(connection_id, from_day, run), Relief
+        )
+        if found is None:
+            raise NotFound(
+                f"run {run} of a bill of {connection_id} from {from_day} isn't computed, or its "
+                "tariff has no social one"
+            )
         return found
 
     @query
@@ -153,15 +183,27 @@ class Bills(Contract):
         found = commitments.opened(context, utility, key, BillRecord)
         if found is None:
             raise NotFound(f"run {run} of a bill of {connection_id} from {from_day} isn't computed")
-        basis = replace(basis, prepaid_wh=found.drawn_wh)
+        basis = found.as_drawn(basis)
         metered, missing = _metered(context, basis, basis.bounds()[1], scan=True)
         salt = commitments.salt(context, key, metered.secrets) if metered.secrets else ""
         again = compute(basis, metered, run, salt)
-        same = salt == found.salt and not missing
-        findings = list(_differences(found, again))[:MAX_FINDINGS] if same else []
-        if same and not findings and found != again:
-            findings.append({"bill": None, "line": None, "kind": "record", "off_by_micro": 0})
-        verdict = "altered" if findings else "agrees" if same else "changed_since"
+        unchanged = salt == found.salt and not missing
+        findings: list[dict[str, Any]] = []
+        if unchanged:
+            findings += list(_differences(found, again))[:MAX_FINDINGS]
+            if not findings and found != again:
+                findings.append({"bill": None, "line": None, "kind": "record", "off_by_micro": 0})
+            key = relief_key(connection_id, from_day, run)
+            shown = commitments.opened(context, basis.utility, key, Relief)
+            if shown is not None:
+                relief = _relief(context, basis, metered, run, shown.salt)
+                # Who is entitled may have been told since; nobody has altered anything then.
+                unchanged = relief.entitled == shown.entitled
+                if unchanged and relief != shown:
+                    findings.append(
+                        _finding(None, None, "relief", shown.relief_micro, relief.relief_micro)
+                    )
+        verdict = "altered" if findings else "agrees" if unchanged else "changed_since"
         return {"connection_id": connection_id, "verdict": verdict, "findings": findings}
 
     @query
@@ -176,6 +218,7 @@ class Bills(Contract):
         metered, missing = _metered(context, basis, now, scan=True)
         return {
             "record": compute(basis, metered, 1, "0" * 64),
+            "relief": _relief(context, basis, metered, 1, "0" * 64) if _has_social(basis) else None,
             "missing": len(missing),
         }
 
@@ -188,13 +231,21 @@ def corrected(context: Context, connection_id: str, from_day: str, to_day: str, 
     )
     if found is None:
         return False
-    metered, missing = _metered(
-        context, replace(basis, prepaid_wh=found.drawn_wh), basis.bounds()[1], scan=True
-    )
+    basis = found.as_drawn(basis)
+    metered, missing = _metered(context, basis, basis.bounds()[1], scan=True)
     if missing:
         return False
-    again = compute(replace(basis, prepaid_wh=found.drawn_wh), metered, run, found.salt)
+    again = compute(basis, metered, run, found.salt)
     return again != found
+
+
+def _has_social(basis: Basis) -> bool:
+    return any(stretch.social is not None for stretch in basis.stretches)
+
+
+def _relief(context: Context, basis: Basis, metered: Metered, run: int, salt: str) -> Relief:
+    mark = mark_of(context, basis.utility, basis.connection_id)
+    return relieve(basis, metered, run, () if mark is None else mark.social, salt)
 
 
 def _differences(shown: BillRecord, expected: BillRecord) -> Iterator[dict[str, Any]]:

@@ -39,6 +39,7 @@ from consortium.chaincode.api import (
 from ..common import access, agreements, commitments, settings
 from ..common.agreements import Agreement, Version
 from ..common.clock import DAY_S, day_of, day_start, utc_text
+from ..registry import homes
 from ..registry.registry import connection_of, energy_settings
 from . import supply
 from .calendars import Calendar
@@ -396,10 +397,14 @@ class Permits(Contract):
         context.put_state(f"consent/{connection_id}", canonical_json(given))
         return given
 
-    @staticmethod
-    def _consent(context: Context, connection_id: str) -> Consent | None:
+    def _consent(self, context: Context, connection_id: str) -> Consent | None:
+        """What who lives there now has said."""
         stored = context.get_state(f"consent/{connection_id}")
-        return None if stored is None else stored_record(Consent, stored)
+        if stored is None:
+            return None
+        consent = stored_record(Consent, stored)
+        since = homes.lives_since(context, connection_id, self._now(context))
+        return None if since is None or consent.since < since else consent
 
     # Steps down
 
@@ -589,6 +594,7 @@ class Permits(Contract):
         now = self._now(context)
         permit = permit_of(context, connection_id)
         dues = Dues(context, connection_id)
+        dues.show(supply.seen_bills(context, connection_id))
         versions = supply.supplies_of(context, connection_id).versions
         step: str = "none"
         at: int | None = None

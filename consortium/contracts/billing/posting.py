@@ -16,9 +16,10 @@ from consortium.chaincode.api import (
     stored_record,
 )
 
+from ..assets import credits
 from ..assets.wallet import Ledger, Transfer, supplier_account
-from ..common import access, commitments, settings
-from ..common.clock import DAY_S, utc_text
+from ..common import access, agreements, commitments, settings
+from ..common.clock import DAY_S, day_of, day_start, utc_text
 from ..registry.registry import connection_of, energy_settings
 from . import permit, prepayment, supply
 from .bill_basis import (
@@ -36,6 +37,8 @@ from .supply import (
     Supply,
 )
 from .supply_terms import check_period
+from .tariff_book import TARIFF
+from .tariffs import Tariff
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,13 @@ def post(context: Context, statement: Statement) -> dict[str, Any]:
             total_micro=statement.total_micro,
             drawn_wh=statement.drawn_wh,
             numbers=(*before.numbers, number) if claimed else before.numbers,
+            banked_wh=statement.banked_wh,
+            draws=statement.draws,
         ),
     )
+    if statement.banked_wh or statement.draws or before.banked_wh or before.draws:
+        reference = f"bill-{number or dues.account.last}"
+        _settle_credits(context, ledger, terms, before, statement, reference)
     prepaid_before = supply.prepaid_of(context, connection_id)
     prepaid = prepayment.draw_energy(
         prepaid_before, terms.supplier, statement.drawn_wh - before.drawn_wh
@@ -141,6 +149,38 @@ def post(context: Context, statement: Statement) -> dict[str, Any]:
         "number": number or None,
         "difference_micro": statement.total_micro - before.total_micro,
     }
+
+
+def _settle_credits(
+    context: Context,
+    ledger: Ledger,
+    terms: Supply,
+    before: BilledPeriod,
+    statement: Statement,
+    reference: str,
+) -> None:
+    """Bank what a bill leaves of its export, and use what it takes of earlier bills' credits.
+
+    Raises Conflict where the tariff banks nothing, or a credit hasn't that much left.
+    """
+    last_day = day_of(day_start(statement.to_day) - DAY_S)
+    for day in (last_day, statement.from_day):
+        at = supply.calendar_at(context, terms.region, day_start(day)).start_of(day)
+        tariff = agreements.in_force(context, TARIFF, terms.tariff, at, Tariff)
+        if tariff.banking_days:
+            break
+    else:
+        if statement.banked_wh:
+            raise Conflict(f"banked_wh is {statement.banked_wh}, but {terms.tariff} banks nothing")
+    supplier = supplier_account(terms.supplier)
+    credits.settle_bill(
+        context,
+        ledger,
+        credits.of_bill(statement.connection_id, last_day, supplier, tariff),
+        statement.banked_wh,
+        (before.draws, statement.draws),
+        reference,
+    )
 
 
 def _posted(context: Context, posted: _Posted) -> dict[str, Any]:

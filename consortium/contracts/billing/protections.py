@@ -7,9 +7,11 @@ knows, so that every peer checks its hash. A new mark takes the clearance away: 
 is still in flight then fails validation by itself.
 
 The hash of a mark's key is public and can be guessed, so the existence of a mark must tell nothing:
-every home has one, most of them `none`, and they are declared many at a time.
+every home has one, most of them `none`, and they are declared many at a time. Beside it stands on
+which days the home is entitled to the social tariff, for the same reasons.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -32,13 +34,16 @@ from consortium.chaincode.api import (
 )
 
 from ..common import access, commitments, settings
-from ..common.clock import DAY_S
+from ..common.clock import DAY_S, day_start
 from ..common.commitments import Salt, called
 from ..common.residence import residence
 from ..common.settings import MeteringSettings
+from .bill_basis import EntitledDays
 
 MAX_MARKS = 500
 MAX_STEPS = 100
+MAX_ENTITLED = 24
+"""Times of one home's entitlement to the social tariff."""
 CLEARANCE_S = 3 * DAY_S
 """How long a clearance can be used."""
 
@@ -47,13 +52,15 @@ Case = Annotated[int, Integer(1, 10**6)]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Whether a home is protected."""
+    """Whether a home is protected, and when it is entitled to the social tariff."""
 
     connection_id: Identifier
     kind: Annotated[str, Choice("none", "medical", "vulnerable")]
     until: Instant
     """Channel time at which a protection ends."""
     salt: Salt
+    social: Annotated[tuple[EntitledDays, ...], AtMost(MAX_ENTITLED)] = ()
+    """In order, none of them twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,19 @@ def _mark_key(connection_id: str) -> str:
     return f"protected/{connection_id}"
 
 
+def _check_entitled(social: Sequence[EntitledDays]) -> None:
+    """Raise InvalidArgument unless each follows the one before."""
+    before = ""
+    for number, each in enumerate(social):
+        day_start(each.from_day)
+        day_start(each.to_day)
+        if not before <= each.from_day < each.to_day:
+            raise InvalidArgument(
+                f"social[{number}] must end after it begins, and begin after the one before ends"
+            )
+        before = each.to_day
+
+
 def _now(context: Context) -> int:
     channel = settings.read(context, MeteringSettings, "metering:Configure")
     return settings.now(context, channel)
@@ -139,6 +159,7 @@ class Protections(Contract):
             mark = read_item(Mark, item)
             if mark.connection_id in marks:
                 raise InvalidArgument(f"protections names {mark.connection_id} twice")
+            _check_entitled(mark.social)
             marks[mark.connection_id] = mark
         for connection_id, mark in marks.items():
             commitments.put(context, utility, _mark_key(connection_id), mark)

@@ -36,7 +36,7 @@ from ..common.commitments import Commitment
 from ..common.residence import EVERYBODY, Residence
 from ..registry import homes
 from ..registry.registry import Connection, connection_of, energy_settings
-from .bill_basis import MAX_RUNS, Run
+from .bill_basis import MAX_CREDITS, MAX_RUNS, CreditDraw, Run
 from .calendars import Calendar
 from .tariff_book import CALENDAR
 from .tariffs import Energy, Money
@@ -183,6 +183,9 @@ class BilledPeriod:
     drawn_wh: Energy
     numbers: Annotated[tuple[Number, ...], AtMost(MAX_RUNS)]
     """Its documents with something to pay."""
+    banked_wh: Energy = 0
+    draws: Annotated[tuple[CreditDraw, ...], AtMost(MAX_CREDITS)] = ()
+    """What it takes of earlier bills' credits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,12 +444,30 @@ class Dues:
         return later + self.prepaid_over_micro(now, creditor)
 
     def enforceable(self, now: int, creditor: Creditor) -> list[Standing]:
-        """Bills that may have consequences: due, not estimated, of the present supplier."""
-        return [
+        """Bills that may have consequences: due, not estimated, of the present supplier.
+
+        And of who lives there now: what was used before they came is others' to pay.
+        """
+        found = [
             each
             for each in self.open()
             if each.due_at <= now and not each.estimated and each.supplier == creditor.supplier
         ]
+        since = homes.lives_since(self._context, self._connection_id, now) if found else 0
+        if since == 0:
+            return found
+        return [] if since is None else [each for each in found if self._begins(each) >= since]
+
+    def show(self, seen: Residence) -> None:
+        """Leave out bills that aren't of some times. In queries only."""
+        if seen != EVERYBODY:
+            shown = (each.number for each in self.open() if seen.at(self._begins(each)))
+            self.account = replace(self.account, open=tuple(sorted(shown)))
+
+    def _begins(self, standing: Standing) -> int:
+        """When a bill's time begins; local days are told apart by the noon of the UTC day."""
+        document = document_of(self._context, self._connection_id, standing.number)
+        return day_start(document.from_day) + DAY_S // 2
 
     def put(self, standing: Standing) -> None:
         """Change what has become of a document."""

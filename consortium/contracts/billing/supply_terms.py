@@ -14,6 +14,8 @@ from consortium.chaincode.api import (
     stored_record,
 )
 
+from ..assets import credits
+from ..assets.wallet import supplier_account
 from ..common import access, agreements
 from ..common.clock import DAY_S, day_of, day_start
 from ..registry import homes, roles
@@ -173,16 +175,20 @@ def _stretches(
         if terms.regulated_tariff is not None:
             names.append(terms.regulated_tariff)
         versions = [agreements.version_at(context, TARIFF, name, start) for name in names]
+        tariffs = [
+            agreements.terms_of(context, TARIFF, name, version, Tariff)
+            for name, version in zip(names, versions, strict=True)
+        ]
+        social = None
+        if (name := tariffs[0].social) is not None:
+            versions.append(agreements.version_at(context, TARIFF, name, start))
+            social = agreements.terms_of(context, TARIFF, name, versions[-1], Tariff)
         same = (terms.region, calendar, *names, *versions)
         if cuts and cuts[-1][0] == same:
             cuts[-1] = (same, replace(cuts[-1][1], to_day=following))
         else:
-            tariffs = [
-                agreements.terms_of(context, TARIFF, name, version, Tariff)
-                for name, version in zip(names, versions, strict=True)
-            ]
             regulated = tariffs[1] if len(tariffs) > 1 else None
-            cuts.append((same, Stretch(day, following, calendar, tariffs[0], regulated)))
+            cuts.append((same, Stretch(day, following, calendar, tariffs[0], regulated, social)))
         day = following
     return tuple(stretch for _, stretch in cuts)
 
@@ -227,7 +233,7 @@ def _indices(context: Context, stretches: tuple[Stretch, ...]) -> tuple[Index, .
     for stretch in stretches:
         start = stretch.calendar.start_of(stretch.from_day)
         end = stretch.calendar.start_of(stretch.to_day)
-        for tariff in (stretch.tariff, stretch.regulated):
+        for tariff in (stretch.tariff, stretch.regulated, stretch.social):
             if tariff is None or tariff.index is None:
                 continue
             for instant in range(start - start % DAY_S, end, DAY_S):
@@ -262,4 +268,13 @@ def basis_of(context: Context, connection: Connection, from_day: str, to_day: st
         prepaid.energy_wh(terms.supplier) + (period.drawn_wh if period else 0)
         if terms.payment == "prepaid_energy"
         else 0,
+        credits.usable(
+            context,
+            connection_id,
+            supplier_account(terms.supplier),
+            from_day,
+            period.draws if period else (),
+        )
+        if any(stretch.tariff.banking_days for stretch in stretches)
+        else (),
     )

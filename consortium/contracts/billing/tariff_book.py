@@ -99,6 +99,13 @@ class TariffBook(Contract):
             first = agreements.terms_of(context, TARIFF, terms.tariff, 1, Tariff)
             if first.supplier != terms.supplier:
                 raise Conflict(f"tariff {terms.tariff} is {first.supplier}'s; choose another name")
+        if terms.social is not None:
+            social = agreements.in_force(context, TARIFF, terms.social, effective_from, Tariff)
+            if social.supplier != terms.supplier:
+                raise Conflict(
+                    f"social is {terms.social}, a tariff of {social.supplier}, not of "
+                    f"{terms.supplier}"
+                )
         return agreements.propose(context, TARIFF, terms.tariff, effective_from, terms)
 
     @transaction

@@ -4,7 +4,7 @@ Energy in Wh, prices in micro-units per kWh, money in micro-units, power in W. W
 readings can compute a bill again and comes to the same micro-unit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from ..common.settings import Price
 from .calendars import Calendar
 
 MAX_PARTS = 24
+MAX_BANKING_DAYS = 1_000
 _MILLION = 1_000_000
 
 DayPattern = Annotated[str, Choice("EVERY", "WORKDAY", "WEEKEND", "HOLIDAY", "SATURDAY", "SUNDAY")]
@@ -93,6 +94,11 @@ class Tariff:
     netting: Annotated[str, Choice("none", "period")] = "none"
     """period: a bill's export is set off against its import first, the dearest band before the
     others; what is left is fed in."""
+    social: Identifier | None = None
+    """The tariff of who is entitled to a social one, in place of this one."""
+    banking_days: Annotated[int, Integer(0, MAX_BANKING_DAYS, "days")] = 0
+    """Above 0, with netting: what a bill leaves of its export isn't fed in but set off against
+    import of later bills, for so many days; `feed_in` is paid for what nobody used by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,8 @@ class BillLine:
     kind: Annotated[
         str,
         Choice(
-            "standing", "energy", "block", "index", "capacity", "netted", "feed_in", "tax",
-            "rounding",
+            "standing", "energy", "block", "index", "capacity", "netted", "credit", "banked",
+            "feed_in", "tax", "rounding",
         ),
     ]  # fmt: skip
     name: Identifier
@@ -149,6 +155,10 @@ class Bill:
     import_wh: Energy
     export_wh: Energy
 
+    def energy_wh(self, kind: str) -> int:
+        """Of all its lines of a kind whose quantity is energy."""
+        return sum(line.quantity for line in self.lines if line.kind == kind)
+
 
 def check_terms(tariff: Tariff) -> None:
     """Raise InvalidArgument for a tariff that prices nothing or contradicts itself."""
@@ -161,6 +171,12 @@ def check_terms(tariff: Tariff) -> None:
             "netting is period, but an index has a price for each interval, so that what is set "
             "off against what would matter"
         )
+    if tariff.banking_days and tariff.netting != "period":
+        raise InvalidArgument(
+            f"banking_days is {tariff.banking_days}, but without netting nothing is left over"
+        )
+    if tariff.social == tariff.tariff:
+        raise InvalidArgument(f"social is {tariff.social}, the tariff itself; name another one")
     limits = [block.up_to_wh for block in tariff.blocks]
     if limits and (limits[-1] != 0 or 0 in limits[:-1] or limits[:-1] != sorted(limits[:-1])):
         raise InvalidArgument("blocks must rise in up_to_wh, and the last have 0: it has no limit")
@@ -222,11 +238,12 @@ def bill(
     calendar: Calendar,
     period: Period,
     usage: Sequence[Usage],
-    index: dict[int, int] | None = None,
+    index: Mapping[int, int] | None = None,
     *,
     interval_s: int = 900,
     minor_micro: int = MICRO // 100,
     peak_wh: int | None = None,
+    credit_wh: int = 0,
 ) -> Bill:
     """Compute a bill.
 
@@ -239,6 +256,7 @@ def bill(
         interval_s: Length of an interval.
         minor_micro: The currency's smallest coin, 10,000 for a cent.
         peak_wh: Import of the interval with the highest, where not all of it is in `usage`.
+        credit_wh: What banked credits can set off of the import, if the tariff has them.
 
     Raises:
         InvalidArgument: an interval lies outside of the period, comes twice, or has no index.
@@ -252,7 +270,7 @@ def bill(
             )
         seen[each.interval_start] = each
     ordered = [seen[instant] for instant in sorted(seen)]
-    lines = list(_energy_lines(tariff, calendar, ordered, index or {}))
+    lines = list(_energy_lines(tariff, calendar, ordered, index or {}, credit_wh))
     if tariff.standing_micro_per_day:
         lines.insert(
             0,
@@ -298,7 +316,11 @@ def bill(
 
 
 def _energy_lines(
-    tariff: Tariff, calendar: Calendar, usage: Iterable[Usage], index: dict[int, int]
+    tariff: Tariff,
+    calendar: Calendar,
+    usage: Iterable[Usage],
+    index: Mapping[int, int],
+    credit_wh: int,
 ) -> Iterator[BillLine]:
     """Lines for energy: by band, by block, by index, and for export; each rounded once."""
     bands = [0] * len(tariff.bands)
@@ -322,13 +344,16 @@ def _energy_lines(
             fed_in += each.export_wh * price * tariff.feed_in_index_ppm
     if tariff.netting == "period":
         netted = min(imported, exported)
-        if netted:
-            yield BillLine("netted", "NETTED", netted, 0, 0)
+        credited = min(imported - netted, credit_wh) if tariff.banking_days else 0
+        banked = exported - netted if tariff.banking_days else 0
+        for kind, energy_wh in (("netted", netted), ("credit", credited), ("banked", banked)):
+            if energy_wh:
+                yield BillLine(kind, kind.upper(), energy_wh, 0, 0)
         dearest = sorted(range(len(bands)), key=lambda at: (-tariff.bands[at].price, at))
-        matched, _ = net_metering([bands[at] for at in dearest], netted)
+        matched, _ = net_metering([bands[at] for at in dearest], netted + credited)
         for at, energy_wh in zip(dearest, matched, strict=True):
             bands[at] -= energy_wh
-        imported, exported = imported - netted, exported - netted
+        imported, exported = imported - netted - credited, exported - netted - banked
     for band, energy_wh in zip(tariff.bands, bands, strict=True):
         if energy_wh:
             yield BillLine(

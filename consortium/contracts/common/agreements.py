@@ -5,6 +5,7 @@ instant on that lies in the future when the last approval comes. Versions are ne
 was in force at an instant therefore never changes afterwards, whoever asks and whenever.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -55,6 +56,11 @@ class _Versions:
     approved: Annotated[tuple[_InForce, ...], AtMost(MAX_VERSIONS)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Proposed:
+    last: Version
+
+
 def _article(kind: str) -> str:
     return "an" if kind[0] in "aeiou" else "a"
 
@@ -86,10 +92,13 @@ def propose(
     )
     versions = _versions(context, kind, name)
     _check_effective(context, kind, name, effective_from, versions)
-    version = versions.last + 1
+    place = _place(kind, name)
+    stored = context.get_state(f"{place}/proposed")
+    proposed = 0 if stored is None else stored_record(_Proposed, stored).last
+    version = max(versions.last, proposed) + 1
     if version > MAX_VERSIONS:
         raise Conflict(f"{kind} {name} has {MAX_VERSIONS} versions, the limit; give it a new name")
-    place = _place(kind, name)
+    context.put_state(f"{place}/proposed", canonical_json(_Proposed(version)))
     context.put_state(f"{place}/{version:06d}", canonical_json(terms))
     agreement = Agreement(version, effective_from, utility, (utility,), False)
     return _conclude(context, kind, name, versions, agreement)
@@ -152,8 +161,9 @@ def _conclude(
         approved = (*approved, _InForce(agreement.version, agreement.effective_from))
     agreement = replace(agreement, in_force=now_in_force)
     context.put_state(f"{place}/{agreement.version:06d}/agreement", canonical_json(agreement))
-    changed = _Versions(max(versions.last, agreement.version), approved)
-    if changed != versions:
+    if approved != versions.approved:
+        # Whatever goes by these terms reads this: what is merely proposed doesn't touch it.
+        changed = _Versions(max(versions.last, agreement.version), approved)
         context.put_state(f"{place}/versions", canonical_json(changed))
     return agreement
 
@@ -211,3 +221,13 @@ def terms_of[T](context: Context, kind: str, name: str, version: int, record: ty
 def in_force[T](context: Context, kind: str, name: str, at: int, record: type[T]) -> T:
     """The terms that hold at an instant; raises NotFound."""
     return terms_of(context, kind, name, version_at(context, kind, name, at), record)
+
+
+def from_then_on[T](
+    context: Context, kind: str, name: str, at: int, record: type[T]
+) -> Iterator[T]:
+    """The terms that hold at an instant, then those that follow them; raises NotFound."""
+    first = version_at(context, kind, name, at)
+    versions = [approved.version for approved in _versions(context, kind, name).approved]
+    for version in versions[versions.index(first) :]:
+        yield terms_of(context, kind, name, version, record)

@@ -24,6 +24,7 @@ Currency = Annotated[str, Text(r"[A-Z]{3}", "an ISO 4217 code such as EUR")]
 Deadline = Annotated[int, Integer(1, 10 * 366 * 86_400, "s")]
 Price = Annotated[int, Integer(-(10**9), 10**9, "micro-units per kWh")]
 """A thousand currency units per kWh either way: beyond it, somebody mistook the unit."""
+TaxRate = Annotated[int, Integer(0, 1_000_000, "ppm")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,9 @@ class EnergySettings:
     grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")]
     approvals: Annotated[int, Integer(1, 64)] = 2
     """How many utilities must approve products, tariffs and calendars before they hold."""
-    sale_tax_ppm: Annotated[int, Integer(0, 1_000_000, "ppm")] = 0
-    """What is taken of the gross of a sale to a supplier as tax."""
+    sale_tax_ppm: TaxRate = 0
+    """What is taken of the gross of a sale at a supplier's rate as tax, until utilities agree on
+    another (market:ProposeTax)."""
 
 
 class Settings(Protocol):

@@ -24,6 +24,7 @@ from consortium.chaincode.api import (
     Identifier,
     MspId,
     NotFound,
+    Unavailable,
     query,
     transaction,
 )
@@ -292,9 +293,12 @@ class Baselines(Contract):
         compute: dict[tuple[str, str], list[str]] = {}
         for part in open_parts.parts:
             name = part.connection_id
-            expected, measured = self._stored(
-                context, utility, part.event_id, name, part.window_start
-            )
+            try:
+                expected, measured = self._stored(
+                    context, utility, part.event_id, name, part.window_start
+                )
+            except Unavailable:
+                continue  # what this peer has lost of one home is no other's trouble
             if part.state == "opted_in":
                 if expected is not None:
                     argument = {"event_id": part.event_id, "connection_id": name}

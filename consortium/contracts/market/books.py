@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 from consortium.chaincode.api import (
     Conflict,
     Context,
+    Forbidden,
     Identifier,
     Instant,
     Integer,
@@ -178,6 +179,7 @@ class Books(Auctions, Matching, Sealing):
         attributes: Attributes = (),
         partner: Identifier | None = None,
         never_worse_than: OwnTariff | None = None,
+        gift: Identifier | None = None,
     ) -> Order:
         """Place an order; the same again gives the same order."""
         actor = self._actor(context, connection_id, delegation)
@@ -188,12 +190,13 @@ class Books(Auctions, Matching, Sealing):
         stored = context.get_state(order_key(connection_id, interval_start, order_id))
         if stored is not None:
             order = stored_record(Order, stored)
-            if (order.product, order.side, order.price_micro_per_kwh, order.energy_wh) != (
-                product,
-                side,
-                price,
-                energy_wh,
-            ):
+            if (
+                order.product,
+                order.side,
+                order.price_micro_per_kwh,
+                order.energy_wh,
+                order.gift,
+            ) != (product, side, price, energy_wh, gift):
                 raise Conflict(
                     f"order_id {order_id} is another order of {connection_id} in this interval; "
                     "give each its own"
@@ -205,6 +208,8 @@ class Books(Auctions, Matching, Sealing):
         terms.check_price(price)
         terms.zone_of(actor.connection.zone)
         self._check_wishes(terms, connection_id, attributes, partner)
+        if gift is not None:
+            _check_gift(context, actor, terms, gift, side, price, partner)
         order = Order(
             order_id,
             connection_id,
@@ -220,6 +225,7 @@ class Books(Auctions, Matching, Sealing):
             acted_by=actor.acted_by,
             attributes=attributes,
             partner=partner,
+            gift=gift,
         )
         if terms.trading == "auction":
             return enter_auction(context, actor, order, str(shard))
@@ -257,6 +263,8 @@ class Books(Auctions, Matching, Sealing):
             return stored_order(context, connection_id, interval_start, order_id)
         terms = open_book(context, found.product, interval_start)
         terms.check_price(price_micro_per_kwh)
+        if found.gift is not None:
+            _check_giving(actor, found.side, price_micro_per_kwh)
         if terms.trading == "continuous":
             return self._ask_to_amend(
                 context,
@@ -523,6 +531,47 @@ class Books(Auctions, Matching, Sealing):
         """Calls that any utility's operator may submit now, as they are."""
         now = settings.now(context, energy_settings(context))
         return chores(context, now, max(0, now - LOOK_BACK_S) if since is None else since)
+
+
+def _check_gift(
+    context: Context,
+    actor: Actor,
+    terms: Product,
+    gift: str,
+    side: str,
+    price: int,
+    partner: str | None,
+) -> None:
+    """Raise unless an order may give to a connection (offer), or take what that one gives (bid).
+
+    Raises:
+        InvalidArgument: auctions know no gifts, or the terms contradict one another.
+        NotFound: there is no such connection.
+        Forbidden: a trader would give the home's energy away.
+    """
+    if terms.trading == "auction":
+        raise InvalidArgument(
+            f"{terms.product} is traded in auctions, where all trade at one price with one "
+            "another; gifts are for continuous books, and over days for contracts at a price of 0 "
+            "(bilateral:Propose)"
+        )
+    if partner is not None:
+        raise InvalidArgument(f"gift names {gift}, who alone is met; partner must be left out")
+    if gift == actor.connection.connection_id:
+        raise InvalidArgument(f"gift is {gift}, the order's own connection")
+    connection_of(context, gift)
+    _check_giving(actor, side, price)
+
+
+def _check_giving(actor: Actor, side: str, price: int) -> None:
+    """Raise InvalidArgument if an offer is no gift, Forbidden if a trader would give."""
+    if side == "offer" and price != 0:
+        raise InvalidArgument(f"price_micro_per_kwh comes to {price}, but a gift's is 0")
+    if side == "offer" and actor.delegation is not None:
+        raise Forbidden(
+            f"{actor.delegation.trader} trades for {actor.connection.connection_id} and may not "
+            "give its energy away; its home may"
+        )
 
 
 def _auction_prices(interval_start: int, result: Result) -> dict[str, Any]:

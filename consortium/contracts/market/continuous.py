@@ -4,6 +4,7 @@ Pure functions of integers. The sequence of orders is the matcher's, not a clien
 in Wh, prices in micro-units per kWh, may be negative. Between zones the grid's fee of that path
 comes on top: a bid meets an offer whose landed price (offer plus fee) it covers, and of those
 the one that lands cheapest; at one landed price the partner that an order wishes for goes first.
+A gift and a bid that takes it name one another, and meet nobody else.
 """
 
 from bisect import bisect_left, insort
@@ -30,6 +31,8 @@ class Order:
     """Such as GREEN: what an offer's energy is, or what a bid's must be."""
     partner: str = ""
     """The connection it would rather trade with, at the same price."""
+    gift: str = ""
+    """The connection that it gives to (offer) or takes from (bid), and no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ class _Resting:
 
 def _compatible(order: Order, other: Order) -> bool:
     bid, offer = (order, other) if order.side == "bid" else (other, order)
+    given = bid.gift or offer.gift
+    if given and (bid.gift, offer.gift) != (offer.owner, bid.owner):
+        return False
     return bid.owner != offer.owner and all(
         attribute in offer.attributes for attribute in bid.attributes
     )
@@ -227,11 +233,11 @@ class ContinuousBook:
     def _fill(self, order: Order, resting: Order, energy_wh: int) -> Fill:
         fee = self._fee(order, resting.zone)
         assert fee is not None
-        if order.side == "bid":
-            return Fill(
-                order.order_id, resting.order_id, energy_wh, resting.price + fee, resting.price
-            )
-        return Fill(resting.order_id, order.order_id, energy_wh, resting.price, resting.price - fee)
+        bid, offer = (order, resting) if order.side == "bid" else (resting, order)
+        # The resting order's price. What a gift costs is the fee, whichever came first.
+        if offer is resting or offer.gift:
+            return Fill(bid.order_id, offer.order_id, energy_wh, offer.price + fee, offer.price)
+        return Fill(bid.order_id, offer.order_id, energy_wh, bid.price, bid.price - fee)
 
     def _rest(self, resting: _Resting) -> None:
         order = resting.order

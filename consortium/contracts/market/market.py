@@ -4,6 +4,11 @@ A quote is a function of the rate, the connection's limits and what it has sold 
 stored nowhere: authorising computes it again, and anything that differs refuses it. The supplier's
 current rate is the gate: who authorises reads that key, so a rate published in between makes the
 trade fail validation by itself.
+
+A sale is paid when it is authorised, and taxed then: as sold, at the rate of tax in force when it
+was quoted, which no later version changes. So EU law has payments on account (Directive
+2006/112/EC, articles 65 and 93). What isn't delivered is bought at settlement, which is another
+supply with taxes of its own in its price, and takes nothing of the sale back.
 """
 
 from collections.abc import Iterator
@@ -32,11 +37,12 @@ from consortium.chaincode.api import (
 )
 
 from ..assets.wallet import Transfer, grid_account, post, supplier_account, tax_account
-from ..common import access, settings
+from ..common import access, agreements, settings
+from ..common.agreements import Agreement
 from ..common.clock import DAY_S, Day, day_of, day_start, real_seconds, utc_text
 from ..common.money import amount_micro, tax_micro
 from ..common.pages import Bookmark, page
-from ..common.settings import Currency, EnergySettings, Price
+from ..common.settings import Currency, EnergySettings, Price, TaxRate
 from ..registry import homes
 from ..registry.delegations import actor_for
 from ..registry.registry import Connection, connection_of, energy_settings
@@ -53,6 +59,16 @@ Power = Annotated[int, Integer(1, 10**9, "W")]
 Money = Annotated[int, Integer(-(10**15), 10**15, "micro-units")]
 Version = Annotated[int, Integer(1, 999_999)]
 Kind = Annotated[str, Choice("buy", "sell")]
+
+SALE_TAX = ("tax", "SALES")
+"""Kind and name of the agreed terms; the channel has one tax on sales."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaleTax:
+    """What is taken of the gross of a sale at a supplier's rate as tax."""
+
+    rate_ppm: TaxRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +186,14 @@ def _best_rate(context: Context, day: str) -> Rate:
     return best
 
 
+def sale_tax_of(context: Context, at: int) -> SaleTax:
+    """The tax on sales that are quoted at an instant: as agreed, before that as configured."""
+    try:
+        return agreements.in_force(context, *SALE_TAX, at, SaleTax)
+    except NotFound:
+        return SaleTax(energy_settings(context).sale_tax_ppm)
+
+
 def _check_window(channel: EnergySettings, start: int, end: int) -> None:
     """Raise InvalidArgument unless the window is whole intervals of one day, and not too long."""
     for name, instant in (("window_start", start), ("window_end", end)):
@@ -249,7 +273,7 @@ def _quote(
     )
     gross = amount_micro(energy_wh, rate.price_micro_per_kwh)
     fee = amount_micro(energy_wh, channel.grid_fee_micro_per_kwh)
-    tax = tax_micro(gross, channel.sale_tax_ppm)
+    tax = tax_micro(gross, sale_tax_of(context, quoted_at).rate_ppm)
     validity_s = real_seconds(channel.replay, channel.quote_validity_s)
     terms = {
         "connection_id": connection.connection_id,
@@ -321,6 +345,25 @@ class Market(Contract):
                 if rate is not None:
                     rates.append(rate)
         return rates
+
+    @transaction
+    def propose_tax(
+        self, context: Context, *, terms: SaleTax, effective_from: Instant
+    ) -> Agreement:
+        """Propose another tax on sales; it holds once enough utilities have approved it."""
+        return agreements.propose(context, *SALE_TAX, effective_from, terms)
+
+    @transaction
+    def approve_tax(self, context: Context, *, version: agreements.Version) -> Agreement:
+        """Approve a version of the tax on sales for the caller's utility."""
+        return agreements.approve(context, *SALE_TAX, version)
+
+    @query
+    def tax(self, context: Context, *, at: Instant | None = None) -> SaleTax:
+        """The tax on sales that are quoted at an instant; without one, now."""
+        if at is None:
+            at = settings.now(context, energy_settings(context))
+        return sale_tax_of(context, at)
 
     @query
     def quote(

@@ -211,15 +211,23 @@ class Matching(Contract):
                 f"time is {utc_text(now)}; book:Close and book:Expire give its orders back"
             )
         book = _book(product, interval_start)
-        found: list[tuple[str, Entry]] = []
+        found: dict[str, Entry] = {}
         for name in entries:
-            stored = context.get_state(f"in/{book}/{name}")
-            if stored is not None:
-                found.append((name, stored_record(Entry, stored)))
+            entry = _waiting(context, book, name)
+            if entry is None:
+                continue
+            # An order comes before its amendments, or 200 of them could keep a book from moving.
+            first = _order_before(context, interval_start, entry)
+            ordered = None if first is None else _waiting(context, book, first)
+            if first is not None and ordered is not None:
+                found[first] = ordered
+            found[name] = entry
+            if len(found) >= MAX_ENTRIES:
+                break
         if not found:
             return {"product": product, "interval_start": interval_start, "taken": 0, "fills": 0}
         rounds = _Round(context, terms, interval_start, ticker_of(context, product, interval_start))
-        taken = rounds.run(_drawn(found))
+        taken = rounds.run(_drawn(list(found.items())))
         for name in taken:
             context.del_state(f"in/{book}/{name}")
         rounds.write(now)
@@ -300,6 +308,21 @@ def _continuous(context: Context, product: str, interval_start: int) -> Product:
     if terms.trading != "continuous":
         raise Conflict(f"{product} is traded in auctions; book:Aggregate and book:Clear clear it")
     return terms
+
+
+def _waiting(context: Context, book: str, name: str) -> Entry | None:
+    """An entry that nobody has taken up."""
+    stored = context.get_state(f"in/{book}/{name}")
+    return None if stored is None else stored_record(Entry, stored)
+
+
+def _order_before(context: Context, interval_start: int, entry: Entry) -> str | None:
+    """The name of the order's own entry, of an amendment of one that was not taken up yet."""
+    if entry.kind != "amend":
+        return None
+    stored = context.get_state(order_key(entry.connection_id, interval_start, entry.order_id))
+    order = None if stored is None else stored_record(Order, stored)
+    return None if order is None or order.sequence else order.transaction_id
 
 
 def _drawn(found: Sequence[tuple[str, Entry]]) -> list[tuple[str, Entry]]:
@@ -426,9 +449,10 @@ class _Round:
         return order
 
     def _matched(self, order: Order, fills: Sequence[continuous.Fill]) -> None:
-        """Note an order's fills on both sides."""
+        """Note an order's fills on both sides. What is given has no price that others go by."""
         for fill in fills:
-            self.ticker = self.ticker.traded(fill.energy_wh, fill.seller_price)
+            if order.gift is None:
+                self.ticker = self.ticker.traded(fill.energy_wh, fill.seller_price)
             bid = self.order(*fill.bid_id.split("/"))
             offer = self.order(*fill.offer_id.split("/"))
             fee = fill.buyer_price - fill.seller_price - self.terms.matching_fee
@@ -465,8 +489,8 @@ class _Round:
                     energy_wh if order.side == "bid" else -energy_wh,
                     price,
                     fee,
-                    MARKET,
-                    "continuous",
+                    order.gift or MARKET,
+                    "gift" if order.gift else "continuous",
                     # An order may have many fills; ids of transactions make the reference unique.
                     f"{self.context.transaction_id[:16]}-{len(self.fills)}-{order.order_id}"[:64],
                     hold_id=order.hold_id,
@@ -522,13 +546,13 @@ class _Round:
         changed = sorted(resting)
         for zone in self.terms.zones:
             for side in ("bid", "offer"):
-                others = [order for order in incoming if order.side != side]
+                others = [order for order in incoming if order.side != side and not order.gift]
                 for there, left in self._opposite(others, zone.zone, side, fees, changed):
                     resting.setdefault(there.order_id, (there, left))
         for one in incoming:
-            if one.partner:
-                for partner in self._partners(one.partner):
-                    wanted = _for_matching(partner)
+            for name in filter(None, (one.partner, one.gift)):
+                for theirs in self._resting_of(name):
+                    wanted = _for_matching(theirs)
                     resting.setdefault(wanted.order_id, (wanted, wanted.energy_wh))
         self.book = book_of(fees, [resting[name] for name in sorted(resting)], self._room())
 
@@ -580,7 +604,7 @@ class _Round:
                 needed -= found.energy_wh
             yield order, found.energy_wh
 
-    def _partners(self, connection_id: str) -> Iterator[Order]:
+    def _resting_of(self, connection_id: str) -> Iterator[Order]:
         """What a connection has resting in this book; kept by matchers alone."""
         for key, _ in self.context.range(*under(f"own/{self._name}/{connection_id}/")):
             order = self.order(connection_id, key.rpartition("/")[2])
@@ -641,11 +665,14 @@ class _Round:
         )
 
     def _place(self, order: Order) -> str:
-        """Where an order rests; empty if it doesn't."""
+        """Where an order rests; empty if it doesn't.
+
+        Gifts and who takes them stand apart: nobody else looks for them by their price.
+        """
         if order.state != "open" or not order.sequence:
             return ""
         return (
-            f"c/{self._name}/{order.zone}/{order.side}/"
+            f"c/{self._name}/{order.zone}/{'gift' if order.gift else order.side}/"
             f"{price_digits(order.side, order.price_micro_per_kwh)}/{order.sequence:012d}"
         )
 
@@ -683,4 +710,5 @@ def _for_matching(order: Order) -> continuous.Order:
         order.sequence,
         order.attributes,
         order.partner or "",
+        order.gift or "",
     )

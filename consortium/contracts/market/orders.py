@@ -101,6 +101,8 @@ class Order:
     """Of a continuous book: what its fills need set aside."""
     amendment: Amendment = 0
     """Of a continuous book: how many amendments have been taken up."""
+    gift: Identifier | None = None
+    """Of a continuous book: see `continuous.Order`."""
 
     @property
     def filled_wh(self) -> int:
@@ -367,7 +369,12 @@ def entered_position(
 def standing(order: Order) -> OpenOrder:
     """An order as its owner's position has it."""
     return OpenOrder(
-        order.order_id, order.product, order.side, order.price_micro_per_kwh, order.energy_wh
+        order.order_id,
+        order.product,
+        order.side,
+        order.price_micro_per_kwh,
+        order.energy_wh,
+        gift=order.gift,
     )
 
 

@@ -129,10 +129,19 @@ class Pools(Contract):
                 f"pool {pool_id} is {pool.aggregator}'s, but the aggregator of {connection_id} is "
                 f"{named or 'nobody'}; roles:Assign comes first"
             )
-        key = f"inpool/{connection_id}/{pool_id}"
-        if context.get_state(key) is None:
-            context.put_state(key, canonical_json(_Joined(now)))
+        if not self._joined(context, pool_id, connection_id):
+            context.put_state(f"inpool/{connection_id}/{pool_id}", canonical_json(_Joined(now)))
         return pool
+
+    @staticmethod
+    def _joined(context: Context, pool_id: str, connection_id: str) -> bool:
+        """Whether who lives there now has joined a pool."""
+        stored = context.get_state(f"inpool/{connection_id}/{pool_id}")
+        if stored is None:
+            return False
+        now = settings.now(context, energy_settings(context))
+        since = homes.lives_since(context, connection_id, now)
+        return since is not None and stored_record(_Joined, stored).at >= since
 
     @transaction
     def leave(
@@ -180,13 +189,13 @@ class Pools(Contract):
         context.put_state(key, canonical_json(wanted))
         return wanted
 
-    @staticmethod
-    def _member(context: Context, pool: Pool, event: Event, name: str) -> Participation:
+    @classmethod
+    def _member(cls, context: Context, pool: Pool, event: Event, name: str) -> Participation:
         """A member's participation; raises Conflict for who can't be enlisted."""
         connection = connection_of(context, name)
         at = event.window_start
         if (
-            context.get_state(f"inpool/{name}/{pool.pool_id}") is None
+            not cls._joined(context, pool.pool_id, name)
             or roles.role_at(context, connection, "aggregator", at) != pool.aggregator
         ):
             raise Conflict(

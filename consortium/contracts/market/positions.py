@@ -44,6 +44,8 @@ class OpenOrder:
     """Of a continuous book: how many its owner has asked for."""
     cancelling: bool = False
     """Of a continuous book: its owner wants it out."""
+    gift: Identifier | None = None
+    """Of a continuous book: it meets this connection's alone, so never one of its owner's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Position:
         """
         for other in self.orders:
             if other.product != order.product or other.side == order.side:
+                continue
+            if order.gift or other.gift:
                 continue
             bid, offer = (order, other) if order.side == "bid" else (other, order)
             if bid.price_micro_per_kwh >= offer.price_micro_per_kwh:

@@ -8,7 +8,7 @@ What comes after a day is final is an adjustment: all that came of a day until n
 for an hour is one (`Corrections`). Limits and suspensions are named apart (`Steps`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -19,7 +19,9 @@ from consortium.chaincode.api import (
     Contract,
     ContractError,
     Identifier,
+    Unavailable,
     query,
+    sha256_hex,
 )
 
 from ..assets.guarantees import OpenMonths, month_end
@@ -37,13 +39,18 @@ from ..billing.protections import CLEARANCE_S, ReadySteps, clearance_of, mark_of
 from ..common import access, commitments, settings
 from ..common.clock import DAY_S, day_of, day_start
 from ..common.commitments import called
+from ..common.remembered import remembered
 from ..common.settings import MeteringSettings
 from ..settlement.daybook import all_metered, metered_of
 from ..settlement.days import (
     MAX_MEMBERS,
+    MAX_OPEN_DAYS,
+    OPEN_FOR_DAYS,
+    TURN_S,
     DayInputs,
     OpenDay,
     OpenDays,
+    RevisedDay,
     RevisedDays,
     Rows,
     Summary,
@@ -56,7 +63,7 @@ from ..settlement.days import (
 from ..settlement.firm import Shares
 from .meters import meter_of
 from .pseudonyms import together
-from .readings import Arrival, Store, connection_intervals, late_arrivals
+from .readings import Store, connection_intervals, late_arrivals, late_days
 
 LOOK_BACK_DAYS = 7
 """How long after it came a correction is looked at: by then it is posted."""
@@ -68,6 +75,21 @@ MAX_PLANTS = 20
 """Months of plants of one answer: each is read as a whole."""
 MAX_CALLS = 50
 """Calls that settle, of one answer; the others are named once these are done."""
+MAX_LOOKED_AT = 5_000
+"""Days of connections, whether they were read: some seconds, where none of them was."""
+MAX_ARRIVALS = 50_000
+"""What came late within a day, while that lasts."""
+MAX_LOOKED_UP = 5_000
+"""Days of connections of which something came late: whether they are final."""
+MAX_LOOKED_INTO = 200
+"""Final ones, whether they come to something else now."""
+_OF_EACH_METER = ("meter", "meters")
+"""Kinds of keys of which each meter, or home, has one."""
+SPLIT_AFTER_S = 2 * DAY_S
+APART_AFTER_S = (OPEN_FOR_DAYS - 3) * DAY_S
+"""When connections are settled by few, and by themselves: one that can't be keeps others waiting,
+and these are the last days on which they are looked at."""
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +122,15 @@ class Duties(Contract):
         """Calls that settle days, make bills and sum plants up, for the caller's utility alone."""
         utility = context.creator.msp_id
         self._require_operator(context, utility)
+        context = remembered(context, *_OF_EACH_METER)
         open_days = called(context, "energy", "agenda:Days", OpenDays, utility=utility)
         found = self._settle(context, utility, open_days.days)
         open_bills = called(context, "energy", "agenda:Bills", OpenBills, utility=utility)
         for bill in open_bills.bills:
-            found.append(self._bill(context, utility, bill, 1))
+            try:
+                found.append(self._bill(context, utility, bill, 1))
+            except Unavailable:
+                continue
         return found + _plants(context, utility)
 
     @query
@@ -112,6 +138,7 @@ class Duties(Contract):
         """Calls that adjust final days, and their bills, to what came since, each day once."""
         utility = context.creator.msp_id
         self._require_operator(context, utility)
+        context = remembered(context, *_OF_EACH_METER)
         own = settings.read(context, MeteringSettings, "metering:Configure")
         days: list[OpenDay] = []
         bills: list[dict[str, Any]] = []
@@ -122,7 +149,10 @@ class Duties(Contract):
             if (name, day) in seen:
                 continue
             seen[name, day] = None
-            following = None if inputs is None else _next_run(context, utility, inputs, name)
+            try:
+                following = None if inputs is None else _next_run(context, utility, inputs, name)
+            except Unavailable:
+                continue
             if inputs is not None and following is not None:
                 group = tuple(one.connection_id for one in inputs.connections)
                 if not any(one.day == inputs.day and name in one.connections for one in days):
@@ -132,12 +162,15 @@ class Duties(Contract):
             billed = _billed(context, name, at)
             if billed.from_day is None or billed.to_day is None or billed.run is None:
                 continue
-            if billed.run < MAX_RUNS and corrected(
-                context, name, billed.from_day, billed.to_day, billed.run
-            ):
-                bill = OpenBill(name, billed.from_day, billed.to_day)
-                call = self._bill(context, utility, bill, billed.run + 1)
-                bills += [] if call in bills else [call]
+            try:
+                if billed.run < MAX_RUNS and corrected(
+                    context, name, billed.from_day, billed.to_day, billed.run
+                ):
+                    bill = OpenBill(name, billed.from_day, billed.to_day)
+                    call = self._bill(context, utility, bill, billed.run + 1)
+                    bills += [] if call in bills else [call]
+            except Unavailable:
+                continue
             if len(days) + len(bills) >= MAX_CORRECTIONS:
                 break
         return self._settle(context, utility, days) + bills
@@ -184,53 +217,18 @@ class Duties(Contract):
         now = settings.now(context, own)
         store = Store(context, utility)
         found: list[dict[str, Any]] = []
-        for one, homes in together(context, utility, days):
-            if len(found) >= MAX_CALLS:
+        parts = together(context, utility, days)
+        # Where the first ones are refused each time, the others have their turn too.
+        first = now // TURN_S * MAX_CALLS % len(parts) if len(parts) > MAX_CALLS else 0
+        looked_at = 0
+        for one, homes in parts[first:] + parts[:first]:
+            if len(found) >= MAX_CALLS or looked_at >= MAX_LOOKED_AT:
                 break
-            where = {"utility": utility, "day": one.day, "run": one.run}
-            summaries: list[Summary] = []
-            rest: list[str] = []
-            known = {
-                name: commitments.opened(
-                    context, utility, summary_key(one.day, one.run, name), Summary
-                )
-                for name in one.connections
-            }
-            # A home and its pseudonyms are computed together.
-            waiting = [homes.get(name, name) for name in known if known[name] is None]
-            for name, summary in known.items():
-                home = homes.get(name, name)
-                if summary is not None and home not in waiting:
-                    summaries.append(summary)
-                elif _is_read(store, home, one, own, now):
-                    rest.append(name)
-            if one.together:
-                if len(summaries) + len(rest) < len(one.connections):
-                    continue
-                if not rest and not _agree(summaries):
-                    rest = list(one.connections)  # a reading came in between
-                summaries = [] if rest else summaries
-            if summaries:
-                found.append(
-                    {
-                        "chaincode": "energy",
-                        "function": "settlement:Post",
-                        "argument": {**where, "summaries": summaries},
-                        "utility": utility,
-                        "endorsing": [],
-                    }
-                )
-            lacking = [] if not rest else _undelivered(context, utility, store, one, rest)
-            found += lacking
-            if rest and not lacking:
-                for part in _parts(one, rest, own.interval_s):
-                    found.append(
-                        {
-                            "function": "daybook:Commit",
-                            "argument": {**where, **part},
-                            "utility": utility,
-                        }
-                    )
+            looked_at += len(one.connections)
+            try:
+                found += _calls(context, store, one, homes, own, now)
+            except ContractError, Unavailable:
+                continue  # one that can't be settled keeps no others waiting
         return found
 
     @staticmethod
@@ -253,6 +251,89 @@ class Duties(Contract):
             "utility": utility,
             "endorsing": [],
         }
+
+
+def _calls(
+    context: Context,
+    store: Store,
+    one: OpenDay,
+    homes: Mapping[str, str],
+    own: MeteringSettings,
+    now: int,
+) -> list[dict[str, Any]]:
+    """Calls that commit and post a day of some connections; `homes` are those of pseudonyms."""
+    utility = store.utility
+    where = {"utility": utility, "day": one.day, "run": one.run}
+    summaries: list[Summary] = []
+    rest: list[str] = []
+    known: dict[str, Summary | None] = {}
+    for name in one.connections:
+        key = summary_key(one.day, one.run, name)
+        try:
+            known[name] = commitments.opened(context, utility, key, Summary)
+        except Unavailable:
+            if one.together:
+                raise
+    # A home and its pseudonyms are computed together.
+    waiting = [homes.get(name, name) for name in known if known[name] is None]
+    for name, summary in known.items():
+        home = homes.get(name, name)
+        if summary is not None and home not in waiting:
+            summaries.append(summary)
+        elif _is_read(store, home, one, own, now):
+            rest.append(name)
+    if one.together:
+        if len(summaries) + len(rest) < len(one.connections):
+            return []
+        if not rest and not _agree(summaries):
+            rest = list(one.connections)  # a reading came in between
+        summaries = [] if rest else summaries
+    found: list[dict[str, Any]] = [
+        {
+            "chaincode": "energy",
+            "function": "settlement:Post",
+            "argument": {
+                **where,
+                "summaries": [each for each in summaries if each.connection_id in some],
+            },
+            "utility": utility,
+            "endorsing": [],
+        }
+        for some in _few(one, homes, [each.connection_id for each in summaries], now)
+    ]
+    lacking = [] if not rest else _undelivered(context, utility, store, one, rest)
+    found += lacking
+    if rest and not lacking:
+        for some in _few(one, homes, rest, now):
+            for part in _parts(one, some, own.interval_s):
+                found.append(
+                    {
+                        "function": "daybook:Commit",
+                        "argument": {**where, **part},
+                        "utility": utility,
+                    }
+                )
+    return found
+
+
+def _few(one: OpenDay, homes: Mapping[str, str], names: list[str], now: int) -> Iterator[list[str]]:
+    """Connections that one call settles: fewer as time passes, a home with its pseudonyms."""
+    late_s = now - one.to
+    most = 1 if late_s >= APART_AFTER_S else _FEW if late_s >= SPLIT_AFTER_S else len(names)
+    if one.together or one.run.startswith("adjustment-") or most >= len(names):
+        if names:
+            yield names
+        return
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(homes.get(name, name), []).append(name)
+    some: list[str] = []
+    for family in families.values():
+        if some and len(some) + len(family) > most:
+            yield sorted(some)
+            some = []
+        some += family
+    yield sorted(some)
 
 
 def _plants(context: Context, utility: str) -> list[dict[str, Any]]:
@@ -341,19 +422,44 @@ def _undelivered(
 
 
 def _revised(context: Context, utility: str, now: int) -> Iterator[tuple[str, int]]:
-    """(connection, instant) of whose day, or bill, may come to something else than it did."""
-    for meter_id, at in _rested(context, utility, now):
-        yield meter_of(context, meter_id).connection_id, at
+    """(connection, instant) of whose day, or bill, may come to something else than it did.
+
+    Where there are more than one query can look into, they begin at another one each turn.
+    """
+    days = [
+        RevisedDay(meter_of(context, meter_id).connection_id, day)
+        for meter_id, day in _rested(context, utility, now)
+    ]
+    days = _settled(context, utility, _drawn(list(dict.fromkeys(days)), now, MAX_LOOKED_UP))
     bookmark: str | None = ""
     while bookmark is not None:
         answer = called(context, "energy", "agenda:Revised", RevisedDays,
                         utility=utility, since=_since(now), bookmark=bookmark)  # fmt: skip
-        for one in answer.days:
-            start = day_start(one.day)
-            # A seller's local day may lie in two of the buyer's.
-            yield one.connection_id, start
-            yield one.connection_id, start + DAY_S - 1
+        days += answer.days
         bookmark = answer.bookmark
+    for one in _drawn(list(dict.fromkeys(days)), now, MAX_LOOKED_INTO):
+        start = day_start(one.day)
+        # A UTC day, as a seller's local day, may lie in two of the connection's.
+        yield one.connection_id, start
+        yield one.connection_id, start + DAY_S - 1
+
+
+def _drawn[T](items: list[T], now: int, most: int) -> list[T]:
+    """As many of them as one query can look into: from another one on each turn, drawn by hash."""
+    if len(items) <= most:
+        return items
+    first = int(sha256_hex(str(now // TURN_S).encode()), 16) % len(items)
+    return (items[first:] + items[:first])[:most]
+
+
+def _settled(context: Context, utility: str, days: Sequence[RevisedDay]) -> list[RevisedDay]:
+    """Those of which something is final or billed: what comes before is in the final run."""
+    found: list[RevisedDay] = []
+    for first in range(0, len(days), MAX_OPEN_DAYS):
+        some = list(days[first : first + MAX_OPEN_DAYS])
+        found += called(context, "energy", "agenda:Settled", RevisedDays,
+                        utility=utility, days=some).days  # fmt: skip
+    return found
 
 
 def _since(now: int) -> int:
@@ -361,24 +467,27 @@ def _since(now: int) -> int:
     return max(0, now - now % DAY_S - LOOK_BACK_DAYS * DAY_S)
 
 
-def _rested(context: Context, utility: str, now: int) -> list[tuple[str, int]]:
-    """(meter, interval) of what came late or as a correction and has rested, in order.
+def _rested(context: Context, utility: str, now: int) -> list[tuple[str, str]]:
+    """(meter, UTC day) of what came late or as a correction and has rested, in order.
 
-    Of each meter and UTC day, only once nothing more has come for `REST_S`.
+    Only once nothing more has come of it for `REST_S`.
     """
     store = Store(context, utility)
-    arrivals: dict[tuple[str, str], list[Arrival]] = {}
-    for day in range(_since(now), now + 1, DAY_S):
-        for one in late_arrivals(store, day_of(day)):
-            # No day is final within a day; most of what is late comes before.
-            if one.at < now - DAY_S:
-                arrivals.setdefault((one.meter_id, day_of(one.at)), []).append(one)
-    return [
-        (one.meter_id, one.at)
-        for each in arrivals.values()
-        if max(one.accepted_at for one in each) <= now - REST_S
-        for one in each
-    ]
+    found: dict[tuple[str, str], None] = {}
+    fresh: dict[tuple[str, str], None] = {}
+    for start in range(_since(now), now + 1, DAY_S):
+        if start + DAY_S + REST_S <= now:
+            found |= dict.fromkeys(late_days(store, day_of(start)))
+            continue
+        # Each by itself; of a day on which very much comes, the rest once it is over.
+        for count, one in enumerate(late_arrivals(store, day_of(start))):
+            if count == MAX_ARRIVALS:
+                break
+            found[one.meter_id, day_of(one.at)] = None
+            if one.accepted_at > now - REST_S:
+                fresh[one.meter_id, day_of(one.at)] = None
+    # No day is final within a day; most of what is late comes before.
+    return [one for one in found if one not in fresh and day_start(one[1]) < now - DAY_S]
 
 
 def _billed(context: Context, name: str, at: int) -> BilledDay:

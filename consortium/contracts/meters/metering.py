@@ -887,14 +887,8 @@ def _last_signs(
 ) -> tuple[int, int | None]:
     """The end of a meter's last reading, and the instant of a last gasp after it."""
     interval_s = channel.interval_s
-    newest = now // interval_s * interval_s - interval_s
-    last = None
-    for start in range(newest, newest - (channel.silent_after + 1) * interval_s, -interval_s):
-        last = store.version(meter.meter_id, start, 1) if start >= 0 else None
-        if last is not None:
-            break
-    else:
-        last = store.last(meter.meter_id, now)
+    # By ranges, as short as they can be: in an outage all meters of a utility are silent.
+    last = store.last(meter.meter_id, now, 2 * interval_s)
     end = meter.installed_at if last is None else last.interval_start + interval_s
     gasps = [
         reading.read_at

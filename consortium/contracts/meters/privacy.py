@@ -59,7 +59,7 @@ PrivateKey = Annotated[
         r"|v/[A-Z0-9-]{1,64}/[0-9-]{10}"
         r"|late/[0-9-]{10}/[A-Z0-9-]{1,64}/[0-9]{12}/[1-9]"
         r"|(st|str)/[0-9-]{10}/[a-z0-9-]{1,20}/[A-Z0-9-]{1,64}"
-        r"|(bill|billsum)/[A-Z0-9-]{1,64}/[0-9-]{10}/[0-9]{1,3}"
+        r"|(bill|billsum|relief)/[A-Z0-9-]{1,64}/[0-9-]{10}/[0-9]{1,3}"
         r"|(protected|clear)/[A-Z0-9-]{1,64}"
         r"|alias/[A-Z0-9-]{1,64}"
         r"|gen/[A-Z0-9-]{1,64}/[0-9]{4}-[0-9]{2}/[A-Z0-9-]{1,64}"
@@ -78,6 +78,13 @@ class _Keys:
 @dataclass(frozen=True, slots=True)
 class _Residents:
     spans: Annotated[tuple[Span, ...], AtMost(MAX_SPANS)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """As `grid:Above` has them."""
+
+    nodes: Annotated[tuple[Identifier, ...], AtMost(2 * MAX_SPANS * MAX_SPANS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ def _place(key: str) -> _Place:
     if kind in ("st", "str"):
         # A local day ends half a day after the UTC day of its name at the latest.
         return _Place(parts[2], False, day_start(parts[0]), day_start(parts[0]) + 2 * DAY_S)
-    if kind in ("bill", "billsum"):
+    if kind in ("bill", "billsum", "relief"):
         start = day_start(parts[1])
         return _Place(parts[0], False, start, start + 33 * DAY_S)
     if kind == "gen":
@@ -151,6 +158,15 @@ class _Home:
             if meter.utility == self.utility
         ]
 
+    @property
+    def nodes(self) -> list[str]:
+        """Names of what it hangs or hung behind: no sum of others has lines of it."""
+        return list(
+            called(
+                self.context, "energy", "grid:Above", _Nodes, connection_id=self.connection_id
+            ).nodes
+        )
+
     def sections(self, first: str = "", last: str = "9") -> Iterator[tuple[str, bool]]:
         """Prefixes of its private records (True), and keys (False), in one order.
 
@@ -162,6 +178,7 @@ class _Home:
             yield f"v/{meter}/", True
         yield f"bill/{self.connection_id}/", True
         yield f"billsum/{self.connection_id}/", True
+        yield f"relief/{self.connection_id}/", True
         yield f"dr/{self.connection_id}/", True
         yield f"gen/{self.connection_id}/", True
         for day in self._under("late/", first, last):
@@ -171,7 +188,7 @@ class _Home:
             for day in self._under(f"{kind}/", first, last):
                 for run in self._under(f"{kind}/{day}/"):
                     yield f"{kind}/{day}/{run}/{self.connection_id}", False
-        for node in self._under("feeder/"):
+        for node in self.nodes:
             for to in self._under(f"feeder/{node}/"):
                 yield f"feeder/{node}/{to}/lines", False
         yield f"protected/{self.connection_id}", False

@@ -14,6 +14,7 @@ the highest version. Other contracts of chaincode `metering` read through `Store
     connection_intervals(store, connection_id, from_, to, interval_s)   what settles, by interval
     transformer_sums(store, connections, from_, to, interval_s)         their sums, for losses
     late_arrivals(store, day)                  what to post as adjustments: in queries only
+    late_days(store, day)                      of which meters and days that is
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -354,6 +355,21 @@ class Store:
         if waiting is not None:
             yield waiting
 
+    def first(self, meters: Sequence[Meter], from_: int, to: int) -> int | None:
+        """Where the first interval of [from_, to) begins that any of these meters read.
+
+        One key is read for each. In queries only.
+        """
+        found = []
+        for meter in meters:
+            prefix = f"r/{meter.meter_id}/"
+            keys = self.context.range_private(
+                self._collection, f"{prefix}{from_:012d}", f"{prefix}{to:012d}"
+            )
+            if (first := next(keys, None)) is not None:
+                found.append(int(first[0].removeprefix(prefix).partition("/")[0]))
+        return min(found, default=None)
+
     def reader(
         self, meters: Sequence[Meter], from_: int, to: int, *, scan: bool
     ) -> Callable[[str, int], Reading | None]:
@@ -384,11 +400,11 @@ class Store:
         if waiting is not None:
             yield waiting
 
-    def last(self, meter_id: str, now: int) -> Reading | None:
+    def last(self, meter_id: str, now: int, step_s: int = DAY_S) -> Reading | None:
         """The newest reading. Looks back from `now` in ever longer steps. In queries only."""
         prefix = f"r/{meter_id}/"
         end = under(prefix)[1]
-        start, step = max(0, now - DAY_S), DAY_S
+        start, step = max(0, now - step_s), step_s
         while True:
             last = None
             # A state range runs forward only, so the last of a step is met after its others.
@@ -410,6 +426,21 @@ def late_arrivals(store: Store, day: Day) -> Iterator[Arrival]:
     start, end = under(f"late/{day}/")
     for _, value in store.context.range_private(collection(store.utility), start, end):
         yield stored_record(Arrival, value)
+
+
+def late_days(store: Store, day: Day) -> Iterator[tuple[str, str]]:
+    """(meter, UTC day) of what was accepted so; one key is read for each. In queries only."""
+    prefix = f"late/{day}/"
+    start, end = under(prefix)
+    while True:
+        found = store.context.range_private(collection(store.utility), start, end)
+        key = next((key for key, _ in found), None)
+        if key is None:
+            return
+        meter_id, at, _ = key.removeprefix(prefix).split("/")
+        reached = int(at) - int(at) % DAY_S
+        yield meter_id, day_of(reached)
+        start = f"{prefix}{meter_id}/{reached + DAY_S:012d}"
 
 
 LOOKED_BACK_S = 430 * DAY_S

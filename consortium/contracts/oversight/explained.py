@@ -23,9 +23,11 @@ from consortium.chaincode.api import (
     under,
 )
 
+from ..assets.wallet import ended_key
 from ..billing.bill_basis import record_key
-from ..common import commitments
+from ..common import agreements, commitments
 from ..common.money import amount_micro, half_even, tax_micro
+from ..market.market import SALE_TAX, sale_tax_of
 from ..settlement.days import rows_key, summary_key
 from ..settlement.settlement import day_inputs
 
@@ -171,7 +173,7 @@ def _leads_to(reader: Reader, account: str, posting: Json) -> Document | None:
             if found.key.endswith(f"/{reference}"):
                 return Document(word, found.key.removeprefix(f"{prefix}/"))
     count = reference.removeprefix("bill-")
-    if kind in ("bill", "credit_note") and count.isdigit():
+    if kind in ("bill", "credit_note", "credit_reversed", "credit_returned") and count.isdigit():
         return Document("bill", f"{home}/{count}")
     if reference[4:5] == reference[7:8] == reference[10:11] == "-":
         return Document("settlement", f"{home}/{reference[:10]}")
@@ -197,16 +199,25 @@ def _trade(reader: Reader, parts: Sequence[str]) -> Explained:
     record = trade.value
     supplier, day = text(record, "supplier"), text(record, "day")
     version = number(record, "rate_version")
+    taxes = "/".join(("terms", *SALE_TAX))
     inputs = reader.known(
         ("rate", f"rate/{supplier}/{day}/buy/{version:06d}"),
         ("settings", "settings"),
         ("connection", f"connection/{connection_id}"),
+        ("versions of the tax on sales", f"{taxes}/versions"),
     )
+    quoted_at = number(record, "quoted_at")
+    try:
+        taxed_by = agreements.version_at(reader.context, *SALE_TAX, quoted_at)
+    except NotFound:
+        pass  # Before the first version the settings say it.
+    else:
+        inputs += reader.known(("tax on sales", f"{taxes}/{taxed_by:06d}"))
     values = {one.name: one.value for one in inputs}
     energy = number(record, "energy_wh")
     gross = amount_micro(energy, number(values.get("rate"), "price_micro_per_kwh"))
     fee = amount_micro(energy, number(values.get("settings"), "grid_fee_micro_per_kwh"))
-    tax = tax_micro(gross, number(values.get("settings"), "sale_tax_ppm"))
+    tax = tax_micro(gross, sale_tax_of(reader.context, quoted_at).rate_ppm)
     again = {
         "gross_micro": gross,
         "grid_fee_micro": fee,
@@ -217,8 +228,8 @@ def _trade(reader: Reader, parts: Sequence[str]) -> Explained:
         record,
         "gross = energy x the supplier's rate of that day and version; grid fee = energy x the "
         "channel's fee; each divided by 1000 and rounded half to even once; tax = gross x the "
-        "channel's parts per million, rounded likewise, none of a gross below zero; net = gross - "
-        "fee - tax",
+        "parts per million in force when it was quoted, rounded likewise, none of a gross below "
+        "zero; net = gross - fee - tax",
         inputs,
         again,
         all(number(record, name) == value for name, value in again.items()),
@@ -246,12 +257,16 @@ def _order(reader: Reader, parts: Sequence[str]) -> Explained:
         names = (order_id, text(fill.value, "reference"), text(fill.value, "hold_id"))
         if f"/{order_id}/" in fill.key or hold_id in names or names[0] == names[1]:
             inputs.append(fill)
-    inputs += reader.known(("hold", f"acct/{connection_id}/hold/{hold_id}"))
+    inputs += reader.known(
+        ("hold", f"acct/{connection_id}/hold/{hold_id}"),
+        ("hold", ended_key(connection_id, hold_id)),
+    )
     return Explained(
         order.value,
         "local_wh at local_price and hub_wh at hub_price, fees included: the clearing prices of "
-        "the book's result, and at the margin the order's part by its owner's running sum; money "
-        "moves when the day is settled",
+        "the book's result, and at the margin the order's part by its owner's running sum; in a "
+        "continuous book its fills, and what is given costs the fee alone; money moves when the "
+        "day is settled",
         tuple(inputs),
         documents=(Document("auction", f"{product}/{int(interval_start)}"),),
         connections=(connection_id,),

@@ -48,7 +48,7 @@ from ..settlement.settlement import day_inputs
 from .explained import text
 
 MAX_READINGS = 200
-_PRICED = ("energy", "block", "netted")
+_PRICED = ("energy", "block", "netted", "credit", "banked")
 """Lines of a bill that are a quantity of energy at a price."""
 
 

@@ -4,7 +4,7 @@ Whoever acts under a delegation reads its key, and taking it back deletes the ke
 flight then fails validation by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from consortium.chaincode.api import (
@@ -57,6 +57,8 @@ class Delegation:
     """No purchase above it."""
     certified_by: MspId | None = None
     """Whose CA certifies the trader; None: the home's own utility. Any CA can write any name."""
+    given_at: Instant | None = None
+    """When, as the ledger notes it: it ends when who gave it moves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,12 @@ def actor_for(
     now = settings.now(context, energy_settings(context))
     if now >= delegation.until:
         raise Forbidden(f"delegation {delegation_id} ended at {utc_text(delegation.until)}")
+    since = homes.lives_since(context, connection_id, now)
+    if since is None or (delegation.given_at or 0) < since:
+        raise Forbidden(
+            f"delegation {delegation_id} was given by who lived at {connection_id} before; who "
+            "lives there now has not given it"
+        )
     gates.before(context, delegation.until)
     if act not in delegation.acts:
         raise Forbidden(
@@ -155,16 +163,21 @@ class Delegations(Contract):
             raise InvalidArgument(
                 f"until is {utc_text(delegation.until)}, but the channel's time is {utc_text(now)}"
             )
+        if delegation.given_at is not None:
+            raise InvalidArgument("given_at is what the ledger notes; leave it out")
         key = _key(connection_id, delegation.trader, delegation.delegation_id)
         stored = context.get_state(key)
-        if stored is None:
-            context.put_state(key, canonical_json(delegation))
-        elif stored_record(Delegation, stored) != delegation:
+        known = None if stored is None else stored_record(Delegation, stored)
+        since = homes.lives_since(context, connection_id, now)
+        if known is None or (since is not None and (known.given_at or 0) < since):
+            known = replace(delegation, given_at=now)
+            context.put_state(key, canonical_json(known))
+        elif replace(known, given_at=None) != delegation:
             raise Conflict(
                 f"delegation {delegation.delegation_id} to {delegation.trader} is another one; "
                 "take it back first, or give this one its own id"
             )
-        return delegation
+        return known
 
     @transaction
     def take_back(

@@ -348,6 +348,14 @@ class Grid(Contract):
         """Where many connections hang at an instant; nulls for what hangs nowhere."""
         return {"paths": [path_of(context, name, at) for name in connections]}
 
+    @query
+    def above(self, context: Context, *, connection_id: Identifier) -> dict[str, list[str]]:
+        """All transformers and sources that a connection hangs or ever hung behind."""
+        connection_of(context, connection_id)
+        transformers = [span.holder for span in _above(context, f"c/{connection_id}")]
+        sources = [span.holder for name in transformers for span in _above(context, f"t/{name}")]
+        return {"nodes": list(dict.fromkeys([*transformers, *sources]))}
+
     @transaction
     def register_plant(self, context: Context, *, plant: Plant, from_: Instant) -> PlantVersion:
         """Enter a plant, or how it is from a later instant on; the same again changes nothing."""

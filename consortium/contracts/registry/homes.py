@@ -26,6 +26,20 @@ def is_home(context: Context, connection: Connection) -> bool:
     return found.ever and found.at(settings.now(context, energy_settings(context)))
 
 
+def lives_since(context: Context, connection_id: str, now: int) -> int | None:
+    """Since when who lives at a connection now has, None if nobody does.
+
+    0 for the first who was entered, and where nobody was: what was agreed before is theirs.
+    """
+    stored = context.get_state(f"role/{connection_id}/home")
+    spans = () if stored is None else stored_record(Residents, stored).spans
+    for number, span in enumerate(spans):
+        if span.from_ <= now and (span.until is None or now < span.until):
+            others = [one for one in spans[:number] if one.holder != span.holder]
+            return span.from_ if others else 0
+    return None if spans and now >= spans[0].from_ else 0
+
+
 def require_home(context: Context, connection: Connection, act: str) -> None:
     """Raise Forbidden unless the caller lives at a connection now."""
     access.require(is_home(context, connection), context.creator, act, "its home alone")

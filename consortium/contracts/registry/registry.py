@@ -20,7 +20,7 @@ from consortium.chaincode.api import (
 
 from ..common import access, settings
 from ..common.clock import Replay
-from ..common.settings import Currency, EnergySettings, IntervalLength
+from ..common.settings import Currency, EnergySettings, IntervalLength, TaxRate
 
 RESERVED_PREFIXES = ("SUPPLIER-", "GRID-", "BALANCE-", "TAX-", "CLEARING-")
 """Of accounts that belong to utilities and to the clearing house."""
@@ -71,7 +71,7 @@ class Registry(Contract):
         quote_validity_s: Annotated[int, Integer(10, 86_400, "s")] = 300,
         grid_fee_micro_per_kwh: Annotated[int, Integer(0, 10**9, "micro-units per kWh")] = 0,
         approvals: Annotated[int, Integer(1, 64)] = 2,
-        sale_tax_ppm: Annotated[int, Integer(0, 1_000_000, "ppm")] = 0,
+        sale_tax_ppm: TaxRate = 0,
     ) -> EnergySettings:
         """Set the channel up, once."""
         return settings.configure(

@@ -55,6 +55,10 @@ MAX_LINES = 400
 MAX_MEMBERS = MAX_CONNECTIONS
 MAX_OPEN_DAYS = 500
 """Calls to settle days that are named at once."""
+OPEN_FOR_DAYS = 21
+"""How long after a day agents look at it: by then its final run is posted."""
+TURN_S = 60
+"""Where there is more to do than fits into one answer, the next turn begins elsewhere."""
 
 Run = Annotated[
     str,
@@ -323,7 +327,7 @@ class OpenDay:
 
 @dataclass(frozen=True, slots=True)
 class RevisedDay:
-    """A day of a buyer, whose seller as produced has had it adjusted."""
+    """A day of a connection: of a buyer whose seller as produced has had it adjusted, say."""
 
     connection_id: Identifier
     day: Day
@@ -331,7 +335,7 @@ class RevisedDay:
 
 @dataclass(frozen=True, slots=True)
 class RevisedDays:
-    """As `agenda:Revised` answers, in order of contracts."""
+    """As `agenda:Revised` answers, in order of contracts, and `agenda:Settled`."""
 
     days: Annotated[tuple[RevisedDay, ...], AtMost(MAX_OPEN_DAYS)]
     bookmark: Bookmark | None

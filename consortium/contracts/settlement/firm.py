@@ -54,7 +54,7 @@ class FirmTrade:
     """What goes to the grid for each kWh."""
     counterparty: Party
     """`settle.MARKET`, or the account of who is named in the trade."""
-    source: Annotated[str, Choice("rate", "auction", "continuous", "bilateral")]
+    source: Annotated[str, Choice("rate", "auction", "continuous", "gift", "bilateral")]
     reference: RequestId
     """The trade's, order's or contract's id."""
     paid: Paid | None = None

@@ -51,6 +51,7 @@ from ..assets.wallet import (
     grid_account,
     supplier_account,
 )
+from ..billing.bill_basis import MAX_CREDITS
 from ..billing.calendars import Calendar
 from ..common import access, agreements, commitments, settings
 from ..common.agreements import Agreement, Version
@@ -264,14 +265,13 @@ def posted_day(context: Context, connection_id: str, day: str) -> Posted | None:
 
 
 def day_times(context: Context, supplier: str, day: str) -> tuple[int, int, int] | None:
-    """When a supplier's day begins, ends and becomes final; None where it isn't settled."""
+    """When a supplier's day begins, ends and becomes final; None where it isn't settled.
+
+    Raises NotFound where no calendar of its region says so yet.
+    """
     at = day_start(day)
     terms = terms_on(context, supplier, at)
-    if terms is None:
-        return None
-    calendar = _calendar(context, terms, at)
-    start, end = (at, at + DAY_S) if calendar is None else calendar.bounds(day)
-    return start, end, _final_at(terms, calendar, day)
+    return None if terms is None else _times(context, terms, day)
 
 
 def market_left(context: Context, day: str) -> tuple[int, int, int]:
@@ -293,10 +293,24 @@ def market_closed(context: Context, day: str) -> int | None:
     return None if stored is None else stored_record(_Closed, stored).amount_micro
 
 
-def _calendar(context: Context, terms: DayTerms, at: int) -> Calendar | None:
+def _times(context: Context, terms: DayTerms, day: str) -> tuple[int, int, int]:
+    """When a day begins, ends and becomes final.
+
+    Some weeks before the end of what a region's calendar knows, it doesn't know any more when days
+    become final. Then the next version that does says so: calendars can't be changed back in time,
+    and without a run nothing was settled by the first one.
+    """
+    at = day_start(day)
     if terms.region is None:
-        return None
-    return agreements.in_force(context, _CALENDAR, terms.region, at, Calendar)
+        return at, at + DAY_S, _final_at(terms, None, day)
+    refusal: NotFound | None = None
+    for calendar in agreements.from_then_on(context, _CALENDAR, terms.region, at, Calendar):
+        try:
+            return *calendar.bounds(day), _final_at(terms, calendar, day)
+        except NotFound as unknown:
+            refusal = refusal or unknown
+    assert refusal is not None, "one version holds at least"
+    raise refusal
 
 
 def day_inputs(
@@ -327,8 +341,7 @@ def day_inputs(
         raise Conflict(f"{names[0]} is metered by {parts['metering_operator']}, not by {utility}")
     supplier, responsible = str(parts["supplier"]), str(parts["balance_responsible"])
     version, terms = _terms_at(context, supplier, at)
-    calendar = _calendar(context, terms, at)
-    start, end = (at, at + DAY_S) if calendar is None else calendar.bounds(day)
+    start, end, final_at = _times(context, terms, day)
     channel = energy_settings(context)
     if start % channel.interval_s or end % channel.interval_s:
         raise Conflict(f"day {day} of calendar {terms.region} cuts an interval in two")
@@ -361,7 +374,7 @@ def day_inputs(
         day,
         start,
         end,
-        _final_at(terms, calendar, day),
+        final_at,
         end + terms.adjustable_days * DAY_S,
         channel.interval_s,
         version,
@@ -637,7 +650,7 @@ class Settlement(Contract):
         *,
         connection_id: Identifier,
         day: Day,
-        lots: Annotated[tuple[Day, ...], AtMost(credits.MAX_LOTS)],
+        lots: Annotated[tuple[Day, ...], AtMost(MAX_CREDITS)],
     ) -> dict[str, Any]:
         """Set off a final day's import with credits of some days; again changes nothing."""
         homes.require_home_or_operator(

@@ -1,6 +1,7 @@
 """Agents of three utilities over one ledger in memory: one does what is due, the others wait."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,141 @@ def test_settings(tmp_path: Path, text: str, said: str) -> None:
     path.write_text(text)
     with pytest.raises(AgentError, match=said):
         AgentSettings.load(path)
+
+
+class Answering:
+    """Answers questions as given, each after some time; remembers what was submitted."""
+
+    def __init__(self, clock: Clock, answers: dict[str, Any], takes_s: float = 0.0) -> None:
+        self._clock, self._answers, self._takes_s = clock, answers, takes_s
+        self.asked: list[str] = []
+        self.done: list[Any] = []
+        self.going_on = asyncio.Event()
+        self.slow_begun = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def evaluate(self, chaincode: str, function: str, argument: Any = None) -> Any:
+        self.asked.append(function)
+        self._clock.now += self._takes_s
+        return self._answers[function]
+
+    async def submit(self, chaincode: str, function: str, argument: Any = None, **_: Any) -> Any:
+        if function == "slow:Act":
+            self.slow_begun.set()
+            await self.going_on.wait()
+        if function == "book:Close":
+            self.closed.set()
+        if function == "bad:Act":
+            raise TypeError("no argument at all")
+        if function == "refused:Act" and argument["names"] == ["a"]:
+            raise TransactionRefused("not this one")
+        self.done.append((function, argument))
+
+
+def answering(
+    answers: dict[str, Any], takes_s: float = 0.0, **settings: Any
+) -> tuple[Agent, Answering, Clock]:
+    clock = Clock()
+    gateway = Answering(clock, answers, takes_s)
+    asked = {"energy": list(answers)}
+    return (
+        Agent(gateway, "A", lambda: ["A"], asked, AgentSettings(**settings), clock),
+        gateway,
+        clock,
+    )
+
+
+def act(function: str, **argument: Any) -> dict[str, Any]:
+    return {"function": function, "argument": argument, "utility": "A"}
+
+
+async def test_what_goes_wrong_with_one_call_keeps_no_others() -> None:
+    agent, gateway, _ = answering(
+        {
+            "duties:Due": [
+                act("bad:Act"),
+                act("refused:Act", names=["a"]),
+                act("refused:Act", names=["b"]),
+            ]
+        }
+    )
+    assert await agent.turn() == 1
+    assert agent.counts == {
+        ("bad:Act", "failed"): 1,
+        ("refused:Act", "refused"): 1,
+        ("refused:Act", "done"): 1,
+    }
+    # Another part of the same duty isn't kept waiting by the one that was refused.
+    assert await agent.turn() == 1
+    assert gateway.done == [("refused:Act", {"names": ["b"]})] * 2
+
+
+async def test_books_do_not_wait_for_days() -> None:
+    agent, gateway, _ = answering(
+        {"duties:Due": [act("slow:Act")], "book:Due": [act("book:Close")]}, poll_s=0.1
+    )
+    running = asyncio.create_task(agent.run())
+    async with asyncio.timeout(60):
+        await gateway.slow_begun.wait()
+        gateway.closed.clear()
+        await gateway.closed.wait()
+    assert ("slow:Act", {}) not in gateway.done
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_what_takes_long_to_ask_and_leads_to_nothing_is_asked_seldom() -> None:
+    due: list[Any] = []
+    agent, gateway, clock = answering({"duties:Due": due}, takes_s=4.0)
+    await agent.turn()
+    clock.now += 39
+    await agent.turn()
+    assert gateway.asked == ["duties:Due"], "a tenth of the time"
+    clock.now += 2
+    due.append({**act("x:Act"), "utility": "B"})
+    await agent.turn()
+    clock.now += 39
+    await agent.turn()
+    assert len(gateway.asked) == 2, "nor where others have to do it"
+    clock.now += 2
+    due.append(act("x:Act"))
+    await agent.turn()
+    await agent.turn()
+    assert len(gateway.asked) == 4, "but at once where there is something to do"
+
+
+async def test_whose_turn_it_is_counts_from_when_it_was_seen_first() -> None:
+    call = {"function": "x:Act", "argument": {}}
+    clock = Clock()
+    gateway = Answering(clock, {"agenda:Due": [call]}, takes_s=3.0)
+    members = ["A", "B"]
+    agents = {
+        name: Agent(gateway, name, lambda: members, {"energy": ["agenda:Due"]},
+                    AgentSettings(patience_s=5), clock)
+        for name in members
+    }  # fmt: skip
+    done = dict.fromkeys(members, 0)
+    for _ in range(40):
+        for name, agent in agents.items():
+            done[name] += await agent.turn()
+        clock.now += 1
+    assert all(done.values()), "the second in line, too, though it seldom asks"
+
+
+async def test_a_question_that_fails_on_and_on_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Answering):
+        async def evaluate(self, chaincode: str, function: str, argument: Any = None) -> Any:
+            raise TransactionRefused("a range has 100001 results or more")
+
+    clock = Clock()
+    caplog.set_level(logging.WARNING)
+    agent = Agent(Broken(clock, {}), "A", lambda: ["A"], {"m": ["duties:Due"]}, clock=clock)
+    for _ in range(7):
+        await agent.turn()
+        clock.now += 61
+    assert not caplog.records
+    await agent.turn()
+    (told,) = caplog.records
+    assert "m duties:Due can't be asked what is due, so none of it is done: a range" in (
+        told.getMessage()
+    )

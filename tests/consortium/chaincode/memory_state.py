@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 from consortium.chaincode.simulator import SimulationResults
 from consortium.ledger.merkle import RangeSummary
-from consortium.ledger.state import Version, VersionedValue
+from consortium.ledger.state import (
+    PrivateDataUnavailableError,
+    Version,
+    VersionedValue,
+    key_hash,
+)
 from consortium.wire import kvrwset_pb2, rwset_pb2
 
 VALID, MVCC_READ_CONFLICT, PHANTOM_READ_CONFLICT = 0, 11, 12
@@ -30,7 +35,10 @@ class MemoryState:
                 yield key, value
 
     def get_private(self, namespace: str, collection: str, key: str) -> VersionedValue | None:
-        return self.private.get((namespace, collection, key))
+        value = self.private.get((namespace, collection, key))
+        if value is None and self.get_private_hash(namespace, collection, key_hash(key)):
+            raise PrivateDataUnavailableError(f"the private value of {key!r} is not on this peer")
+        return value
 
     def range_private(
         self, namespace: str, collection: str, start: str, end: str

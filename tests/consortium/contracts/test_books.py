@@ -464,3 +464,40 @@ def test_pages_come_to_what_the_whole_book_does(seed: int, monkeypatch: pytest.M
     for name in exchange.homes:
         listed = exchange.world.evaluate(exchange.homes[name], "book:Orders", connection_id=name)
         assert exchange.held(name) == sum(int(order["hold_micro"]) for order in listed["orders"])
+
+
+def test_a_bid_holds_all_that_it_can_cost_where_sales_are_taxed() -> None:
+    """No tax falls on what neighbours trade: the limit has the fees in it, and that is held."""
+    world = energy_world(sale_tax_ppm=200_000)
+    exchange = Exchange(world)
+    for name in ("BUY", "SELL"):
+        exchange.add(name)
+    exchange.place("SELL", "offer", 70_000, 1_000)
+    exchange.place("BUY", "bid", 80_000, 1_000)
+    assert exchange.held("BUY") == 80_000
+    exchange.clear()
+    [trade] = world.evaluate(exchange.homes["BUY"], "settlement:Trades", connection_id="BUY",
+                             **{"from": INTERVAL, "to": INTERVAL + 900})  # fmt: skip
+    assert int(trade["price_micro_per_kwh"]) == exchange.held("BUY") <= 80_000
+
+
+def test_terms_that_are_only_proposed_disturb_nobody(exchange: Exchange) -> None:
+    """Any utility may propose any time; what reads the terms in force goes on in that block."""
+    world = exchange.world
+    order = {
+        "order_id": "o-1",
+        "connection_id": "S-1",
+        "product": "ANY",
+        "interval_start": INTERVAL,
+        "side": "offer",
+        "price_micro_per_kwh": 60_000,
+        "energy_wh": 100,
+    }
+    placed = world.simulate(exchange.homes["S-1"], "book:Place", order)
+    terms = {**TERMS, "price_max": 5_000_000}
+    proposal = {"terms": terms, "effective_from": INTERVAL + 30 * 86_400}
+    proposed = world.simulate(BOREAL_OPERATOR, "book:ProposeProduct", proposal)
+    again = world.simulate(BOREAL_OPERATOR, "book:ProposeProduct", proposal)
+    codes = world.state.commit(proposed.results, placed.results, again.results)
+    assert codes == [0, 0, 11]
+    assert world.submit(BOREAL_OPERATOR, "book:ProposeProduct", **proposal)["version"] == "3"

@@ -158,3 +158,37 @@ def test_priority_holds(rows: list[tuple[Side, str, str, int, int]]) -> None:
         order_id: wh for order_id, wh in left.items() if wh
     }
     assert list(book_of(FEES, resting).resting()) == resting
+
+
+@settings(max_examples=200, deadline=None)
+@given(entries, st.lists(st.sampled_from(["", *"ABCD"]), min_size=40, max_size=40))
+def test_gifts_disturb_nobody(
+    rows: list[tuple[Side, str, str, int, int]], named: list[str]
+) -> None:
+    """They meet by name, for the fee alone; all others trade as if there were none."""
+    book, without = ContinuousBook(FEES), ContinuousBook(FEES)
+    orders: dict[str, Order] = {}
+    given_wh: dict[str, int] = {}
+    for number, ((side, owner, zone, price, wh), gift) in enumerate(zip(rows, named, strict=False)):
+        price = 0 if gift and side == "offer" else price
+        order = Order(str(number), side, owner, zone, price, wh, number, gift=gift)
+        orders[order.order_id] = order
+        fills = book.enter(order)
+        if not gift:
+            assert fills == without.enter(order)
+            continue
+        for fill in fills:
+            bid, offer = orders[fill.bid_id], orders[fill.offer_id]
+            assert (bid.gift, offer.gift) == (offer.owner, bid.owner)
+            assert bid.owner != offer.owner
+            assert fill.seller_price == 0
+            assert fill.buyer_price == FEES[offer.zone, bid.zone] <= bid.price
+            for order_id in (fill.bid_id, fill.offer_id):
+                given_wh[order_id] = given_wh.get(order_id, 0) + fill.energy_wh
+    left = {order.order_id: wh for order, wh in book.resting()}
+    for order_id, order in orders.items():
+        if order.gift:
+            assert left.get(order_id, 0) + given_wh.get(order_id, 0) == order.energy_wh
+    assert {name: wh for name, wh in left.items() if not orders[name].gift} == {
+        order.order_id: wh for order, wh in without.resting()
+    }

@@ -155,3 +155,28 @@ def test_giving(exchange: Exchange) -> None:
     assert [each["delegation_id"] for each in listed["delegations"]] == ["D-1"]
     with pytest.raises(Forbidden):
         exchange.world.evaluate(TRADER, "delegation:Given", connection_id="S-1")
+
+
+def test_a_delegation_ends_when_who_gave_it_moves_out(exchange: Exchange) -> None:
+    """Else a trader sells, and spends, what is of who lives there then."""
+    world = exchange.world
+    entry: dict[str, object] = {"connection_id": "S-1"}
+    world.submit(OPERATOR, "roles:MoveIn", resident="ANN", **{**entry, "from": NOON - 900})
+    world.submit(TRADER, "book:Place", **order())
+    world.submit(OPERATOR, "roles:MoveOut", at=NOON + 1800, **entry)
+    world.now = NOON + 1800
+    with pytest.raises(Forbidden, match="was given by who lived at S-1 before"):
+        world.submit(TRADER, "book:Place", **order(order_id="o-2", energy_wh=200))
+    world.submit(OPERATOR, "roles:MoveIn", resident="BEN", **{**entry, "from": NOON + 2700})
+    world.now = NOON + 2700
+    with pytest.raises(Forbidden, match="was given by who lived at S-1 before"):
+        world.submit(TRADER, "book:Cancel", connection_id="S-1", order_id="o-1",
+                     interval_start=INTERVAL, delegation="D-1")  # fmt: skip
+    ben = exchange.homes["S-1"]
+    ben = Creator(ben.msp_id, b"", "ben", "client",
+                  {**ben.attributes, "gridledger.resident": "BEN"})  # fmt: skip
+    given = world.submit(ben, "delegation:Give", delegation=TERMS)
+    assert given["given_at"] == str(world.now)
+    with pytest.raises(InvalidArgument, match="given_at is what the ledger notes"):
+        world.submit(ben, "delegation:Give", delegation=given)
+    world.submit(TRADER, "book:Place", **order(order_id="o-2", energy_wh=200))

@@ -461,6 +461,84 @@ def test_taxes_are_rounded_half_to_even_once(price: int, energy_wh: int, tax: in
     assert sum(world.money().values()) == 0
 
 
+def agree_tax(world: World, rate_ppm: int, effective_from: int) -> Any:
+    terms = {"rate_ppm": rate_ppm}
+    agreement = world.submit(
+        OPERATOR, "market:ProposeTax", terms=terms, effective_from=effective_from
+    )
+    return world.submit(BOREAL_OPERATOR, "market:ApproveTax", version=agreement["version"])
+
+
+def test_a_running_channel_changes_its_tax_for_what_is_quoted_from_then_on() -> None:
+    world = energy_world(sale_tax_ppm=100_000)
+    publish(world, "BorealMSP", 100_000)
+
+    def taxed() -> tuple[Any, int]:
+        quoted = quote(world, 100)
+        return quoted, int(quoted["tax_micro"])
+
+    # Approved by one utility it holds nowhere, and a quote of before is still good.
+    sold, tax = taxed()
+    assert tax == 1_000
+    alone = world.submit(
+        OPERATOR, "market:ProposeTax", terms={"rate_ppm": 1}, effective_from=world.now + 50
+    )
+    assert alone["in_force"] is False
+    first = authorise(world, sold, "r-1")
+    before, _ = taxed()
+    assert agree_tax(world, 200_000, world.now + 60)["in_force"] is True
+    assert taxed()[1] == 1_000
+    world.now += 60
+    assert world.evaluate(HOME, "market:Tax") == {"rate_ppm": "200000"}
+    assert world.evaluate(HOME, "market:Tax", at=world.now - 1) == {"rate_ppm": "100000"}
+    # What was quoted before is sold as it was quoted, and nothing can be dated back far.
+    second = authorise(world, before, "r-2")
+    after, tax = taxed()
+    assert tax == 2_000
+    third = authorise(world, after, "r-3")
+    dated_back = {**after, "quoted_at": before["quoted_at"]}
+    with pytest.raises(Conflict, match="is not what it would be now"):
+        authorise(world, dated_back, "r-4")
+    agree_tax(world, 0, world.now + 1)
+    world.now += 1
+    fourth, tax = taxed()
+    assert tax == 0
+    authorise(world, fourth, "r-4")
+    assert world.money()["TAX-BOREAL"] == 1_000 + 1_000 + 2_000
+    assert authorise(world, sold, "r-1") == first  # sent again, long after
+    # Each is explained by the tax that held when it was quoted.
+    for trade, rate in ((first, None), (second, None), (third, "200000")):
+        again = world.evaluate(HOME, "oversight:Explain", kind="trade",
+                               id=f"CP-0001/{NOON + 3600}/{trade['request_id']}")  # fmt: skip
+        assert again["agrees"] is True
+        assert again["recomputed"]["tax_micro"] == trade["tax_micro"]
+        rates = [one["value"]["rate_ppm"] for one in again["inputs"]
+                 if one["name"] == "tax on sales"]  # fmt: skip
+        assert rates == ([] if rate is None else [rate])
+    assert sum(world.money().values()) == 0
+
+
+def test_a_tax_that_is_refused(world: World) -> None:
+    later = world.now + 60
+    for caller, function, argument, error, said in (
+        (HOME, "Propose", {"terms": {"rate_ppm": 1}}, Forbidden, "propose a tax"),
+        (OPERATOR, "Propose", {"terms": {"rate_ppm": 1_000_001}}, InvalidArgument, "rate_ppm"),
+        (OPERATOR, "Propose", {"terms": {"rate_ppm": -1}}, InvalidArgument, "rate_ppm"),
+        (OPERATOR, "Propose", {"terms": {"rate_ppm": "0.2"}}, InvalidArgument, "rate_ppm"),
+        (OPERATOR, "Propose", {"terms": {}}, InvalidArgument, "rate_ppm is missing"),
+        (OPERATOR, "Propose", {"terms": {"rate_ppm": 1}, "effective_from": world.now}, Conflict,
+         "never back in time"),
+        (BOREAL_OPERATOR, "Approve", {"version": 9}, NotFound, "has no version 9"),
+    ):  # fmt: skip
+        if function == "Propose":
+            argument = {"effective_from": later, **argument}
+        with pytest.raises(error, match=said):
+            world.submit(caller, f"market:{function}Tax", **argument)
+    agree_tax(world, 5, later)
+    with pytest.raises(Conflict, match="a later one begins after it"):
+        agree_tax(world, 6, later)
+
+
 def test_trades_of_before_there_were_taxes_are_read(world: World) -> None:
     quoted = quote(world)
     trade = authorise(world, quoted)

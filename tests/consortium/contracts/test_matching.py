@@ -278,6 +278,126 @@ def test_attributes_and_a_preferred_partner(floor: Floor) -> None:
     assert floor.fills("S-1") == [("o-1", "40", "60000")]
 
 
+def test_a_gift_is_for_one_and_costs_its_fees_alone(floor: Floor) -> None:
+    """Whichever came first: the giver's offer, or the wish of who takes what it gives."""
+    floor.enter("S-1", "offer", 0, 500, gift="B-1")
+    floor.match()
+    assert floor.held("S-1") == 500 * 50  # what it may not deliver
+    floor.enter("B-2", "bid", 100_000, 200)
+    floor.enter("B-2", "bid", 100_000, 200, "o-2", gift="S-2")
+    floor.enter("B-2", "bid", 100_000, 200, "o-3", gift="S-1")
+    floor.match()
+    assert floor.fills("B-2") == []  # nobody else can take it
+    held = floor.held("B-2")
+    floor.enter("S-2", "offer", 0, 300, gift="B-2")
+    floor.match()
+    # A local fee of 10,000 and 2,000 for matching, of a limit of 100,000.
+    assert floor.fills("B-2") == [("o-2", "200", "10000")]
+    assert floor.fills("S-2") == [("o-1", "200", "0")]
+    assert held - floor.held("B-2") == 200 * 100 - 200 * 10
+    assert floor.world.money()["SUPPLIER-BOREAL"] == 400
+    floor.enter("B-1", "bid", 11_000, 100, gift="S-1")
+    floor.match()
+    assert floor.fills("B-1") == []  # its limit is less than the fees
+    floor.call("B-1", "book:Amend", order_id="o-1", price_micro_per_kwh=12_000, energy_wh=100)
+    floor.match()
+    assert floor.fills("B-1") == [("o-1", "100", "10000")]
+    # Nothing of it is seen but what crosses feeders: no volume, no price, no depth.
+    assert (floor.ticker()["volume_wh"], floor.ticker()["last_price"]) == ("0", None)
+    depth = floor.world.evaluate(
+        HOME, "book:Depth", product="FLOW", interval_start=INTERVAL, zone="NORTH"
+    )
+    assert depth["offers"] == []
+    assert depth["bids"] == [{"price_micro_per_kwh": "100000", "energy_wh": "200"}]
+    shown = floor.world.evaluate(
+        floor.homes["B-1"], "oversight:Explain", kind="order", id=f"B-1/{INTERVAL}/o-1"
+    )
+    assert [(one["value"]["source"], one["value"]["counterparty"])
+            for one in shown["inputs"] if one["name"] == "fill"] == [("gift", "S-1")]  # fmt: skip
+    # What is left is taken back, or ends with the book.
+    floor.call("S-2", "book:Cancel", order_id="o-1")
+    floor.match()
+    assert floor.order("S-2")["state"] == "cancelled"
+    assert floor.held("S-2") == 200 * 50
+    floor.world.now = INTERVAL - 600
+    floor.run("book:Close", product="FLOW")
+    assert floor.run("book:Expire", product="FLOW")["orders"] == "3"
+    assert floor.held("S-1") == 100 * 50
+    assert floor.held("B-1") == 100 * 10
+    assert floor.held("B-2") == 200 * 10
+    assert floor.world.evaluate(OPERATOR, "book:Due") == []
+    assert sum(floor.world.money().values()) == 0
+
+
+def test_a_gift_pays_its_path_and_a_full_feeder_lets_none_through(floor: Floor) -> None:
+    floor.enter("FAR", "bid", 100_000, 1500, gift="S-1")
+    floor.enter("FAR", "bid", 100_000, 500, "o-2", gift="S-2")
+    floor.enter("S-1", "offer", 0, 900, gift="FAR")
+    floor.match()
+    floor.enter("S-2", "offer", 0, 500, gift="FAR")
+    floor.match()
+    # Exit 5,000 and entry 25,000; 1,000 Wh fit into the south.
+    assert floor.fills("FAR") == [("o-2", "100", "30000"), ("o-1", "900", "30000")]
+    assert floor.ticker()["flows"][1] == {"zone": "SOUTH", "in_wh": "1000", "out_wh": "0"}
+    # It would never trade with its owner's own order, so it may stand beside it.
+    floor.enter("S-1", "bid", 90_000, 10, "o-2")
+    assert sum(floor.world.money().values()) == 0
+
+
+def test_what_is_no_gift(floor: Floor) -> None:
+    given = {"gift": "B-1"}
+    for change, error, said in (
+        ({"price_micro_per_kwh": 1_000, **given}, InvalidArgument, "comes to 1000, but a gift's"),
+        ({"gift": "S-1"}, InvalidArgument, "the order's own connection"),
+        ({"partner": "B-1", **given}, InvalidArgument, "partner must be left out"),
+        ({"gift": "NOBODY"}, NotFound, "connection NOBODY is not registered"),
+        ({"gift": "B/1"}, InvalidArgument, "gift is"),
+        ({"gift": 7}, InvalidArgument, "gift is"),
+        ({"product": "ANY", **given}, InvalidArgument, "traded in auctions, where all trade"),
+    ):
+        with pytest.raises(error, match=said):
+            floor.call(
+                "S-1",
+                "book:Place",
+                **{
+                    "order_id": "o-1",
+                    "product": "FLOW",
+                    "side": "offer",
+                    "price_micro_per_kwh": 0,
+                    "energy_wh": 10,
+                    **change,
+                },
+            )
+    floor.enter("S-1", "offer", 0, 10, gift="B-1")
+    with pytest.raises(Conflict, match="o-1 is another order"):
+        floor.enter("S-1", "offer", 0, 10, gift="B-2")
+    with pytest.raises(InvalidArgument, match="comes to 1000, but a gift's is 0"):
+        floor.call("S-1", "book:Amend", order_id="o-1", price_micro_per_kwh=1_000, energy_wh=10)
+    delegation = {
+        "delegation_id": "D",
+        "connection_id": "S-1",
+        "trader": "TRADER",
+        "acts": ["order"],
+        "until": NOON + 86_400,
+        "max_energy_wh": 1000,
+        "lowest_price": -1,
+        "highest_price": 10**6,
+    }
+    floor.world.submit(floor.homes["S-1"], "delegation:Give", delegation=delegation)
+    trader = Creator("AuroraMSP", b"", "t", "client", {"gridledger.participant": "TRADER"})
+    order = {"product": "FLOW", "connection_id": "S-1", "interval_start": INTERVAL, "energy_wh": 1,
+             "delegation": "D", "gift": "B-1"}  # fmt: skip
+    with pytest.raises(Forbidden, match="TRADER trades for S-1 and may not give its energy away"):
+        floor.world.submit(trader, "book:Place", **order, order_id="t-1", side="offer",
+                           price_micro_per_kwh=0)  # fmt: skip
+    more = {"connection_id": "S-1", "interval_start": INTERVAL, "delegation": "D",
+            "order_id": "o-1", "price_micro_per_kwh": 0, "energy_wh": 900}  # fmt: skip
+    with pytest.raises(Forbidden, match="may not give its energy away"):
+        floor.world.submit(trader, "book:Amend", **more)
+    floor.world.submit(trader, "book:Place", **order, order_id="t-2", side="bid",
+                       price_micro_per_kwh=20_000)  # fmt: skip
+
+
 def test_closing_and_what_is_left(floor: Floor) -> None:
     floor.enter("S-1", "offer", 60_000, 1000)
     floor.match()
@@ -486,3 +606,19 @@ def test_the_ledger_matches_as_the_book_in_memory(seed: int) -> None:
         due = sum(int(order["due_micro"]) for order in orders if order["connection_id"] == name)
         assert floor.held(name) <= due
     assert sum(floor.world.money().values()) == 0
+
+
+def test_amendments_do_not_come_before_their_order(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent names what it sees first, by transaction ids, which their clients can choose."""
+    monkeypatch.setattr(matching, "MAX_ENTRIES", 2)
+    order = floor.enter("B-1", "bid", 50_000, 1000)["transaction_id"]
+    for price in range(51_000, 65_000, 1_000):
+        floor.call("B-1", "book:Amend", order_id="o-1", price_micro_per_kwh=price, energy_wh=1000)
+    ahead = [name for name in floor.waiting() if name != order][:2]
+    assert floor.match(ahead)["taken"] == "2"
+    assert order not in floor.waiting()
+    while floor.waiting():
+        assert int(floor.match(floor.waiting()[:2])["taken"])
+    assert floor.order("B-1")["price_micro_per_kwh"] == "64000"

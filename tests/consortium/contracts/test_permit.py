@@ -1,5 +1,6 @@
 """The supply permit: every step down needs all that the rules ask for, the step up none."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -522,3 +523,29 @@ def test_a_permit_of_a_connection_without_a_supply() -> None:
         billing.submit(SUPPLIER, "permit:Warn", connection_id=CONNECTION)
     answer = billing.world.simulate(OPERATOR, "billing:AgreeSupply", {"supply": SUPPLY})
     assert f"supply/{CONNECTION}" in writes(answer.results)
+
+
+def test_who_moves_in_is_not_cut_off_for_what_others_owe(billed: BillingWorld) -> None:
+    warn(billed)
+    world = billed.world
+    moved = WARNED - WARNED % 3600 + 3600
+    entry: dict[str, object] = {"connection_id": CONNECTION}
+    world.submit(OPERATOR, "roles:MoveIn", resident="ANN", **{**entry, "from": moved - 3600})
+    world.submit(OPERATOR, "roles:MoveOut", at=moved, **entry)
+    world.submit(OPERATOR, "roles:MoveIn", resident="BEN", **{**entry, "from": moved})
+    status = billed.evaluate(SUPPLIER, "permit:Status", connection_id=CONNECTION)
+    assert (status["consent"], status["enforceable_micro"]) == (True, str(MARCH))
+    world.now = SUSPENDED
+    status = billed.evaluate(SUPPLIER, "permit:Status", connection_id=CONNECTION)
+    assert (status["consent"], status["enforceable_micro"]) == (False, "0")
+    assert status["amount_due_micro"] == str(MARCH), "it is owed all the same"
+    ben = replace(HOME, attributes={**HOME.attributes, "gridledger.resident": "BEN"})
+    status = billed.evaluate(ben, "permit:Status", connection_id=CONNECTION)
+    assert (status["open_micro"], status["amount_due_micro"]) == ("0", "0"), "not his to know"
+    with pytest.raises(Conflict):
+        step(billed, "Suspend", SUSPENDED)
+    assert acts(billed) == ["permit:Restore"]
+    billed.submit(SUPPLIER, "permit:Restore", connection_id=CONNECTION)
+    assert (
+        billed.evaluate(SUPPLIER, "permit:Status", connection_id=CONNECTION)["state"] == "granted"
+    )

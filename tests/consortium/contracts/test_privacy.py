@@ -258,6 +258,13 @@ def test_a_mark_of_protection_goes_with_the_people() -> None:
 
 def test_sums_of_several_homes_go_when_nobody_needs_them() -> None:
     made = town()
+    for name, children in (("T-1", ["CP-1"]), ("T-2", ["CP-2"])):
+        transformer = {"transformer_id": name, "utility": "AuroraMSP", "zone": "NORTH",
+                       "rated_va": 400_000, "no_load_w": 150}  # fmt: skip
+        made.world.submit(OPERATOR, "grid:RegisterTransformer", transformer=transformer)
+        begin = {"connections": children, "from": -(-made.world.now // 900) * 900}
+        made.world.submit(OPERATOR, "grid:Connect", transformer_id=name, **begin)
+    assert made.world.evaluate(HOME, "grid:Above", connection_id="CP-1") == {"nodes": ["T-1"]}
     lines = [
         {"connection_id": name, "import_register_wh": "12345"} for name in ("CP-1", "CP-2", "CP-3")
     ]
@@ -266,6 +273,8 @@ def test_sums_of_several_homes_go_when_nobody_needs_them() -> None:
     context.put_private(COLLECTION, key, json.dumps({"lines": lines, "salt": "1" * 64}).encode())
     assert made.world.state.commit(simulator.results()) == [0]
     own = exported(made.world, made.homes["CP-1"], "privacy:Export", "CP-1", 500)[key]
+    others = exported(made.world, made.homes["CP-2"], "privacy:Export", "CP-2", 500)
+    assert key not in others, "sums of other transformers aren't looked through"
     assert own == {"lines": [lines[0]], "salt": None}
     with pytest.raises(Conflict, match="others need it until"):
         purge(made, [key])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -295,6 +296,26 @@ def test_what_is_sold_is_not_paid_twice() -> None:
     made.agents()
     part = made.part("CP-1")
     assert (part["change_wh"], part["sold_wh"], part["response_wh"]) == ("1650", "450", "1650")
+
+
+def test_a_record_that_is_not_on_this_peer_keeps_no_others_waiting() -> None:
+    """As after an old backup was put back, of a utility that has one peer."""
+    made = town()
+    world = made.world
+    for name in ("CP-1", "CP-2"):
+        opt_in(made, name)
+    made.live("CP-1", "CP-2")
+    for name in ("CP-1", "CP-2"):
+        made.day_of_event(name, 400, ((0, 0),))
+    world.now = EVENT_START - HOUR_S
+    [commit] = world.evaluate(OPERATOR, "baseline:Due")
+    world.submit(OPERATOR, commit["function"], frozen=True, **commit["argument"])
+    [lost] = [
+        key for key in world.state.private if "CP-1" in key[2] and key[2].endswith("/expected")
+    ]
+    del world.state.private[lost]
+    [publish] = world.evaluate(OPERATOR, "baseline:Due")
+    assert publish["argument"]["connection_id"] == "CP-2"
 
 
 def test_the_baseline_is_committed_before_the_event() -> None:
@@ -644,3 +665,20 @@ def test_who_may_be_pooled_and_by_whom() -> None:
         opt_in(made, "CP-1")
     with pytest.raises(Conflict, match="enlisted others"):
         world.submit(AGGREGATOR, "pool:Enlist", **MEMBERS)
+
+
+def test_who_moves_out_takes_the_home_out_of_pools() -> None:
+    made = pooled()
+    world = made.world
+    moved = world.now + 1800
+    entry: dict[str, object] = {"connection_id": "CP-2"}
+    world.submit(OPERATOR, "roles:MoveIn", resident="ANN", **{**entry, "from": world.now})
+    world.submit(OPERATOR, "roles:MoveOut", at=moved, **entry)
+    world.submit(OPERATOR, "roles:MoveIn", resident="BEN", **{**entry, "from": moved})
+    world.now = moved
+    with pytest.raises(Conflict, match="CP-2 has not joined pool EVENINGS"):
+        world.submit(AGGREGATOR, "pool:Enlist", **MEMBERS)
+    home = made.homes["CP-2"]
+    ben = replace(home, attributes={**home.attributes, "gridledger.resident": "BEN"})
+    world.submit(ben, "pool:Join", pool_id="EVENINGS", connection_id="CP-2")
+    world.submit(AGGREGATOR, "pool:Enlist", **MEMBERS)

@@ -22,9 +22,10 @@ from consortium.contracts.common import commitments
 from consortium.contracts.common.clock import DAY_S, day_start
 from consortium.contracts.settlement import days
 from consortium.contracts.settlement.days import MAX_COMMUNITY_CELLS, most_members
+from consortium.ledger.state import VersionedValue
 from consortium.wire import kvrwset_pb2, rwset_pb2
 from tests.consortium.contracts.cases import cases
-from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time
+from tests.consortium.contracts.town import DAY, PRODUCT, START, TERMS, Town, final_time
 from tests.consortium.contracts.world import BOREAL_OPERATOR, OPERATOR, SUPPLIER, writes
 
 
@@ -277,7 +278,7 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing(
     assert sums["sold"] == (4001, int(quote["gross_micro"]) - tax)
     assert sums["fee"] == (4001, -int(quote["grid_fee_micro"]))
     assert sums["shortfall"] == (101, -35_350)
-    # 77 Wh that nobody bought, 101 Wh short: nothing else moves.
+    # 77 Wh that nobody bought, 101 Wh short: nothing else moves, and no tax: the sale is firm.
     assert moved(town, before) == {
         "CP-1": -35_350 + 3_850,
         "BALANCE-AURORA": 35_350,
@@ -293,6 +294,15 @@ def test_a_sale_to_a_supplier_was_paid_and_is_settled_for_what_is_missing(
         home, "settlement:Net", connection_id="CP-1", from_day=DAY, to_day="2026-11-23"
     )
     assert int(net["net_micro"]) == world.money()["CP-1"]
+    # Nor when corrections say that less, or all, was delivered.
+    for run, wh, at in (("final", 900, final_time()), ("adjustment-1", 1501, final_time() + 1)):
+        town.read("CP-1", 41, 0, wh)
+        world.now = at
+        town.settle(run)
+        assert town.sums("CP-1")["sold"] == sums["sold"]
+        assert world.money().get("TAX-AURORA", 0) == tax
+    assert "shortfall" not in town.sums("CP-1")
+    assert sum(world.money().values()) == 0
 
 
 def test_a_community_is_no_larger_than_can_be_settled() -> None:
@@ -602,6 +612,62 @@ def test_a_contract_between_homes_is_settled_with_the_clearing_house() -> None:
     ]
 
 
+def test_what_is_given_is_firm_and_of_who_gave_it() -> None:
+    """600 Wh given, 500 delivered: fees and the missing 100 are paid, the energy is free."""
+    town = Town.of("GIVE", "OTHER", "TAKE")
+    terms = {**PRODUCT, "product": "FLOW", "trading": "continuous"}
+    town.agree("book:ProposeProduct", "book:ApproveProduct", terms, product="FLOW")
+    where = {"product": "FLOW", "interval_start": START + 48 * 900}
+    for giver, taker, side, price in (
+        ("GIVE", "TAKE", "offer", 0),
+        ("TAKE", "GIVE", "bid", 15_000),
+    ):
+        town.world.submit(
+            town.homes[giver],
+            "book:Place",
+            order_id="o-1",
+            connection_id=giver,
+            side=side,
+            price_micro_per_kwh=price,
+            energy_wh=600,
+            gift=taker,
+            **where,
+        )
+    waiting = town.world.evaluate(OPERATOR, "book:Inbox", **where)["entries"]
+    town.world.submit(OPERATOR, "book:Match", frozen=True, entries=waiting, **where)
+    town.read_day({"GIVE": {48: (0, 500)}, "TAKE": {48: (550, 0)}, "OTHER": {48: (900, 0)}})
+    before = town.world.money()
+    town.settle()
+    assert moved(town, before) == {
+        "GIVE": -35_000,
+        "TAKE": -6_000 + 2_000,  # 50 Wh that it didn't use are sold at the surplus price
+        "OTHER": -270_000,
+        "GRID-AURORA": 6_000,
+        "BALANCE-AURORA": 35_000 - 2_000,
+        "SUPPLIER-AURORA": 270_000,
+    }
+    assert town.sums("GIVE") == {"sold": (600, 0), "shortfall": (100, -35_000)}
+    assert town.sums("TAKE") == {"bought": (600, 0), "fee": (600, -6_000), "surplus": (50, 2_000)}
+    assert town.lot("GIVE")["holdings"] == [
+        {"holder": "TAKE", "energy_wh": "500", "retired_wh": "500"}
+    ]
+    # Read again: what wasn't delivered at first was.
+    town.read("GIVE", 48, 0, 600)
+    town.world.now = final_time()
+    town.settle("final")
+    assert town.sums("GIVE") == {"sold": (600, 0)}
+    lot = town.lot("GIVE")
+    assert (lot["minted_wh"], lot["retired_wh"], lot["outstanding_wh"]) == ("600", "550", "50")
+    found = town.world.evaluate(
+        town.homes["TAKE"], "settlement:Verify",
+        **{name: town.record("TAKE", "final")[name] for name in ("opened", "summary")},
+    )  # fmt: skip
+    assert (found["committed"], found["holds"]) == (True, True)
+    for name in ("GIVE", "TAKE"):
+        assert town.world.evaluate(town.homes[name], "wallet:Holds", account=name) == []
+    assert sum(town.world.money().values()) == 0
+
+
 CALL: dict[str, dict[str, object]] = {
     "daybook:Commit": {"utility": "AuroraMSP", "day": DAY, "run": "provisional",
                        "connections": ["CP-1"]},
@@ -763,6 +829,13 @@ def test_credits_are_banked_used_corrected_and_expire() -> None:
     town.settle("final", day=following)
     with pytest.raises(Forbidden, match="may not use credits of CP-1"):
         town.world.submit(BOREAL_OPERATOR, "settlement:UseCredits", **use)
+    billed = town.copy()
+    place = ("energy", f"credit/CP-1/{DAY}")
+    stored = billed.world.state.public[place]
+    lot = canonical_json({**json.loads(stored.value), "billed": True})
+    billed.world.state.public[place] = VersionedValue(lot, b"", stored.version)
+    with pytest.raises(Conflict, match="is a bill's; the next bills use it by themselves"):
+        billed.world.submit(OPERATOR, "settlement:UseCredits", **use)
     used = town.world.submit(OPERATOR, "settlement:UseCredits", **use)
     assert (used["energy_wh"], used["amount_micro"]) == ("600", "180000")
     assert moved(town, before) == {}

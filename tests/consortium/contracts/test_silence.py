@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from consortium.chaincode.api import ContractError, Forbidden, InvalidArgument, NotFound
+from consortium.contracts.common.clock import DAY_S
 from consortium.contracts.meters.silence import Fault, Watched, classify, silent_since
+from consortium.wire import kvrwset_pb2, rwset_pb2
+from tests.consortium.contracts.town import START, Town
 from tests.consortium.contracts.world import (
     ADMIN,
     BOREAL_OPERATOR,
@@ -283,3 +286,21 @@ def test_detection_delay_over_a_month_of_outages() -> None:
         delays.append(now - began)
     assert min(delays) >= 2700
     assert max(delays) < 4500
+
+
+@pytest.mark.parametrize("last", [None, 0, 95])
+def test_an_outage_of_all_meters_is_found_by_ranges(last: int | None) -> None:
+    """Single keys for each silent interval are more than a query may read for 20,000 meters."""
+    town = Town.of("CP-1", "CP-2")
+    for name in town.homes if last is not None else ():
+        town.read(name, last or 0)
+    town.world.now = START + DAY_S + 4 * 3600
+    answer = town.world.simulate(OPERATOR, "metering:Silent", {"utility": "AuroraMSP"})
+    sets = rwset_pb2.TxReadWriteSet.FromString(answer.results.rwset).ns_rwset
+    assert not any(
+        kvrwset_pb2.HashedRWSet.FromString(private.hashed_rwset).hashed_reads
+        for one in sets
+        for private in one.collection_hashed_rwset
+    )
+    since = 0 if last is None else START + (last + 1) * 900
+    assert {int(fault["since"]) for fault in answer.value["faults"]} == {since}

@@ -9,11 +9,14 @@ from consortium.agent import AgentSettings, asked_of
 from consortium.chaincode.api import Forbidden, canonical_json, stored_record
 from consortium.chaincode.simulator import TransactionSimulator
 from consortium.contracts import chaincodes
+from consortium.contracts.assets import origins
 from consortium.contracts.billing import agenda
-from consortium.contracts.meters import meters
+from consortium.contracts.common.clock import DAY_S, day_of
+from consortium.contracts.meters import duties, meters
 from consortium.contracts.meters.duties import REST_S
 from consortium.contracts.meters.meters import Meter
 from consortium.contracts.meters.readings import Arrival, Reading, Store
+from consortium.wire import kvrwset_pb2, rwset_pb2
 from tests.consortium.contracts.billing_world import CONNECTION, BillingWorld, at
 from tests.consortium.contracts.test_billing import billed as billed_for_bills
 from tests.consortium.contracts.test_certificates import NOVEMBER, OVER, PLANT, plant_town
@@ -26,7 +29,7 @@ from tests.consortium.contracts.test_permit import (
     billed,
 )
 from tests.consortium.contracts.test_permit import warn as warned_home
-from tests.consortium.contracts.town import DAY, START, Town, final_time
+from tests.consortium.contracts.town import DAY, START, TERMS, Town, final_time
 from tests.consortium.contracts.world import BOREAL_OPERATOR, HOME, OPERATOR, SUPPLIER, World
 
 __all__ = ["billed", "billed_for_bills"]
@@ -201,6 +204,38 @@ def test_what_is_due_is_found_without_reading_whole_months(monkeypatch: pytest.M
     )
 
 
+def test_a_month_that_nobody_read_costs_a_key_for_each_meter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asked at each turn, for as long as nobody reads it."""
+    town = plant_town()
+    context, simulator = town.metering()
+    generator = Meter("M-CP-1-G", "CP-1", "AuroraMSP", "accredited", "key", 10**7, "generation")
+    meters.enter(context, generator)
+    assert town.world.state.commit(simulator.results()) == [0]
+    town.world.now = OVER + 6 * 3600
+    read: list[str] = []
+    by_range, counted = town.world.state.range_private, origins._counted
+
+    def noted(*where: str) -> Any:
+        for item in by_range(*where):  # type: ignore[arg-type]
+            read.append(item[0])
+            yield item
+
+    monkeypatch.setattr(town.world.state, "range_private", noted)
+    monkeypatch.setattr(duties.Duties, "_settle", staticmethod(lambda *_: []))
+    monkeypatch.setattr(origins, "_counted", lambda *_, **__: pytest.fail("a day was read"))
+    assert asked(town.world, "duties:Due") == []
+    # The exchange was read, and nothing of what was generated: then nothing counts.
+    assert read == []
+    # Of one day it was: then that day is looked at, and no other.
+    town.read_intervals("CP-1-G", {40: (0, 800_000)}, "2026-11-25")
+    monkeypatch.setattr(origins, "_counted", counted)
+    [call] = asked(town.world, "duties:Due")
+    assert call["argument"] == {"utility": "AuroraMSP", **NOVEMBER}
+    assert [key.split("/")[1] for key in read] == ["M-CP-1-G"] * 3
+
+
 def test_plants_come_in_pages_that_cut_none_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agenda, "MAX_OPEN_MONTHS", 3)
     town = Town.of("CP-1", "CP-2", "CP-3")
@@ -336,3 +371,155 @@ def test_suspending_is_asked_only_where_the_utility_allows_it() -> None:
     assert "duties:Steps" not in asked_of(functions, off)
     assert asked_of(functions, on) == [*asked_of(functions, off), "duties:Steps"]
     assert {"duties:Due", "duties:Corrections"} <= set(asked_of(functions, off))
+
+
+# Much at once
+
+
+def reads(world: World, function: str) -> int:
+    """How many keys a query reads one by one: a transaction may read 100,000."""
+    found = 0
+    sets = rwset_pb2.TxReadWriteSet.FromString(
+        world.simulate(OPERATOR, function).results.rwset
+    ).ns_rwset
+    for one in sets:
+        found += len(kvrwset_pb2.KVRWSet.FromString(one.rwset).reads)
+        for private in one.collection_hashed_rwset:
+            hashed = kvrwset_pb2.HashedRWSet.FromString(private.hashed_rwset)
+            found += len(hashed.hashed_reads)
+    return found
+
+
+def test_homes_that_are_silent_for_weeks_cost_one_read_a_day() -> None:
+    """Else a tenth of 10,000 homes, or an outage of two days, would keep all days from it."""
+    found = []
+    for names, days in ((4, 3), (8, 3), (8, 6)):
+        town = Town.of(*(f"CP-{number}" for number in range(names)), deposit=0)
+        town.world.now = START + days * DAY_S + 7 * 3600
+        found.append(reads(town.world, "duties:Due"))
+    assert found[1] - found[0] == 4 * (3 + 1), "a summary each day, and whose pseudonym it is"
+    assert found[2] - found[1] == 8 * 3
+
+
+def test_late_readings_cost_nothing_until_their_day_is_final() -> None:
+    """Where meters send once a day most of what they send is late: 70 readings of each home."""
+    found = []
+    for count in (1, 90):
+        town = Town.of("CP-1", "CP-2")
+        town.read_day({})
+        town.settle()
+        context, simulator = town.metering()
+        for index in range(count):
+            arrival = Arrival("M-CP-1", START + index * 900, 1, START + DAY_S + 3600, "late")
+            Store(context, "AuroraMSP").put_arrival(arrival)
+        assert town.world.state.commit(simulator.results()) == [0]
+        town.world.now = START + 3 * DAY_S
+        assert asked(town.world, "duties:Corrections") == []
+        found.append(reads(town.world, "duties:Corrections"))
+    assert found[0] == found[1] < 20
+
+
+def test_what_is_never_read_keeps_nothing_from_being_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agenda, "MAX_OPEN_DAYS", 3)
+    town = Town.of("CP-1")
+    town.world.now = START + 6 * DAY_S + 7 * 3600
+    seen = set()
+    for _ in range(agenda.OPEN_FOR_DAYS + 1):
+        days = town.world.evaluate(OPERATOR, "agenda:Days", utility="AuroraMSP")["days"]
+        assert len(days) == 3
+        assert days == sorted(days, key=lambda one: str(one["day"]))
+        seen |= {one["day"] for one in days}
+        town.world.now += agenda.TURN_S
+    assert len(seen) == 6
+
+
+def test_calls_that_are_refused_each_time_give_others_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duties, "MAX_CALLS", 1)
+    town = Town.of("CP-1")
+    for number in range(3):
+        town.read_day({}, day_of(START + number * DAY_S))
+    town.world.now = START + 3 * DAY_S + 7 * 3600
+    named = set()
+    for _ in range(3):
+        [one] = asked(town.world, "duties:Due")
+        named.add(one["argument"]["day"])
+        town.world.now += agenda.TURN_S
+    assert len(named) == 3
+
+
+def test_who_cannot_be_settled_is_left_alone_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day that can't be settled because of one home goes on for the others it came with."""
+    monkeypatch.setattr(duties, "_FEW", 2)
+    names = [f"CP-{number}" for number in range(5)]
+    town = Town.of(*names, deposit=0)
+    town.read_day({})
+
+    def parts() -> list[list[str]]:
+        found = asked(town.world, "duties:Due")
+        return [one["argument"]["connections"] for one in found]
+
+    town.world.now = START + DAY_S + 3600
+    assert parts() == [names]
+    town.world.now = START + DAY_S + duties.SPLIT_AFTER_S
+    assert parts() == [names[:2], names[2:4], names[4:]]
+    town.world.now = START + DAY_S + duties.APART_AFTER_S
+    assert parts() == [[name] for name in names]
+    work(town.world, "duties:Due")
+    assert {runs(town, name) for name in names} == {"final"}
+
+
+def test_a_calendar_that_ends_keeps_no_others_waiting() -> None:
+    """Two weeks before its end it doesn't know any more when a day becomes final."""
+    town = Town.of("CP-1", "CP-2")
+    world = town.world
+    calendar = {"region": "ISLE", "offsets": [{"from": 0, "offset_s": 3600}],
+                "known_until": START + 10 * DAY_S, "holidays": []}  # fmt: skip
+    town.agree("tariff:ProposeCalendar", "tariff:ApproveCalendar", calendar, region="ISLE")
+    terms = {**TERMS, "supplier": "BorealMSP", "region": "ISLE", "final_after_working_days": 10}
+    world.submit(BOREAL_OPERATOR, "settlement:ProposeTerms", terms=terms, effective_from=START)
+    world.submit(OPERATOR, "settlement:ApproveTerms", supplier="BorealMSP", version=1)
+    world.submit(BOREAL_OPERATOR, "roles:RegisterParticipant", participant_id="BorealMSP",
+                 utility="BorealMSP", name="Boreal", kinds=["supplier"])  # fmt: skip
+    second = START + DAY_S
+    wish: dict[str, object] = {"connection_id": "CP-2", "from": second}
+    world.submit(town.homes["CP-2"], "roles:RequestSwitch", supplier="BorealMSP", **wish)
+    world.submit(BOREAL_OPERATOR, "roles:ConfirmSwitch", **wish)
+    for day in (START, second):
+        town.read_day({}, day_of(day))
+    world.now = second + DAY_S + 7 * 3600
+
+    def named() -> list[tuple[str, list[str]]]:
+        calls = [one["argument"] for one in asked(world, "duties:Due")]
+        return [(one["day"], one["connections"]) for one in calls]
+
+    others = [(DAY, ["CP-1", "CP-2"]), (day_of(second), ["CP-1"])]
+    assert named() == others
+    # The next version can't hold back in time, but it knows.
+    later = {**calendar, "known_until": START + 400 * DAY_S}
+    world.submit(OPERATOR, "tariff:ProposeCalendar", terms=later, effective_from=second + 3 * DAY_S)
+    world.submit(BOREAL_OPERATOR, "tariff:ApproveCalendar", region="ISLE", version=2)
+    assert named() == [*others, (day_of(second), ["CP-2"])]
+    work(world, "duties:Due")
+    posted = world.evaluate(OPERATOR, "settlement:Posted", connection_id="CP-2", day=day_of(second))
+    assert posted["run"] == "provisional"
+
+
+def test_a_value_that_is_not_on_this_peer_keeps_no_others_waiting() -> None:
+    """As after an old backup was put back, of a utility that has one peer."""
+    town = Town.of("CP-1", "CP-2", deposit=0)
+    world = town.world
+    town.read_day({})
+    world.now = START + DAY_S + 3600
+    [commit] = asked(world, "duties:Due")
+    world.submit(OPERATOR, commit["function"], frozen=True, **commit["argument"])
+    [lost] = [key for key in world.state.private if key[2] == f"st/{DAY}/provisional/CP-1"]
+    del world.state.private[lost]
+    [post] = asked(world, "duties:Due")
+    assert [one["connection_id"] for one in post["argument"]["summaries"]] == ["CP-2"]
+    town.read_day({}, day_of(START + DAY_S))
+    world.now += DAY_S
+    assert work(world, "duties:Due") == ["settlement:Post", "daybook:Commit", "settlement:Post"]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.chaincode.api import Conflict, ContractError, Forbidden, InvalidArgument, NotFound
+from consortium.contracts.assets import wallet
 from consortium.contracts.assets.wallet import Ledger, Transfer, energy_settings
 from consortium.contracts.common.settings import now
 from tests.consortium.contracts.sequences import in_time, sequences
@@ -196,7 +197,7 @@ def test_a_credit_limit_binds_shard_0(world: World) -> None:
         world.submit(BOREAL_OPERATOR, "wallet:SetCreditLimit", account="CP-0001", limit_micro=1)
 
 
-def charge(world: World, amount: int) -> None:
+def charge(world: World, amount: int, payee: str = "GRID-AURORA") -> None:
     """What a settlement does: it posts, whatever the balance is."""
     from consortium.chaincode.executor import Invocation, SimulatorContext
     from consortium.chaincode.simulator import TransactionSimulator
@@ -208,7 +209,7 @@ def charge(world: World, amount: int) -> None:
     simulator = TransactionSimulator(world.state, "neighbourhood")
     context = SimulatorContext(invocation, simulator)
     ledger = Ledger(context, now(context, energy_settings(context)))
-    ledger.transfer(Transfer("CP-0001", "GRID-AURORA", amount, "shortfall", "ST-1"))
+    ledger.transfer(Transfer("CP-0001", payee, amount, "shortfall", "ST-1"))
     ledger.write()
     assert world.state.commit(simulator.results()) == [0]
 
@@ -436,3 +437,56 @@ def test_money_is_moved_never_made(acts: list[tuple[Any, ...]]) -> None:
             if shard != "U" and "charge" not in {act[0] for act in acts}:
                 assert int(amount) >= (lowest if shard == "0" else 0)
         assert int(found["balance_micro"]) == world.money().get(account, 0)
+
+
+def test_charges_that_the_owner_swept_are_covered_too(world: World) -> None:
+    """Else a home keeps its debt from its collateral and guarantor by where it sweeps it."""
+    charge(world, 700)
+    sweep(world, shard=5)
+    covered = world.submit(OPERATOR, "wallet:CoverDefault", account="CP-0001")
+    assert (covered["owed_micro"], covered["by_supplier_micro"]) == ("700", "700")
+    with pytest.raises(Conflict, match="owes nothing"):
+        world.submit(OPERATOR, "wallet:CoverDefault", account="CP-0001")
+    assert sum(world.money().values()) == 0
+
+
+def test_accounts_that_nobody_sweeps_are_swept_by_agents(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could sum them any more: each home's day leaves the clearing house an entry."""
+    monkeypatch.setattr(wallet, "MAX_SWEPT", 3)
+    for number in range(4):
+        charge(world, 10)
+        charge(world, 7, "CLEARING-MARKET")
+        deposit(world, 100, reference=f"B-9{number}")
+    before = world.money()
+    due = world.evaluate(OPERATOR, "wallet:Due")
+    swept = [(one["argument"]["account"], one.get("utility")) for one in due]
+    assert swept == [
+        ("GRID-AURORA", "AuroraMSP"),
+        ("ext/bank/AuroraMSP", "AuroraMSP"),
+        ("CLEARING-MARKET", None),
+    ]
+    others = world.evaluate(BOREAL_OPERATOR, "wallet:Due")
+    assert [one["argument"]["account"] for one in others] == ["CLEARING-MARKET"]
+    with pytest.raises(Forbidden):
+        world.submit(HOME, "wallet:Sweep", **due[2]["argument"])
+    shards = [world.submit(OPERATOR, one["function"], **one["argument"])["shard"] for one in due]
+    assert shards == ["15", "U", "U"]
+    assert world.evaluate(OPERATOR, "wallet:Due") == []
+    assert world.money() == before
+
+
+def test_holds_of_years_are_not_in_the_way(world: World) -> None:
+    """Each order has one: who trades each quarter hour ends 35,000 a year."""
+    for number in range(3):
+        asked = {"account": "CP-0001", "request_id": f"w-{number}"}
+        world.submit(HOME, "wallet:Withdraw", amount_micro=10, **asked)
+        world.submit(OPERATOR, "wallet:RejectWithdrawal", reason="no such account", **asked)
+        sweep(world)
+    world.submit(HOME, "wallet:Withdraw", account="CP-0001", amount_micro=10, request_id="w-9")
+    under = [key for _, key in world.state.public if key.startswith("acct/CP-0001/hold/")]
+    assert under == ["acct/CP-0001/hold/withdrawal-w-9"]
+    with pytest.raises(Conflict, match="withdrawal-w-1 of account CP-0001 was voided already"):
+        world.submit(HOME, "wallet:ReleaseHold", account="CP-0001", hold_id="withdrawal-w-1")
+    assert balance(world) == {"balance": 1000, "available": 990, "incoming": 0, "held": 10}

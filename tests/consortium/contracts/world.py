@@ -136,7 +136,7 @@ class World:
             if namespace != "energy" or not key.startswith("acct/"):
                 continue
             account, part = re.fullmatch(
-                r"acct/(ext/bank/[^/]+|[^/]+)/(avail|in|hold|post|limit)(?:/.*)?", key
+                r"acct/(ext/bank/[^/]+|[^/]+)/(avail|in|hold|ended|post|limit)(?:/.*)?", key
             ).groups()  # type: ignore[union-attr]
             record = json.loads(stored.value)
             if part == "limit" or record.get("state", "pending") != "pending":
