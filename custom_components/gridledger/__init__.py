@@ -5,7 +5,8 @@ This module is imported before the integration's requirements are installed: it 
 """
 
 import importlib
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,13 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
         raise ConfigEntryAuthFailed(translation_domain=DOMAIN, translation_key="secrets_missing")
     for module in ("archive", "coordinator", "keeper", "market"):
         await hass.async_add_import_executor_job(importlib.import_module, f"{__package__}.{module}")
+    from . import clock_check, renewal
+    from .background import async_keep_doing
     from .client import GatewayClient, GridLedgerError, Identity, MeterKey
     from .coordinator import GridLedgerRuntime, HomeCoordinator
     from .entity import async_link_devices
     from .keeper import HomeKeeper
     from .outbox import Outbox, OutboxError
-    from .renewal import async_keep_renewed
     from .selling import Seller
     from .session import LedgerSession
     from .statistics import async_keep_statistics
@@ -98,7 +100,11 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
         await _async_stop(hass, entry)  # an entry that failed to load must not go on listening
         raise
     session.async_start()
-    async_keep_renewed(hass, entry, session)
+    for what, apart, look in (
+        ("certificate", renewal.LOOK_EACH, renewal.async_renew_if_due),
+        ("clock", clock_check.LOOK_EACH, clock_check.async_check_clock),
+    ):
+        async_keep_doing(hass, entry, what, apart, partial(look, hass, entry, session))
     async_keep_statistics(hass, entry, session)
 
     async def stop(_: Event) -> None:
@@ -119,11 +125,17 @@ async def async_setup_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -
 
 
 async def _async_stop(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> None:
+    """End everything, each part whatever another one raises.
+
+    What was measured is stored while devices are waited for, which may take a minute.
+    """
     runtime = entry.runtime_data
-    await runtime.keeper.async_stop()
-    await runtime.home.async_stop()
-    await runtime.session.async_stop()
-    await hass.async_add_executor_job(runtime.outbox.close)
+    storing = hass.async_create_task(runtime.home.async_stop())
+    async with AsyncExitStack() as stack:  # from the last to the first
+        stack.push_async_callback(hass.async_add_executor_job, runtime.outbox.close)
+        stack.push_async_callback(runtime.session.async_stop)
+        stack.push_async_callback(lambda: storing)
+        await runtime.keeper.async_stop()
 
 
 async def async_unload_entry(hass: HomeAssistant, entry: GridLedgerConfigEntry) -> bool:

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -247,7 +249,9 @@ def async_show_issue(hass: HomeAssistant, session: LedgerSession, data: LedgerDa
     at = (
         "-"
         if permit.next_at is None
-        else dt_util.as_local(session.clock.real_datetime(permit.next_at)).strftime("%x %H:%M")
+        else dt_util.as_local(session.clock.real_datetime(permit.next_at)).strftime(
+            "%Y-%m-%d %H:%M"
+        )
     )
     ir.async_create_issue(
         hass,
@@ -327,15 +331,14 @@ async def async_bill_lines(session: LedgerSession, from_day: str, run: int) -> d
     Raises:
         GridLedgerError: the ledger or that peer is away, or there is no such record.
     """
-    record = await session.client.evaluate(
-        CHAINCODE_METERING,
-        "bill:Record",
-        {"connection_id": session.connection_id, "from_day": from_day, "run": run},
-        endorsing_organizations=[session.msp_id],
+    which = {"connection_id": session.connection_id, "from_day": from_day, "run": run}
+    ask = partial(
+        session.client.evaluate, CHAINCODE_METERING, endorsing_organizations=[session.msp_id]
     )
+    record = await ask("bill:Record", which)
     with understood("a bill's record"):
         regulated = record["regulated_micro"]
-        return {
+        found = {
             "total": int(record["total_micro"]) / 1e6,
             "regulated": None if regulated is None else int(regulated) / 1e6,
             "import_kwh": int(record["import_wh"]) / 1000,
@@ -358,6 +361,14 @@ async def async_bill_lines(session: LedgerSession, from_day: str, run: int) -> d
                 for line in part["lines"]
             ],
         }
+    try:
+        relief = await ask("bill:Relief", which)
+    except TransactionRefused as refusal:
+        if refusal.status != HTTPStatus.NOT_FOUND:
+            raise
+        return {**found, "relief": 0.0}  # its tariff has no social one
+    with understood("a bill's relief"):
+        return {**found, "relief": int(relief["relief_micro"]) / 1e6}
 
 
 # Acts ---------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
         return found
 
     async def _responses(self, since: int) -> list[CalendarEvent]:
-        """Return the events by which grid operators ask for less or more use."""
+        """Return the events by which the zone's grid operators ask for less or more use."""
         clock = self.coordinator.known_clock()
         page: Any = await self.coordinator.client.evaluate(
             CHAINCODE_ENERGY, "response:Events", {"from": max(0, since), "limit": _EVENTS}
@@ -149,13 +149,14 @@ class HomeCalendar(GridLedgerEntity[LedgerSession], CalendarEntity):
                     end=clock.real_datetime(int(event["window_end"])),
                     summary=self._text(
                         "calendar_response",
-                        kind=str(event["kind"]),
+                        kind=self._text(f"response_{event['kind']}"),
                         reward=f"{int(event['reward_micro_per_kwh']) / 1e6:.3f}",
                         currency=self.coordinator.data.currency,
                     ),
                     uid=str(event["event_id"]),
                 )
                 for event in (stated.get("event", stated) for stated in page["events"])
+                if event["zone"] == self.coordinator.zone and not event.get("cancelled")
             ]
 
     async def _bands(self, start: int, end: int) -> list[CalendarEvent]:

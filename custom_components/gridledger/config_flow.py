@@ -176,13 +176,15 @@ def split_addresses(text: str) -> list[str]:
     return [part for part in text.replace(",", " ").replace(";", " ").split() if part]
 
 
-def _error_key(error: GridLedgerError) -> str:
+def _error_key(error: Exception) -> str:
     if isinstance(error, AuthenticationFailed):
         return "invalid_auth"
     if isinstance(error, (ConnectionFailed, Timeout)):
         return "cannot_connect"
     if isinstance(error, InvalidInput):
         return "invalid_input"
+    if isinstance(error, vault.NotStored):
+        return "not_stored"
     return "unknown"
 
 
@@ -554,7 +556,7 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
                     # The secret is on the first form.
                     LOGGER.debug("Enrolment refused: %s", error)
                     return self._refused()
-                except GridLedgerError as error:
+                except (GridLedgerError, vault.NotStored) as error:
                     errors["base"], said = _error_key(error), str(error)
         warnings = plant_warnings(self.hass, shown)
         self._warned.update(warnings)
@@ -656,7 +658,7 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
                 await self._enrol_again(entry, user_input[CONF_SECRET].strip())
             except _FormError as error:
                 errors[error.field], said = error.key, error.said
-            except GridLedgerError as error:
+            except (GridLedgerError, vault.NotStored) as error:
                 errors["base"], said = _error_key(error), str(error)
             else:
                 self.hass.config_entries.async_schedule_reload(entry.entry_id)
@@ -737,11 +739,15 @@ class GridLedgerConfigFlow(ConfigFlow, domain=DOMAIN):
                 if home != entry.data[CONF_CONNECTION]:
                     errors["base"] = "wrong_home"
                 else:
-                    await self._replace_identity(
-                        entry, identity.msp_id, certificate.decode(), key_pem_of(text)
-                    )
-                    self.hass.config_entries.async_schedule_reload(entry.entry_id)
-                    return self.async_abort(reason="reauth_successful")
+                    try:
+                        await self._replace_identity(
+                            entry, identity.msp_id, certificate.decode(), key_pem_of(text)
+                        )
+                    except vault.NotStored as error:
+                        errors["base"], said = _error_key(error), str(error)
+                    else:
+                        self.hass.config_entries.async_schedule_reload(entry.entry_id)
+                        return self.async_abort(reason="reauth_successful")
         return self.async_show_form(
             step_id="reauth_wallet",
             data_schema=REAUTH_WALLET_SCHEMA,

@@ -101,6 +101,8 @@ SERVICE_OVERRIDE: Final = "override"
 ATTR_SIDE: Final = "side"
 ATTR_PRICE: Final = "price"
 ATTR_PRODUCT: Final = "product"
+ATTR_PARTNER: Final = "partner"
+ATTR_GIFT: Final = "gift"
 ATTR_START: Final = "start"
 ATTR_END: Final = "end"
 ATTR_ORDER_ID: Final = "order_id"
@@ -113,6 +115,7 @@ DEFAULT_PRODUCT: Final = "ANY"
 
 ISSUES: Final = (
     "certificate_expires",
+    "clock_off",
     "foreign_reading",
     "permit",
     "readings_refused",

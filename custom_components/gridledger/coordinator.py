@@ -28,6 +28,7 @@ from homeassistant.core import (
     callback,
 )
 from homeassistant.exceptions import HomeAssistantError
+from homeassistant.helpers import entity_registry as er
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.helpers.event import (
     async_call_later,
@@ -73,9 +74,15 @@ type GridLedgerConfigEntry = ConfigEntry[GridLedgerRuntime]
 _FACT_METER: Final = "meter"
 _FACT_COUNTERS: Final = "counters"
 _COUNTED: Final = (CONF_PV_ENERGY, CONF_BATTERY_CHARGE, CONF_BATTERY_DISCHARGE)
+"""Energy that is shown and summed, but is no part of the reading."""
 _DISAGREE_MWH: Final = 2_000_000
 """By so much a house's consumption falls only if its sensors contradict one another."""
-"""Energy that is shown and summed, but is no part of the reading."""
+_CO2_G_PER_KWH: Final = 250.0
+"""What a kWh from the grid emits where nobody says it: about what it does in Europe, and a round
+number on purpose."""
+_CO2_INTENSITY: Final = ("co2signal", "{}_co2intensity")
+"""Home Assistant's own Electricity Maps: its domain, and the unique id of its intensity (g/kWh)
+by the entry's id."""
 
 
 @dataclass(slots=True)
@@ -164,12 +171,17 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         self._imports, self._exports = meter_keys(plant)
         self._counters: dict[str, dict[str, EnergyTracker]] = {}
         self._consumed_mwh = 0
+        self._co2_avoided_g = 0.0
+        self._co2_counted_mwh = 0
+        """Solar energy of which it is known what it has avoided."""
+        self._co2_g_per_kwh = _CO2_G_PER_KWH
         self._most_mwh: int | None = None
         """The most that was consumed since the home was loaded, by its sensors."""
         self._disagree = False
         self._disagree_issue = f"sensors_disagree_{entry.entry_id}"
         self._unsaved: list[Cut] = []
         self._save_lock = asyncio.Lock()
+        self._beginning: asyncio.Task[None] | None = None
         self._unsubscribe: list[CALLBACK_TYPE] = []
         self._cancel_tick: CALLBACK_TYPE | None = None
         self._cancel_publish: CALLBACK_TYPE | None = None
@@ -216,18 +228,22 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     def _load_counters(self) -> None:
         stored = self._outbox.fact(_FACT_COUNTERS) or {}
         self._consumed_mwh = int(stored.get("consumed_mwh", 0))
-        for field in _COUNTED:
-            known = stored.get(field, {})
-            self._counters[field] = {
-                key: EnergyTracker.from_dict(known[key]) if key in known else EnergyTracker()
+        self._co2_avoided_g = float(stored.get("co2_avoided_g", 0))
+        self._co2_counted_mwh = int(stored.get("co2_counted_mwh", 0))
+        self._counters = {  # last: nothing is stored before all is loaded
+            field: {
+                key: EnergyTracker.from_dict(known) if known else EnergyTracker()
                 for key in _list(self.plant.get(field))
+                for known in (stored.get(field, {}).get(key),)
             }
+            for field in _COUNTED
+        }
 
     @callback
     def async_adopt_clock(self, clock: ChannelClock) -> None:
         """Begin to meter once the ledger has told its interval."""
-        if self.meter is None:
-            self.config_entry.async_create_task(
+        if self.meter is None and self._counters:  # else async_start does
+            self._beginning = self.config_entry.async_create_task(
                 self.hass, self._begin_meter(clock), name=f"{self.name} meter"
             )
 
@@ -248,12 +264,12 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
     def async_meter_named(self) -> None:
         """Sign what was cut before the ledger knew our meter."""
         if self._unsaved:
-            self.config_entry.async_create_task(
-                self.hass, self.async_save(), name=f"{self.name} save"
-            )
+            self._save_soon()
 
     async def async_skip_to(self, boundary: int, import_wh: int, export_wh: int) -> bool:
         """Go on after intervals that the ledger has from elsewhere; return whether it had any."""
+        if self._beginning is not None:
+            await asyncio.wait([self._beginning])  # what it reads is older
         meter = self.meter
         if meter is None or (meter.cut_at is not None and meter.cut_at >= boundary):
             return False
@@ -337,18 +353,32 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             del self._unsaved[: -(RETENTION_S // self.meter.interval_s)]
             if len(cuts) == CATCH_UP_LIMIT:
                 self._schedule_tick(soon=True)  # more are due; let others run in between
-            self.config_entry.async_create_task(
-                self.hass, self.async_save(), name=f"{self.name} save", eager_start=False
-            )
+            self._save_soon()
             self._publish()
 
+    @callback
+    def _save_soon(self) -> asyncio.Task[None]:
+        return self.config_entry.async_create_task(
+            self.hass, self._save(), name=f"{self.name} save", eager_start=False
+        )
+
     async def async_save(self) -> None:
-        """Sign what was cut and store it together with the meter's state, in order."""
+        """Sign what was cut and store it together with the meter's state, in order.
+
+        Whoever waits for it may be cancelled: what is being stored is stored to its end, or the
+        next could be stored before it.
+        """
+        await asyncio.shield(self._save_soon())
+
+    async def _save(self) -> None:
+        """Store; what is counted also where the ledger was never reached."""
         async with self._save_lock:
+            if self._stopped or not self._counters:
+                return
             meter, meter_id = self.meter, self._session.meter_id
-            if self._stopped or meter is None or (self._unsaved and meter_id is None):
-                return  # nothing may be stored as cut before it can be signed
-            cuts, state = list(self._unsaved), meter.as_dict()
+            if self._unsaved and meter_id is None:
+                meter = None  # nothing may be stored as cut before it can be signed
+            cuts, state = (list(self._unsaved), meter.as_dict()) if meter else ([], None)
             readings = [
                 Reading(
                     str(meter_id),
@@ -364,6 +394,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             ]
             counters = {
                 "consumed_mwh": self._consumed_mwh,
+                "co2_avoided_g": self._co2_avoided_g,
+                "co2_counted_mwh": self._co2_counted_mwh,
                 **{
                     field: {key: tracker.as_dict() for key, tracker in trackers.items()}
                     for field, trackers in self._counters.items()
@@ -371,8 +403,9 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
             }
 
             def store() -> None:
-                signed = [self._session.sign(reading).fields for reading in readings]
-                self._outbox.append(signed, state)
+                if state is not None:
+                    signed = [self._session.sign(reading).fields for reading in readings]
+                    self._outbox.append(signed, state)
                 self._outbox.store_fact(_FACT_COUNTERS, counters)
 
             try:
@@ -382,8 +415,8 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
                 LOGGER.exception("Readings can't be stored")
                 return
             del self._unsaved[: len(cuts)]
-        if cuts:
-            await self._session.async_readings_stored()
+            if cuts:  # within the lock: a home that has stopped doesn't ask its outbox any more
+                await self._session.async_readings_stored()
 
     # What is shown --------------------------------------------------------------------------
 
@@ -449,6 +482,7 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         return HomeData(
             pv_power=pv,
             pv_energy=_kwh(pv_energy),
+            co2_avoided_kg=self._co2_avoided(pv_energy),
             battery_level=level,
             battery_power=battery,
             stored_energy=(
@@ -480,6 +514,25 @@ class HomeCoordinator(DataUpdateCoordinator[HomeData]):
         self._most_mwh = total if self._most_mwh is None else max(total, self._most_mwh)
         self._tell_contradiction(self._most_mwh - total)
         return _kwh(self._consumed_mwh)
+
+    def _co2_avoided(self, pv_mwh: int | None) -> int | None:
+        """Count what solar energy has kept the grid from emitting, in kg: each kWh as it came."""
+        if pv_mwh is None:
+            return None
+        domain, unique_id = _CO2_INTENSITY
+        registry = er.async_get(self.hass)
+        for source in self.hass.config_entries.async_loaded_entries(domain)[:1]:
+            entity_id = registry.async_get_entity_id(
+                "sensor", domain, unique_id.format(source.entry_id)
+            )
+            said = number(self.hass.states.get(entity_id or ""))
+            if said is not None and said >= 0:
+                self._co2_g_per_kwh = said  # kept while it is unavailable
+        # A panel that is no longer chosen has taken its count with it, and not what it avoided.
+        new_mwh = max(0, pv_mwh - self._co2_counted_mwh)
+        self._co2_avoided_g += new_mwh / 1e6 * self._co2_g_per_kwh
+        self._co2_counted_mwh = pv_mwh
+        return round(self._co2_avoided_g / 1000)
 
     @callback
     def _tell_contradiction(self, back_mwh: int) -> None:

@@ -185,10 +185,9 @@ async def _traded(figures: Figures) -> Found:
     clock = session.known_clock()
     midnight = dt_util.start_of_local_day()
     month = midnight.replace(day=1)
-    start, today, now = (
-        int(clock.channel(at.timestamp())) for at in (month, midnight, dt_util.utcnow())
-    )
-    ahead = now + 86_400
+    # What is sold or bought for tomorrow, or for another month, is not theirs.
+    tomorrow = dt_util.start_of_local_day(midnight.date() + timedelta(days=1))
+    start, today, ahead = (int(clock.channel(at.timestamp())) for at in (month, midnight, tomorrow))
     trades = await async_trades(session, start, ahead)
     filled = [
         (int(order["interval_start"]), order)

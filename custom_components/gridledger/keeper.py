@@ -6,14 +6,14 @@ stops, what it switched on is switched off and the battery goes back to automati
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
+from functools import partial
 from math import inf
 from typing import Any, Final, override
 
-import voluptuous as vol
 from homeassistant.config_entries import ConfigSubentry
 from homeassistant.const import (
     ATTR_ENTITY_ID,
@@ -37,6 +37,7 @@ from homeassistant.helpers import config_validation as cv
 from homeassistant.helpers.dispatcher import async_dispatcher_send
 from homeassistant.helpers.event import (
     async_call_later,
+    async_track_point_in_utc_time,
     async_track_state_change_event,
     async_track_time_interval,
 )
@@ -76,7 +77,7 @@ from .engine import (
     due_orders,
     plan_home,
 )
-from .engine.dispatcher import needs_of
+from .engine.dispatcher import SafeState, needs_of
 from .engine.forecast import STEP_S
 from .engine.model import local_time
 from .engine.trading import RuleKind
@@ -110,12 +111,19 @@ _SOON_S: Final = 5.0
 _SIGNIFICANT_W: Final = 200.0
 _HORIZON: Final = 96
 _GATE_S: Final = 60.0
-_SAVE_S: Final = 120.0
+_SAVE_S: Final = 900.0
+"""So much of what is learnt and counted a power cut may take; all else is stored at once."""
 _ASSUMED_BUY: Final = 0.30
 _ASSUMED_SELL: Final = 0.08
 """Prices until the ledger has told any: only their order matters then."""
 _COMMITTED_S: Final = 7200.0
+_SAFE_S: Final = 60.0
+"""How long devices may take to be left as they were found."""
+_CANCEL_S: Final = 5.0
+"""How long an owner's actions may take to end once something else is to be done."""
+_BATTERY: Final = "battery"
 _DAYS_KEPT: Final = 3
+_WAYS: Final = (CONF_ENTITY, CONF_GIVE_BACK, CONF_STOP_GIVING, *CONF_ACTIONS.values())
 _SURPLUS_ON_W: Final = 300.0
 _SURPLUS_OFF_W: Final = 100.0
 
@@ -173,9 +181,11 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._measured_s = 0.0
         self._unsubscribe: list[CALLBACK_TYPE] = []
         self._cancel_soon: CALLBACK_TYPE | None = None
+        self._cancel_change: CALLBACK_TYPE | None = None
         self._watched: CALLBACK_TYPE | None = None
         self._linking: CALLBACK_TYPE | None = None
         self._seen_w: dict[str, float] = {}
+        self._ledger_seen: tuple[object, ...] = ()
         self._adders: list[Callable[[ConfigSubentry], None]] = []
         self._known: set[str] = set()
         self._data: dict[str, Mapping[str, Any]] = {}
@@ -186,6 +196,12 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         self._planned_connected = False
         """Whether the last plan could know what the ledger says of prices."""
         self._context = Context()
+        self._loaded = False
+        """Whether what was stored is known; nothing is stored in its place before."""
+        self._saved_at = -inf
+        self._saved_going: tuple[SafeState, tuple[str, ...]] | None = None
+        self._commands: dict[asyncio.Task[None], tuple[str, str, bool]] = {}
+        """What is being told: to which device, what, and whether it sets the device going."""
         self._stopped = False
         self._told: dict[str, str] = {}
 
@@ -209,8 +225,12 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self._load = LoadForecast.from_list(self._zone, stored.get("load", ()))
         self._known = set(self.config_entry.subentries)
         self._remember()
+        self._loaded = True
         self._watch()
-        self._unsubscribe = [async_track_time_interval(self.hass, self._tick, _STEP)]
+        self._unsubscribe = [
+            async_track_time_interval(self.hass, self._tick, _STEP),
+            self._session.async_add_listener(self._ledger_told),
+        ]
         self._step()
 
     async def async_stop(self) -> None:
@@ -221,20 +241,60 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         self._unsubscribe = []
-        for cancel in (self._cancel_soon, self._watched, self._linking):
+        for cancel in (self._cancel_soon, self._cancel_change, self._watched, self._linking):
             if cancel is not None:
                 cancel()
-        self._cancel_soon = self._watched = self._linking = None
+        self._cancel_soon = self._cancel_change = self._watched = self._linking = None
+        # What sets a device going must not come after what leaves it safe.
+        await _ended(self._running(forcing=True))
+        work = self._left_safe(self.dispatcher.settings, self._data, self._control)
+        await self._within_time({*map(self.hass.async_create_task, work), *self._running()})
+        if self._loaded:
+            await self._store.async_save(self._state())
+
+    def _left_safe(
+        self,
+        settings: Settings,
+        data: Mapping[str, Mapping[str, Any]],
+        control: Mapping[str, Any],
+        only: Collection[str] | None = None,
+    ) -> list[Coroutine[Any, Any, None]]:
+        """Return what leaves devices safe: all of ``settings``, or those that are named."""
         safe = self.dispatcher.safe_state()
-        by_id = {a.id: a for a in self.dispatcher.settings.appliances}
-        for key in safe.turn_off:
-            await self._async_switch(by_id[key], False, None)
-        for key in safe.stop_giving:
-            await self._async_give_back(by_id[key], self._data[key], 0.0, 0.0)
-        battery = self.dispatcher.settings.battery
-        if safe.battery_auto and battery is not None and battery.drives:
-            await self._async_battery(Mode.AUTO, 0.0, inf)
-        await self._store.async_save(self._state())
+        by_id = {a.id: a for a in settings.appliances if only is None or a.id in only}
+        work = [
+            self._async_switch(by_id[key], data[key], False, None)
+            for key in safe.turn_off
+            if key in by_id
+        ]
+        work += [
+            self._async_give_back(by_id[key], data[key], 0.0, 0.0)
+            for key in safe.stop_giving
+            if key in by_id
+        ]
+        driven = settings.battery is not None and settings.battery.drives and safe.battery_auto
+        if driven and (only is None or _BATTERY in only):
+            work.append(self._async_battery(control, Mode.AUTO, 0.0, inf))
+        return work
+
+    @staticmethod
+    async def _within_time(tasks: Collection[asyncio.Task[None]]) -> None:
+        """Wait for devices. One that doesn't answer holds up no other one."""
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_SAFE_S)
+            for task in late:
+                task.cancel()
+
+    @callback
+    def _save(self, *, at_once: bool = False) -> None:
+        """Store what a restart needs, now and then or at once.
+
+        A store that is asked each minute to wait for two never writes.
+        """
+        now = self.hass.loop.time()
+        if not self._stopped and (at_once or now - self._saved_at >= _SAVE_S):
+            self._saved_at = now
+            self._store.async_delay_save(self._state)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -257,23 +317,28 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         return lambda: self._adders.remove(adder)
 
     async def async_configure(self) -> None:
-        """Apply subentries that were added, changed or deleted, without a restart."""
-        present = set(self.config_entry.subentries)
-        gone = {a.id: a for a in self.dispatcher.settings.appliances if a.id not in present}
-        safe = self.dispatcher.safe_state()
-        left_on = [key for key in safe.turn_off if key in gone]
-        left_giving = [(gone[key], self._data[key]) for key in safe.stop_giving if key in gone]
-        old = self.dispatcher.settings.battery
-        was_driven = old is not None and old.drives and safe.battery_auto
-        settings = settings_of(self.config_entry, self._zone, self._enabled)
-        self.dispatcher.configure(settings)
-        if was_driven and (settings.battery is None or not settings.battery.drives):
-            await self._async_battery(Mode.AUTO, 0.0, inf)
-        for key in left_on:
-            await self._async_switch(gone[key], False, None)
-        for a, data in left_giving:
-            await self._async_give_back(a, data, 0.0, 0.0)
+        """Apply subentries that were added, changed or deleted, without a restart.
+
+        All is applied before the first wait: another change, or the end, may come meanwhile.
+        """
+        if self._stopped:
+            return
+        old, data, control = self.dispatcher.settings, self._data, self._control
         self._remember()
+        settings = settings_of(self.config_entry, self._zone, self._enabled)
+        # What now stands for another device is left as if it were deleted.
+        left = {
+            a.id for a in old.appliances if _told_by(data[a.id]) != _told_by(self._data.get(a.id))
+        }
+        drives = settings.battery is not None and settings.battery.drives
+        driven = old.battery is not None and old.battery.drives
+        if driven and (not drives or _told_by(control) != _told_by(self._control)):
+            left.add(_BATTERY)
+        work = self._left_safe(old, data, control, left)
+        begun = self._running(left, forcing=True)
+        self.dispatcher.configure(settings)
+        self.dispatcher.forget_devices(left)
+        present = set(self.config_entry.subentries)
         if added := present - self._known:
             for key in added:
                 for adder in list(self._adders):
@@ -287,6 +352,11 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             del self._enabled[key]
         self._plan = None
         self._watch()
+        self._save(at_once=True)
+        await _ended(begun)
+        await self._within_time([self.hass.async_create_task(one) for one in work])
+        if drives and _BATTERY in left:
+            self.dispatcher.battery_untold()  # by the actions that it has now
         self._step()
 
     def _remember(self) -> None:
@@ -309,12 +379,14 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self.dispatcher.clear_override(appliance_id)
         else:
             self.dispatcher.override(appliance_id, on, dt_util.utcnow().timestamp(), seconds)
+        self._save(at_once=True)
         self._step()
 
     @callback
     def async_set_automatic(self, appliance_id: str, automatic: bool) -> None:
         """Say whether an appliance is switched at all."""
         self.dispatcher.set_automatic(appliance_id, automatic)
+        self._save(at_once=True)
         self._step()
 
     def rule_enabled(self, rule_id: str) -> bool:
@@ -328,6 +400,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         settings = settings_of(self.config_entry, self._zone, self._enabled)
         self.dispatcher.configure(settings)
         self._plan = None
+        self._save(at_once=True)
         self._step()
 
     def traded_wh(self, rule_id: str) -> float:
@@ -374,6 +447,19 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             if abs(power - self._seen_w.get(entity_id, inf)) < _SIGNIFICANT_W:
                 return
             self._seen_w[entity_id] = power
+        self._step_soon()
+
+    @callback
+    def _ledger_told(self) -> None:
+        """Step soon if more or less was sold, or the permit is another one."""
+        ledger = self._session.data
+        told = (ledger.trades, ledger.suspended, ledger.limit_w)
+        if told != self._ledger_seen:
+            self._ledger_seen = told
+            self._step_soon()
+
+    @callback
+    def _step_soon(self) -> None:
         if self._cancel_soon is None:
             self._cancel_soon = async_call_later(self.hass, _SOON_S, self._soon)
 
@@ -493,7 +579,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self._quarter, self._energy, self._measured_s = quarter, [0.0, 0.0], 0.0
             self._measured_at = max(quarter, self._measured_at or quarter)
         if self._measured_at is not None and measured.consumption_power is not None:
-            seconds = min(180.0, now - self._measured_at)
+            seconds = min(180.0, max(0.0, now - self._measured_at))  # a clock may be set back
             own = 0.0
             for a in self.dispatcher.settings.appliances:
                 reading = snapshot.appliances[a.id]
@@ -553,37 +639,92 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             # A mistake of ours must not leave the home without its next minute.
             LOGGER.exception("%s: the minute of %s can't be decided", self.name, now)
             return
+        self._expect_change(now)
         for a in self.dispatcher.settings.appliances:
-            made = decision.appliances[a.id]
+            made, data = decision.appliances[a.id], self._data[a.id]
             if made.send:
-                self._do(self._async_switch(a, made.on, made.current_a), f"switch {a.name}")
+                switch = partial(self._async_switch, a, data, made.on, made.current_a)
+                self._command(a.id, f"switch {a.name}", switch, forces=made.on)
             if made.send_given:
-                data = self._data[a.id]
-                given = self._async_give_back(a, data, made.given_w, made.given_until)
-                self._do(given, f"give back {a.name}")
+                give = partial(self._async_give_back, a, data, made.given_w, made.given_until)
+                self._command(a.id, f"give back {a.name}", give, forces=made.given_w > 0)
         if decision.battery is not None and decision.battery.send:
             b = decision.battery
-            self._do(self._async_battery(b.mode, b.power_w, b.until), "battery")
+            tell = partial(self._async_battery, self._control, b.mode, b.power_w, b.until)
+            self._command(_BATTERY, _BATTERY, tell, forces=b.mode is not Mode.AUTO)
         before, surplus = self.data.surplus, self._has_surplus(decision.surplus_w)
         self.async_set_updated_data(KeeperData(decision, self._plan, self._dry_plan, surplus))
         if None not in (before, surplus) and surplus is not before:
             told = {"available": surplus, "surplus_w": round(decision.surplus_w or 0.0)}
             async_dispatcher_send(self.hass, SIGNAL_SURPLUS, self.config_entry.entry_id, told)
-        self._store.async_delay_save(self._state, _SAVE_S)
+        # Whoever is killed now has to know what he has set going.
+        going = self.dispatcher.set_going()
+        self._save(at_once=going != self._saved_going)
+        self._saved_going = going
         due = self._plan is None or int(now // STEP_S) != int(self._plan.made_at // STEP_S)
         due = due or (self._session.data.connected and not self._planned_connected)
         if due and not self._planning.locked():
             self._do(self.async_replan(), "plan")
+
+    def _expect_change(self, now: float) -> None:
+        """Step at the very moment when what is sold begins or ends, if the next minute is later.
+
+        A delivery that began with the minute would lack up to a fifteenth of a quarter of an hour.
+        """
+        if self._cancel_change is not None:
+            self._cancel_change()
+            self._cancel_change = None
+        clock, ledger = self._session.clock, self._session.data
+        if clock is None or clock.interval_s < _SOON_S * clock.rate:
+            return  # a replay whose intervals pass too quickly for any device
+        interval = clock.interval_at(clock.channel(now))
+        sold = ledger.committed_wh(interval)
+        while (begins := clock.real(interval + clock.interval_s)) <= now + _STEP.total_seconds():
+            interval += clock.interval_s
+            if ledger.committed_wh(interval) != sold:
+                past = dt_util.utc_from_timestamp(begins + 0.001)  # however it was rounded
+                self._cancel_change = async_track_point_in_utc_time(self.hass, self._change, past)
+                return
+
+    @callback
+    def _change(self, _: datetime) -> None:
+        self._cancel_change = None
+        self._step()
 
     def _has_surplus(self, surplus_w: float | None) -> bool | None:
         if surplus_w is None:
             return None
         return surplus_w >= (_SURPLUS_OFF_W if self.data.surplus else _SURPLUS_ON_W)
 
-    def _do(self, work: Any, what: str) -> None:
-        self.config_entry.async_create_background_task(
+    def _do(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        return self.config_entry.async_create_background_task(
             self.hass, work, name=f"{self.name} {what}", eager_start=False
         )
+
+    def _command(
+        self, device: str, what: str, work: Callable[[], Coroutine[Any, Any, None]], *, forces: bool
+    ) -> None:
+        """Tell a device something in place of what it is still being told."""
+        known = self._commands.items()
+        before = {task for task, (told, how, _) in known if (told, how) == (device, what)}
+
+        async def tell() -> None:
+            await _ended(before)
+            await work()
+
+        task = self._do(tell(), what)
+        self._commands[task] = (device, what, forces)
+        task.add_done_callback(lambda done: self._commands.pop(done, None))
+
+    def _running(
+        self, devices: Collection[str] | None = None, *, forcing: bool = False
+    ) -> set[asyncio.Task[None]]:
+        """Return what devices are being told, or only what sets them going."""
+        return {
+            task
+            for task, (device, _, forces) in self._commands.items()
+            if (devices is None or device in devices) and (forces or not forcing)
+        }
 
     # Planning -------------------------------------------------------------------------------
 
@@ -645,6 +786,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self._planned_connected = self._session.data.connected
             await self._prices.async_refresh(dt_util.utcnow().timestamp())
             await self._chosen_sun.async_refresh()
+            if self._stopped:
+                return
             self._take_up_sales()
             await self.sales.async_follow()
             now = dt_util.utcnow().timestamp()
@@ -692,7 +835,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                 return plan(slots, dry=False), plan(slots, dry=True) if dry else None
 
             made, dry = await self.hass.async_add_executor_job(plans)
-            if self._stopped or settings is not self.dispatcher.settings:
+            if not self._may_trade(settings):
                 return  # the next step plans with what was changed meanwhile
             self._plan, self._dry_plan = made, dry
             self.async_set_updated_data(replace(self.data, plan=made, dry_plan=dry))
@@ -700,7 +843,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
 
     async def _async_trade(self, now: float) -> None:
         """Place orders that are due; note what dry rules would have earned."""
-        rules, clock = self.dispatcher.settings.rules, self._session.clock
+        settings, clock = self.dispatcher.settings, self._session.clock
         longest = inf
         if clock is not None:
             longest = WINDOW_LIMIT_INTERVALS * clock.interval_s / clock.rate
@@ -714,7 +857,7 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                 for source in (plan, *plan.cars.values())
                 for order in due_orders(
                     source,
-                    rules,
+                    settings.rules,
                     now,
                     zone=self._zone,
                     gate_s=_GATE_S,
@@ -728,9 +871,10 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                     earned = order.energy_wh / 1000 * self._price_at(order.start)[1]
                     self._count(order.rule_id, order.start, order.energy_wh)
                     self.earned[order.rule_id] = self.earned.get(order.rule_id, 0.0) + earned
-                elif not await self._async_sell(order):
+                elif not self._may_trade(settings) or not await self._async_sell(order, settings):
                     continue
                 self._ordered[order.request_id] = order.start
+                self._save(at_once=True)
 
     @callback
     def _take_up_sales(self) -> None:
@@ -743,13 +887,17 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self.earned[sale.rule_id] = earned + sale.net_micro / 1e6
         self.sales.advance()
         if new:
-            self._store.async_delay_save(self._state, 0)
+            self._save(at_once=True)
 
     def _sold(self, request_id: str) -> Trade | None:
         trades = self._session.data.trades.values()
         return next((trade for trade in trades if trade.request_id == request_id), None)
 
-    async def _async_sell(self, order: Order) -> bool:
+    def _may_trade(self, settings: Settings) -> bool:
+        """Return whether the rules are still those, and somebody is left to deliver."""
+        return not self._stopped and settings is self.dispatcher.settings
+
+    async def _async_sell(self, order: Order, settings: Settings) -> bool:
         """Sell under a rule, once; return whether it is sold."""
         clock = self._session.clock
         if clock is None or clock.replays or not self._session.data.connected:
@@ -765,6 +913,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                 return False
             quote = await self._seller.quote(wanted, start, end, max_power_w=order.max_power_w)
             # The quote has read the market anew: an earlier attempt's answer may have been lost.
+            if not self._may_trade(settings):
+                return False
             if self._sold(order.request_id) is None:
                 energy_wh = quote.energy_wh
                 if energy_wh <= 0 or quote.net_micro / energy_wh / 1000 < order.least_price:
@@ -782,10 +932,13 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             self._told = {**dict(list(self._told.items())[-20:]), what: said}
             LOGGER.warning("%s: %s", self.config_entry.title, said)
 
-    # Doing ----------------------------------------------------------------------------------
+    # Doing: what others' integrations and an owner's actions raise may be anything ------------
 
-    async def _async_switch(self, a: Appliance, on: bool, current_a: float | None) -> None:
-        data = self._data[a.id]
+    async def _async_switch(
+        self, a: Appliance, data: Mapping[str, Any], on: bool, current_a: float | None
+    ) -> None:
+        if on and self._stopped:
+            return  # it has been left in its safe state since this was decided
         entity_id = data[CONF_ENTITY]
         domain = entity_id.partition(".")[0]
         temperature = data.get(CONF_ON_TEMPERATURE if on else CONF_OFF_TEMPERATURE)
@@ -801,8 +954,8 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
                     return
             service = SERVICE_TURN_ON if on else SERVICE_TURN_OFF
             await self._async_call(domain, service, entity_id)
-        except (HomeAssistantError, vol.Invalid) as error:
-            self._tell(a.id, f"{a.name} can't be switched: {error}")
+        except Exception as error:
+            self._tell(a.id, f"{a.name} can't be switched: {_said(error)}")
 
     async def _async_call(self, domain: str, service: str, entity_id: str, **data: Any) -> None:
         await self.hass.services.async_call(
@@ -813,32 +966,36 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
             context=self._context,
         )
 
-    async def _async_battery(self, mode: Mode, power: float, until: float) -> None:
+    async def _async_battery(
+        self, control: Mapping[str, Any], mode: Mode, power: float, until: float
+    ) -> None:
         """Run the owner's actions of a mode."""
-        actions = self._control.get(CONF_ACTIONS[mode])
-        if not actions:
-            return  # deleted since this was decided
-        if mode is not Mode.AUTO:
-            # Whoever is killed now has to know that a command is running.
-            await self._store.async_save(self._state())
+        if mode is not Mode.AUTO and not await self._async_noted():
+            return
+        actions = control.get(CONF_ACTIONS[mode])
         try:
             await self._async_run(actions, f"battery {mode}", power, until, mode=str(mode))
-        except (HomeAssistantError, vol.Invalid) as error:
+        except Exception as error:
             self.dispatcher.battery_untold()
-            self._tell("battery", f"The battery can't be told {mode}: {error}")
+            self._tell("battery", f"The battery can't be told {mode}: {_said(error)}")
 
     async def _async_give_back(
         self, a: Appliance, data: Mapping[str, Any], power: float, until: float
     ) -> None:
         """Run the owner's actions that let a car give back, or with no power those that end it."""
-        if power > 0:
-            # Whoever is killed now has to know that a command is running.
-            await self._store.async_save(self._state())
+        if power > 0 and not await self._async_noted():
+            return
         actions = data.get(CONF_GIVE_BACK if power > 0 else CONF_STOP_GIVING)
         try:
             await self._async_run(actions, f"{a.name} gives back", power, until)
-        except (HomeAssistantError, vol.Invalid) as error:
-            self._tell(a.id, f"{a.name} can't be told to give back {power:.0f} W: {error}")
+        except Exception as error:
+            self._tell(a.id, f"{a.name} can't be told to give back {power:.0f} W: {_said(error)}")
+
+    async def _async_noted(self) -> bool:
+        """Store that a command is running, for whoever is killed; return whether it may still."""
+        if not self._stopped:
+            await self._store.async_save(self._state())
+        return not self._stopped
 
     async def _async_run(
         self, actions: Any, name: str, power: float, until: float, **variables: Any
@@ -881,3 +1038,21 @@ class HomeKeeper(DataUpdateCoordinator[KeeperData]):
         """Step when somebody asks for it."""
         self._step()
         return self.data
+
+
+async def _ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Have tasks end, and wait until they have."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CANCEL_S)
+
+
+def _told_by(data: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """Return what tells an appliance's or battery's device what to do; other ways, another one."""
+    return tuple((data or {}).get(key) for key in _WAYS)
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says, or what it is called where it says nothing."""
+    return str(error) or type(error).__name__

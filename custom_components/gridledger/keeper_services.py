@@ -57,10 +57,12 @@ def keeper_actions(
     """Return the actions; ``runtime_of`` finds the home that a call means."""
 
     async def get_plan(call: ServiceCall) -> ServiceResponse:
-        keeper = runtime_of(call).keeper
+        runtime = runtime_of(call)
+        keeper = runtime.keeper
         data = keeper.data
         names = {a.id: a.name for a in keeper.dispatcher.settings.appliances}
         return {
+            "currency": runtime.session.data.currency,
             "plan": None if data.plan is None else plan_as_response(data.plan, names),
             "dry_run": None if data.dry_plan is None else plan_as_response(data.dry_plan, names),
             "appliances": {

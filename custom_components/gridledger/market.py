@@ -1,6 +1,7 @@
 """The market beyond one's own trades: prices by day, the order book, and own orders."""
 
 import asyncio
+from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any, Final
 
@@ -155,8 +156,11 @@ async def async_place(
     product: str,
     start: float,
     order_id: str | None,
+    whom: Mapping[str, str],
 ) -> dict[str, Any]:
     """Place an order for the interval that holds a real instant.
+
+    ``whom`` names the ``partner`` it prefers, or who it gives to or takes from (``gift``).
 
     Raises:
         GridLedgerError: the ledger is away, or the contract says no.
@@ -176,6 +180,7 @@ async def async_place(
             "side": side,
             "price_micro_per_kwh": price_micro,
             "energy_wh": energy_wh,
+            **whom,
         },
     )
     session.async_look_again()
@@ -185,7 +190,7 @@ async def async_place(
 
 
 async def async_cancel(session: LedgerSession, order_id: str) -> dict[str, Any]:
-    """Take an open order back.
+    """Take an open order back. In a continuous book its matcher does so soon: ``cancelling``.
 
     Raises:
         GridLedgerError: the ledger is away, there is no such order, or its book is closed.
@@ -207,5 +212,8 @@ async def async_cancel(session: LedgerSession, order_id: str) -> dict[str, Any]:
     )
     session.async_look_again()
     with understood("the order"):
-        answer = order_as_response(committed.result, clock, session.data.currency)
+        if committed.result.get("asked"):
+            answer = {**order, "state": "cancelling"}
+        else:
+            answer = order_as_response(committed.result, clock, session.data.currency)
     return {**answer, "transaction_id": committed.transaction_id, "block": committed.block_number}

@@ -64,9 +64,9 @@ class EnergyTracker:
             self.raw, self.reset_mark, self.reported_at = raw, reset_mark, at
             return
         last = self.points[-1]
-        if at < last.at:
-            return
-        silence, self.reported_at = at - self.reported_at, at
+        # A clock that was set back: what is drawn until it is there again counts from where it was.
+        back, at = last.at - at, max(at, last.at)
+        silence, self.reported_at = max(at - self.reported_at, back), at
         rise = raw - self.raw
         if reset_mark != self.reset_mark or (rise < 0 and raw < RESET_BELOW * self.raw):
             rise = max(raw, 0)

@@ -180,6 +180,8 @@ def order_as_response(
         "start": clock.real_datetime(start).isoformat(),
         "end": clock.real_datetime(start + clock.interval_s).isoformat(),
         "interval_start": start,
+        "partner": order.get("partner"),
+        "gift": order.get("gift"),
         "transaction_id": str(order.get("transaction_id") or ""),
     }
 
@@ -363,7 +365,7 @@ class LedgerData:
     trades: Mapping[str, Trade] = field(default_factory=dict)
     grid_fee_micro_per_kwh: int = 0
     sale_tax_ppm: int = 0
-    """What is taken of the gross of a sale to a supplier as tax."""
+    """What is taken of the gross of a sale at a supplier's rate as tax, by now."""
     max_export_w: int | None = None
     """What the connection point may give to the grid."""
     orders: Mapping[str, Mapping[str, Any]] | None = None
@@ -434,6 +436,7 @@ class HomeData:
 
     pv_power: float | None = None
     pv_energy: float | None = None
+    co2_avoided_kg: int | None = None
     battery_level: float | None = None
     battery_power: float | None = None
     stored_energy: float | None = None

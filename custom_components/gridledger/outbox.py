@@ -134,7 +134,11 @@ class Outbox:
 
     def store_fact(self, name: str, value: Any) -> None:
         """Store a JSON value under a name."""
-        self._transaction([_fact(name, value)])
+        self.store_facts({name: value})
+
+    def store_facts(self, facts: Mapping[str, Any]) -> None:
+        """Store JSON values by their names: all of them or none."""
+        self._transaction([_fact(name, value) for name, value in facts.items()])
 
     # Readings -------------------------------------------------------------------------------
 

@@ -13,10 +13,8 @@ from datetime import datetime, timedelta
 from math import isfinite
 from typing import Any, Final
 
-import voluptuous as vol
 from homeassistant.config_entries import ConfigEntry
 from homeassistant.core import HomeAssistant, State
-from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers import entity_registry as er
 from homeassistant.util import dt as dt_util
 
@@ -163,7 +161,8 @@ class PriceBook:
         """
         for option in (CONF_BUY_PRICE, CONF_SELL_PRICE):
             await self._read_own(option, now)
-        if self._session.data.connected and now - self._read_at >= _APART_S:
+        # Whatever the clock has done since.
+        if self._session.data.connected and not 0 <= now - self._read_at < _APART_S:
             try:
                 await self._read_channel()
             except GridLedgerError as error:
@@ -221,7 +220,7 @@ class PriceBook:
                 answer: Any = await self._hass.services.async_call(
                     known.platform, action, data, blocking=True, return_response=True
                 )
-            except (HomeAssistantError, vol.Invalid) as error:
+            except Exception as error:  # of whatever kind: it is another integration's
                 LOGGER.debug("%s can't tell its prices: %s", entity_id, error)
                 continue
             places = answer.get("prices", answer) if isinstance(answer, Mapping) else {}

@@ -5,13 +5,13 @@ calls: nothing is reloaded and no stream ends. A wallet's identity comes from el
 renewed there; its owner is told in time.
 """
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from homeassistant.core import HomeAssistant, callback
+from homeassistant.core import HomeAssistant
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.helpers.aiohttp_client import async_get_clientsession
-from homeassistant.helpers.event import async_track_time_interval
 from homeassistant.util import dt as dt_util
 
 from . import vault
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .coordinator import GridLedgerConfigEntry
     from .session import LedgerSession
 
-_LOOK_EACH: Final = timedelta(hours=6)
+LOOK_EACH: Final = timedelta(hours=6)
 _TELL_BEFORE: Final = timedelta(days=7)
 
 
@@ -31,21 +31,6 @@ def renewal_due(identity: Identity) -> datetime:
     certificate = identity.certificate
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     return certificate.not_valid_after_utc - life / 3
-
-
-@callback
-def async_keep_renewed(
-    hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession
-) -> None:
-    """Look now and every few hours whether the certificate is due."""
-
-    async def look(_: datetime | None = None) -> None:
-        await async_renew_if_due(hass, entry, session)
-
-    entry.async_on_unload(
-        async_track_time_interval(hass, look, _LOOK_EACH, cancel_on_shutdown=True)
-    )
-    entry.async_create_background_task(hass, look(), name=f"{entry.title} certificate")
 
 
 async def async_renew_if_due(
@@ -59,7 +44,7 @@ async def async_renew_if_due(
     if CONF_CA_URL in entry.data:
         try:
             await _renew(hass, entry, session)
-        except GridLedgerError as error:
+        except (GridLedgerError, vault.NotStored) as error:
             LOGGER.debug("The certificate isn't renewed yet: %s", error)
         else:
             ir.async_delete_issue(hass, DOMAIN, f"certificate_expires_{entry.entry_id}")
@@ -102,9 +87,14 @@ async def _renew(hass: HomeAssistant, entry: GridLedgerConfigEntry, session: Led
     replaced = secrets["key"]
     secrets["certificate"] = credentials.certificate_pem.decode()
     secrets["key"] = credentials.key_pem.decode()
-    await vault.async_save_secrets(hass, unique_id, secrets)
-    await vault.async_forget_pending(hass, replaced)
-    await vault.async_forget_pending(hass, secrets["key"])
+
+    async def store() -> None:
+        await vault.async_save_secrets(hass, unique_id, secrets)
+        await vault.async_forget_pending(hass, replaced)
+        await vault.async_forget_pending(hass, secrets["key"])
+
+    # The entry waits for it before it ends: a removed home's keys must not come back.
+    await asyncio.shield(entry.async_create_task(hass, store(), name=f"{entry.title} keys"))
     session.client.identity = identity
     LOGGER.info(
         "%s: the certificate is renewed until %s",

@@ -47,9 +47,6 @@ from .session import LedgerSession
 
 PARALLEL_UPDATES = 0
 
-_CO2_KG_PER_KWH = 0.25
-"""What a kWh from the grid emits: about what it does in Europe, and a round number on purpose."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HomeSensorDescription(SensorEntityDescription):
@@ -141,9 +138,7 @@ HOME_SENSORS: tuple[HomeSensorDescription, ...] = (
         state_class=SensorStateClass.TOTAL_INCREASING,
         suggested_display_precision=0,
         entity_registry_enabled_default=False,
-        value_fn=lambda home: (
-            None if home.pv_energy is None else round(home.pv_energy * _CO2_KG_PER_KWH)
-        ),
+        value_fn=lambda home: home.co2_avoided_kg,
     ),
     _power("battery_power", CONF_BATTERY_POWER, Device.BATTERY, lambda home: home.battery_power),
     _power("consumption_power", CONF_GRID_POWER, Device.HOME, lambda home: home.consumption_power),

@@ -28,8 +28,10 @@ from .const import (
     ATTR_END,
     ATTR_ENERGY,
     ATTR_FORMAT,
+    ATTR_GIFT,
     ATTR_MIN_PRICE,
     ATTR_ORDER_ID,
+    ATTR_PARTNER,
     ATTR_PRICE,
     ATTR_PRODUCT,
     ATTR_QUOTE,
@@ -98,6 +100,8 @@ ORDER_SCHEMA: Any = vol.Schema(
         vol.Required(ATTR_START): cv.datetime,
         vol.Optional(ATTR_PRODUCT, default=DEFAULT_PRODUCT): cv.string,
         vol.Optional(ATTR_ORDER_ID): _ID,
+        vol.Exclusive(ATTR_PARTNER, "whom"): _ID,
+        vol.Exclusive(ATTR_GIFT, "whom"): _ID,
     }
 )
 CANCEL_SCHEMA: Any = vol.Schema({**HOME, vol.Required(ATTR_ORDER_ID): _ID})
@@ -263,6 +267,7 @@ async def _place_order(call: ServiceCall) -> ServiceResponse:
             call.data[ATTR_PRODUCT],
             start.timestamp(),
             call.data.get(ATTR_ORDER_ID),
+            {key: call.data[key] for key in (ATTR_PARTNER, ATTR_GIFT) if key in call.data},
         )
     )
 

@@ -176,10 +176,13 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
     async def _run(self) -> None:
         """Stay connected; after a failure wait a little longer each time, up to a minute."""
         wait_s = _RETRY_FIRST_S
+        task = asyncio.current_task()
         while True:
             try:
                 await self._serve()
             except Exception as error:  # whatever it is, a later try may do better
+                if task is not None and task.cancelling():
+                    return  # one of several calls failed at that moment, which hides the end
                 cause = _first(error)
                 if self.data.connected:
                     wait_s = _RETRY_FIRST_S
@@ -220,7 +223,6 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             **settings,
             "currency": currency.get("currency", "EUR"),
             "grid_fee_micro_per_kwh": currency.get("grid_fee_micro_per_kwh", 0),
-            "sale_tax_ppm": currency.get("sale_tax_ppm", 0),
         }
         if not self._adopt_settings(settings):
             raise GridLedgerError(f"the ledger's settings can't be used: {settings}")
@@ -243,7 +245,6 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
             self.data,
             currency=str(settings.get("currency") or "EUR"),
             grid_fee_micro_per_kwh=int(settings.get("grid_fee_micro_per_kwh") or 0),
-            sale_tax_ppm=int(settings.get("sale_tax_ppm") or 0),
         )
         if clock != self.clock:
             self.clock = clock
@@ -289,9 +290,10 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         local_midnight = clock.channel(dt_util.start_of_local_day().timestamp())
         since = min(local_midnight, now - _WINDOW_INTERVALS * clock.interval_s)
         evaluate = self.client.evaluate
-        balance, rates, trades, orders = await asyncio.gather(
+        balance, rates, tax, trades, orders = await asyncio.gather(
             evaluate(CHAINCODE_ENERGY, "wallet:Balance", {"account": self.connection_id}),
             evaluate(CHAINCODE_ENERGY, "market:Rates", {"day": clock.day(now)}),
+            evaluate(CHAINCODE_ENERGY, "market:Tax"),
             self._read_trades(int(since)),
             self._read_orders(clock.interval_at(now)),
         )
@@ -304,6 +306,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 self.data,
                 balance_micro=int(balance["balance_micro"]),
                 rates=tuple(Rate.from_json(rate) for rate in rates),
+                sale_tax_ppm=int(tax["rate_ppm"]),
                 trades={**sold, **trades},
                 orders=orders,
                 market_known=True,
@@ -461,7 +464,7 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
         if event.name != "trade":
             if event.name in accounts.EVENTS and self._is_ours(event):
                 self._account_wanted = True
-            if event.name == "settled" and self.connection_id in str(event.json()):
+            if event.name == "settled" and self.connection_id.encode() in event.payload:
                 self.days_settled += 1
             self._refresh_wanted.set()
             return False
@@ -553,10 +556,8 @@ class LedgerSession(DataUpdateCoordinator[LedgerData]):
                 if error.status == 409:
                     continue
                 raise
-            await self._disk(
-                self.outbox.store_fact, _FACT_METER_KEY, self._meter_key.public_key_pem
-            )
-            await self._disk(self.outbox.store_fact, _FACT_METER_ID, meter_id)
+            facts = {_FACT_METER_KEY: self._meter_key.public_key_pem, _FACT_METER_ID: meter_id}
+            await self._disk(self.outbox.store_facts, facts)
             self.meter_id = meter_id
             if self.home is not None:
                 self.home.async_meter_named()

@@ -5,6 +5,7 @@ from the hour that changed, so late trades land where they belong. The Energy da
 as compensation of the grid's export.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -42,6 +43,8 @@ _APART_S: Final = 300.0
 _AGAIN: Final = timedelta(days=2)
 """How far back sums are written anew at least."""
 _MONTH: Final = timedelta(days=31)
+_RECORDED_LOOKS: Final = 60
+_RECORDED_APART_S: Final = 1.0
 
 Hours = dict[datetime, tuple[int, int]]
 """Wh and micro-units of money by the hour that they belong to."""
@@ -95,6 +98,16 @@ def async_keep_statistics(
 ) -> None:
     """Write statistics when trades have changed, at most every few minutes."""
     known: dict[str, Any] = {"seen": None, "at": -_APART_S}
+    writing: set[asyncio.Task[None]] = set()
+
+    async def write(seen: Any) -> None:
+        try:
+            await async_write_statistics(hass, entry, session)
+            await async_write_settled(hass, entry, session)
+        except GridLedgerError as error:
+            LOGGER.debug("Statistics wait: %s", error)
+        else:
+            known["seen"] = seen  # until then again, also if nothing changes any more
 
     @callback
     def look() -> None:
@@ -107,23 +120,17 @@ def async_keep_statistics(
         )
         if not data.connected or not data.market_known or known["seen"] == seen:
             return
-        if hass.loop.time() - known["at"] < _APART_S:
+        if writing or hass.loop.time() - known["at"] < _APART_S:
             return
-        known.update(seen=seen, at=hass.loop.time())
-        entry.async_create_background_task(
-            hass, _write(hass, entry, session), name=f"{entry.title} statistics"
+        known["at"] = hass.loop.time()
+        task = entry.async_create_background_task(
+            hass, write(seen), name=f"{entry.title} statistics", eager_start=False
         )
+        writing.add(task)
+        task.add_done_callback(writing.discard)
 
     if "recorder" in hass.config.components:
         entry.async_on_unload(session.async_add_listener(look))
-
-
-async def _write(hass: HomeAssistant, entry: GridLedgerConfigEntry, session: LedgerSession) -> None:
-    try:
-        await async_write_statistics(hass, entry, session)
-        await async_write_settled(hass, entry, session)
-    except GridLedgerError as error:
-        LOGGER.debug("Statistics wait: %s", error)
 
 
 async def async_write_statistics(
@@ -271,7 +278,7 @@ async def async_write_settled(
     """Write what was settled, anew from the first day that was posted or corrected since.
 
     Raises:
-        GridLedgerError: the ledger is away, or answers nonsense.
+        GridLedgerError: the ledger is away or answers nonsense, or the recorder doesn't write.
     """
     clock = session.known_clock()
     with understood("a settled day"):
@@ -306,20 +313,52 @@ async def _write_days(
                 hour[index] += value
     ids = settled_ids(str(entry.unique_id))
     before = await _written_before(hass, {ids[key] for key in SETTLED[:4]}, begin)
+    given: dict[str, list[StatisticData]] = {}
     for index, key in enumerate(SETTLED[:4]):
         earlier = before.get(ids[key])
         energy = index < 2
         unit = UnitOfEnergy.KILO_WATT_HOUR if energy else session.data.currency
         scale = 1e3 if energy else 1e6
         total = round(float(earlier[-1].get("sum") or 0) * scale) if earlier else 0
-        rows = []
+        rows: list[StatisticData] = []
+        given[ids[key]] = rows
         for at, wh_or_micro in sorted(sums.items()):
             if at >= begin:
                 value = wh_or_micro[index]
                 total += value
                 rows.append(StatisticData(start=at, state=value / scale, sum=total / scale))
         _add(hass, ids[key], f"{entry.title} {_NAMES[key]}", unit, rows)
+    await _recorded(hass, begin, given)
     await hass.async_add_executor_job(session.outbox.store_fact, _FACT_SETTLED, commitments)
+
+
+async def _recorded(
+    hass: HomeAssistant, begin: datetime, given: Mapping[str, list[StatisticData]]
+) -> None:
+    """Wait until the recorder has what was given to it from an instant on.
+
+    It only queues them: whoever noted at once that they are written would never write again what
+    a power cut has taken, and go on from sums that aren't there yet.
+
+    Raises:
+        GridLedgerError: it hasn't within a minute.
+    """
+    expected = {
+        name: {row["start"].timestamp(): row.get("sum") for row in rows}
+        for name, rows in given.items()
+        if rows
+    }
+    for _ in range(_RECORDED_LOOKS):
+        found = await get_instance(hass).async_add_executor_job(
+            statistics_during_period, hass, begin, None, set(expected), "hour", None, {"sum"}
+        )
+        if all(
+            rows.items() <= {row["start"]: row.get("sum") for row in found.get(name, ())}.items()
+            for name, rows in expected.items()
+        ):
+            return
+        await asyncio.sleep(_RECORDED_APART_S)
+    raise GridLedgerError("the recorder hasn't written what was settled")
 
 
 async def _write_bills(

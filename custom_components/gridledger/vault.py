@@ -3,13 +3,17 @@
 They are not part of the config entry, whose file every user of the machine can read.
 """
 
+import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
 from homeassistant.core import HomeAssistant
+from homeassistant.exceptions import HomeAssistantError
 from homeassistant.helpers.storage import Store
 from homeassistant.util import dt as dt_util
 from homeassistant.util import slugify
+from homeassistant.util.hass_dict import HassKey
 
 from .const import DOMAIN
 
@@ -24,6 +28,21 @@ class Secrets(TypedDict):
     key: str
     meter_key: str
     salt_secret: str
+
+
+class NotStored(HomeAssistantError):
+    """Keys couldn't be written to the disk."""
+
+
+async def _store_for_good(store: Store[dict[str, Any]], data: Mapping[str, Any]) -> None:
+    """Store, and read it again: a store that can't write says so in the log alone.
+
+    Raises:
+        NotStored: it isn't on disk.
+    """
+    await store.async_save(dict(data))
+    if await store.async_load() != data:
+        raise NotStored(f"{store.path} can't be written: see whether the disk is full")
 
 
 def _store(hass: HomeAssistant, unique_id: str) -> Store[dict[str, Any]]:
@@ -42,8 +61,12 @@ async def async_load_secrets(hass: HomeAssistant, unique_id: str) -> Secrets | N
 
 
 async def async_save_secrets(hass: HomeAssistant, unique_id: str, secrets: Secrets) -> None:
-    """Store the home's secrets."""
-    await _store(hass, unique_id).async_save(dict(secrets))
+    """Store the home's secrets.
+
+    Raises:
+        NotStored: they aren't on disk.
+    """
+    await _store_for_good(_store(hass, unique_id), secrets)
 
 
 async def async_remove_secrets(hass: HomeAssistant, unique_id: str) -> None:
@@ -61,10 +84,16 @@ def keeper_store(hass: HomeAssistant, unique_id: str) -> Store[dict[str, Any]]:
 _PENDING_S: Final = 30 * 86400
 """How long the key of an enrolment that never ended is kept."""
 _PENDING_LIMIT: Final = 20
+_PENDING_LOCK: HassKey[asyncio.Lock] = HassKey(f"{DOMAIN}_pending_keys")
+"""Several homes may join or be renewed at once, and their keys lie in one file."""
 
 
 def _pending_store(hass: HomeAssistant) -> Store[dict[str, Any]]:
     return Store(hass, _VERSION, f"{DOMAIN}.pending.keys", private=True, atomic_writes=True)
+
+
+def _pending_lock(hass: HomeAssistant) -> asyncio.Lock:
+    return hass.data.setdefault(_PENDING_LOCK, asyncio.Lock())
 
 
 def _pending_name(ca_url: str, enrollment_id: str, secret: str) -> str:
@@ -78,29 +107,34 @@ async def async_pending_key(
 
     It is on disk before the secret is used: a CA gives the same key the same certificate again,
     so an invitation works even if its answer, the dialog, or Home Assistant was lost.
+
+    Raises:
+        NotStored: it can't be put on disk, so the secret must not be used.
     """
     store = _pending_store(hass)
     now = dt_util.utcnow().timestamp()
-    known = {
-        name: one
-        for name, one in (await store.async_load() or {}).items()
-        if one["at"] > now - _PENDING_S
-    }
     name = _pending_name(ca_url, enrollment_id, secret)
-    if name in known:
-        return str(known[name]["key"]).encode()
-    newest = sorted(known, key=lambda one: float(known[one]["at"]))[-_PENDING_LIMIT + 1 :]
-    kept = {one: known[one] for one in newest}
-    await store.async_save({**kept, name: {"key": new_key_pem.decode(), "at": now}})
+    async with _pending_lock(hass):
+        known = {
+            each: one
+            for each, one in (await store.async_load() or {}).items()
+            if one["at"] > now - _PENDING_S
+        }
+        if name in known:
+            return str(known[name]["key"]).encode()
+        newest = sorted(known, key=lambda one: float(known[one]["at"]))[-_PENDING_LIMIT + 1 :]
+        kept = {one: known[one] for one in newest}
+        await _store_for_good(store, {**kept, name: {"key": new_key_pem.decode(), "at": now}})
     return new_key_pem
 
 
 async def async_forget_pending(hass: HomeAssistant, key_pem: str) -> None:
     """Delete the pending copy of a key that its entry has stored for good."""
     store = _pending_store(hass)
-    known = await store.async_load() or {}
-    kept = {name: one for name, one in known.items() if one["key"] != key_pem}
-    if not kept:
-        await store.async_remove()
-    elif len(kept) != len(known):
-        await store.async_save(kept)
+    async with _pending_lock(hass):
+        known = await store.async_load() or {}
+        kept = {name: one for name, one in known.items() if one["key"] != key_pem}
+        if not kept:
+            await store.async_remove()
+        elif len(kept) != len(known):
+            await store.async_save(kept)

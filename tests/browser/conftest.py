@@ -27,7 +27,7 @@ from consortium.node.network import Network, Replay, create_network
 from demo.home_assistant import REPOSITORY, USER, Api, HomeAssistant, configure_energy
 from demo.homes import ORIGIN
 from demo.screenshot import BROWSERS, FLAGS, browser_tokens
-from gridledger_client import GatewayClient
+from gridledger_client import GatewayClient, Identity
 from tests.ports import first_port
 
 START_S = 200
@@ -35,7 +35,7 @@ START_S = 200
 WAIT_MS = 60_000
 RATE = int(os.environ.get("GRIDLEDGER_RATE", "1"))
 """How fast the ledger's clock runs; at 720 a day passes in two minutes."""
-HOME = "HOME-01"
+HOME, NEIGHBOUR = "HOME-01", "HOME-02"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESKTOP: ViewportSize = {"width": 1440, "height": 900}
 CONFIGURATION = """
@@ -55,6 +55,8 @@ class House:
     browser: Browser
     pictures: Path
     network: Network
+    bid_at: float | None = None
+    """The instant for which energy of a neighbour was ordered, whichever test did it."""
     complaints: list[str] = field(default_factory=list)
     """What a page has logged as an error, or asked of anyone but Home Assistant."""
 
@@ -112,6 +114,18 @@ class House:
     def operator(self) -> GatewayClient:
         """A client that acts as the home's utility."""
         return utility_client(self.network, self.network.utility("Aurora"), "operator")
+
+    def neighbour(self) -> GatewayClient:
+        """A client that acts as the second home of the demonstration, Boreal's customer."""
+        own = self.network.directory / "demo" / "identities"
+        certificate, key = (own / f"{NEIGHBOUR}.{part}.pem" for part in ("cert", "key"))
+        boreal = self.network.utility("Boreal")
+        return GatewayClient(
+            [boreal.gateway_address],
+            self.network.channel,
+            Identity(boreal.msp_id, certificate.read_bytes(), key.read_bytes()),
+            self.network.tls_bundle_pem,
+        )
 
     async def picture(self, page: Page, name: str) -> None:
         """Keep what the page shows."""

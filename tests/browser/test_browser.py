@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Locator, Page, expect
 
-from consortium.node.agreements import ZONE, channel_time
+from consortium.node.agreements import ZONE, channel_time, product
 from demo.home_assistant import (
     DASHBOARD,
     PID_FILE,
@@ -27,7 +28,7 @@ from demo.home_assistant import (
 )
 from gridledger_client import TransactionRefused
 
-from .conftest import HOME, RATE, WAIT_MS, House, state_of
+from .conftest import HOME, NEIGHBOUR, RATE, WAIT_MS, House, state_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -162,6 +163,91 @@ async def test_every_view(member: House, language: str) -> None:
     await context.close()
 
 
+# Trading and the archive --------------------------------------------------------------------------
+
+
+async def test_sell_and_see_it_in_the_archive(member: House, page: Page) -> None:
+    await show(member, page, "trade")
+    sell = page.locator("gridledger-sell-card")
+    await expect(sell.locator(".facts b").first).to_be_visible()
+    await sell.locator("input[name=energy]").fill("0.1")
+    await sell.get_by_role("button", name="Get a quote").click()
+    await expect(sell.get_by_text("You receive")).to_be_visible()
+    await member.picture(page, "trade-quote")
+    await sell.get_by_role("button", name=re.compile("^Sell for ")).click()
+    committed = sell.locator("li.done", has_text="Committed by every utility")
+    await expect(committed).to_contain_text(re.compile(r"Block \d+ · [0-9a-f]{16}"))
+
+    orders = page.locator("gridledger-orders-card")
+    await orders.locator("input[name=energy]").fill("0.05")
+    await orders.get_by_role("button", name="Place order").click()
+    await expect(orders.locator("tbody tr")).to_contain_text(["Open"])
+    await member.picture(page, "trade-order-open")
+    await orders.get_by_role("button", name="Cancel").click()
+    await expect(orders.get_by_role("button", name="Cancel")).to_have_count(0)
+    await order_of_a_neighbour(member, page)  # which is filled while other tests run
+
+    await show(member, page, "archive")
+    archive = page.locator("gridledger-archive-card")
+    await expect(archive.get_by_role("region", name="Sales").locator("tbody tr")).to_have_count(1)
+    await archive.get_by_role("region", name="Sales").get_by_role("button", name="Proof").click()
+    proof = archive.locator(".proof")
+    await expect(proof).to_contain_text("Valid")
+    endorsers = await proof.locator("dd").nth(3).inner_text()
+    assert len({name.split(" ")[0] for name in endorsers.split(", ")}) >= 2
+    await member.picture(page, "archive-proof")
+    async with page.expect_download() as download:
+        await archive.get_by_role("button", name="CSV").click()
+    assert re.fullmatch(
+        r"gridledger-\w+-\d{4}-\d\d-\d\d\.csv", (await download.value).suggested_filename
+    )
+    await archive.get_by_role("button", name="The day before").click()
+    await expect(archive.get_by_text("Nothing on that day.").first).to_be_visible()
+
+
+async def order_of_a_neighbour(house: House, page: Page) -> None:
+    """Place an order to buy on the trading desk, and a neighbour's that can fill it."""
+    terms, replay = product(house.network), house.network.replay
+    interval_s, gate_s = house.network.interval_s, terms["gate_closure_s"]
+    assert replay is not None
+
+    def interval(at: float) -> int:
+        return int(replay.origin + (at - replay.anchor) * RATE) // interval_s * interval_s
+
+    now = time.time()
+    at = 60 * (int(now) // 60 + 1)  # what one types has no seconds
+    while interval(at) - gate_s < replay.origin + (now + 10 - replay.anchor) * RATE:
+        at += 60
+    orders = page.locator("gridledger-orders-card")
+    await orders.locator("select[name=side]").select_option("buy")
+    await orders.locator("input[name=energy]").fill("0.01")
+    await orders.locator("input[name=price]").fill("0.9")
+    local = "at => new Date(at * 1000 - new Date().getTimezoneOffset() * 60000)"
+    typed = await page.evaluate(f"{local}.toISOString().slice(0, 16)", at)
+    await orders.locator("input[name=start]").fill(typed)
+    await orders.get_by_role("button", name="Place order").click()
+    await expect(orders.locator("tbody tr", has_text="Buy")).to_contain_text("Open")
+    house.bid_at = at
+    async with house.neighbour() as neighbour:
+        with suppress(TransactionRefused):  # it offers all that it can give then already
+            await neighbour.submit(
+                "energy",
+                "book:Place",
+                {
+                    "order_id": f"FILL-{at}",
+                    "connection_id": NEIGHBOUR,
+                    "product": terms["product"],
+                    "interval_start": interval(at),
+                    "side": "offer",
+                    "price_micro_per_kwh": 0,
+                    "energy_wh": 10,
+                },
+            )
+
+
+# What a page has to stand ------------------------------------------------------------------------
+
+
 async def test_by_keyboard(member: House, page: Page) -> None:
     """A part of the flow is reached and opened without a pointer."""
     await show(member, page, "activity")
@@ -215,45 +301,7 @@ async def test_hostile_names_are_text(member: House, page: Page) -> None:
         await member.api.command("config_entries/update", title=entry["title"], **rename)
 
 
-# Trading and the archive --------------------------------------------------------------------------
-
-
-async def test_sell_and_see_it_in_the_archive(member: House, page: Page) -> None:
-    await show(member, page, "trade")
-    sell = page.locator("gridledger-sell-card")
-    await expect(sell.locator(".facts b").first).to_be_visible()
-    await sell.locator("input[name=energy]").fill("0.1")
-    await sell.get_by_role("button", name="Get a quote").click()
-    await expect(sell.get_by_text("You receive")).to_be_visible()
-    await member.picture(page, "trade-quote")
-    await sell.get_by_role("button", name=re.compile("^Sell for ")).click()
-    committed = sell.locator("li.done", has_text="Committed by every utility")
-    await expect(committed).to_contain_text(re.compile(r"Block \d+ · [0-9a-f]{16}"))
-
-    orders = page.locator("gridledger-orders-card")
-    await orders.locator("input[name=energy]").fill("0.05")
-    await orders.get_by_role("button", name="Place order").click()
-    await expect(orders.locator("tbody tr")).to_contain_text(["Open"])
-    await member.picture(page, "trade-order-open")
-    await orders.get_by_role("button", name="Cancel").click()
-    await expect(orders.get_by_role("button", name="Cancel")).to_have_count(0)
-
-    await show(member, page, "archive")
-    archive = page.locator("gridledger-archive-card")
-    await expect(archive.get_by_role("region", name="Sales").locator("tbody tr")).to_have_count(1)
-    await archive.get_by_role("region", name="Sales").get_by_role("button", name="Proof").click()
-    proof = archive.locator(".proof")
-    await expect(proof).to_contain_text("Valid")
-    endorsers = await proof.locator("dd").nth(3).inner_text()
-    assert len({name.split(" ")[0] for name in endorsers.split(", ")}) >= 2
-    await member.picture(page, "archive-proof")
-    async with page.expect_download() as download:
-        await archive.get_by_role("button", name="CSV").click()
-    assert re.fullmatch(
-        r"gridledger-\w+-\d{4}-\d\d-\d\d\.csv", (await download.value).suggested_filename
-    )
-    await archive.get_by_role("button", name="The day before").click()
-    await expect(archive.get_by_text("Nothing on that day.").first).to_be_visible()
+# The supply ---------------------------------------------------------------------------------------
 
 
 async def test_the_supplys_buttons(member: House, page: Page) -> None:
@@ -526,6 +574,7 @@ async def test_a_day_is_settled_billed_and_paid(member: House, page: Page) -> No
     await sell.get_by_role("button", name="Get a quote").click()
     await sell.get_by_role("button", name=re.compile("^Sell for ")).click()
     await expect(sell.locator("li.done", has_text="Committed by every utility")).to_be_visible()
+    await order_of_a_neighbour(member, page)
 
     async def is_billed() -> bool:
         """A battery that is charged all day, so that something is to be paid."""
@@ -541,6 +590,10 @@ async def test_a_day_is_settled_billed_and_paid(member: House, page: Page) -> No
     await eventually(is_billed, within_s=900)
     await expect(sell.locator("li.done")).to_have_count(5)
     await expect(sell.locator("li.done").last).to_have_text(re.compile("Settled"))
+    bought = page.locator("gridledger-orders-card").locator("tbody tr", has_text="Buy")
+    await expect(bought).to_contain_text(
+        re.compile(r"Filled · 0\.01 kWh\s*settled"), timeout=300_000
+    )
     await member.picture(page, "trade-settled")
 
     await show(member, page, "plant")
@@ -609,3 +662,21 @@ async def test_reloads_leave_nothing_behind(member: House, page: Page) -> None:
         one for one in member.complaints if not one.startswith("throws") or "/gridledger" in one
     ]
     assert ours == []
+
+
+async def test_a_neighbours_fill_is_followed(member: House, page: Page) -> None:
+    """From the order on the trading desk to what a neighbour gave for it, and its proof."""
+    await show(member, page, "trade")
+    if member.bid_at is None:
+        await order_of_a_neighbour(member, page)
+    bought = page.locator("gridledger-orders-card").locator("tbody tr", has_text="Buy")
+    await expect(bought).to_contain_text("Filled · 0.01 kWh", timeout=3 * WAIT_MS)
+    await member.picture(page, "trade-order-filled")
+
+    await show(member, page, "archive")
+    archive = page.locator("gridledger-archive-card")
+    row = archive.get_by_role("region", name="With neighbours").locator("tr", has_text="Buy")
+    await expect(row).to_contain_text("Filled")
+    await row.get_by_role("button", name="Proof").click()
+    await expect(archive.locator(".proof")).to_contain_text("Valid")
+    assert await page.evaluate(INSPECT) == []

@@ -204,6 +204,31 @@ async def test_moves_on_to_a_gateway_that_answers(network: Network) -> None:
         assert client.address == network.utility("Boreal").gateway_address
 
 
+async def test_a_call_goes_on_elsewhere_when_another_one_gives_its_gateway_up(
+    network: Network,
+) -> None:
+    """Of several calls at once the first to fail closes the connection of all."""
+    reached = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        reached.set()
+        await reader.read()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    aurora = utility_client(network, network.utility("Aurora"), "operator")
+    boreal = network.utility("Boreal").gateway_address
+    async with GatewayClient(
+        [f"127.0.0.1:{port}", boreal], network.channel, aurora.identity, network.tls_bundle_pem
+    ) as client:
+        call = asyncio.create_task(client.evaluate("metering", "metering:Settings"))
+        await reached.wait()
+        await client.leave_gateway()
+        assert (await call)["interval_s"] == "60"
+        assert client.address == boreal
+    silent.close()
+
+
 @pytest.mark.parametrize("answered", [True, False])
 async def test_a_gateway_without_nodes_keeps_its_connection(
     network: Network, answered: bool

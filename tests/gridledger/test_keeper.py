@@ -1,5 +1,6 @@
 """What a home does by itself, in a real Home Assistant whose ledger is away."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -9,7 +10,7 @@ from unittest.mock import Mock, patch
 import pytest
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
 from homeassistant.const import EVENT_HOMEASSISTANT_STOP
-from homeassistant.core import HomeAssistant
+from homeassistant.core import HomeAssistant, ServiceCall
 from homeassistant.data_entry_flow import FlowResultType
 from homeassistant.exceptions import HomeAssistantError, ServiceValidationError
 from homeassistant.helpers import device_registry as dr
@@ -32,7 +33,7 @@ from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.const import DOMAIN
 from custom_components.gridledger.energy import async_get_solar_forecast
 from custom_components.gridledger.engine import REASONS, Mode
-from custom_components.gridledger.models import AccountData, Permit, ResponseEvent
+from custom_components.gridledger.models import AccountData, Permit, ResponseEvent, Trade
 from tests.gridledger.asking import calendar_events, holds
 
 from .conftest import BATTERY_POWER, GRID_POWER, LEVEL, PLANT, PV_POWER, report_plant, set_state
@@ -265,6 +266,7 @@ async def test_deleted_appliance_is_turned_off(
 async def test_plan_is_made_without_a_ledger_and_told(
     hass: HomeAssistant, entry: Any, freezer: Any
 ) -> None:
+    freezer.move_to(dt_util.start_of_local_day() + timedelta(days=1, hours=9))  # a whole day ahead
     await add(hass, entry, "appliance", "Boiler", {**APPLIANCE, "daily_minimum": 30})
     await live(hass, freezer, 2, 0)
     await entry.runtime_data.keeper.async_replan()
@@ -334,6 +336,45 @@ async def test_battery_is_driven_by_the_owners_actions_and_left_in_automatic(
     assert len(automatic) == 1
 
 
+async def test_what_was_sold_is_delivered_from_its_first_second_to_its_last(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    """A step each minute would begin and end up to a minute late."""
+    discharged = async_mock_service(hass, "test", "discharge")
+    automatic = async_mock_service(hass, "test", "auto")
+    async_mock_service(hass, "test", "hold")
+    actions = BATTERY_ACTIONS | {"action_discharge": [{"action": "test.discharge"}]}
+    await add(hass, entry, "battery_control", "Battery", actions)
+    session = entry.runtime_data.session
+    session.clock = ChannelClock(900)
+    begins = (int(dt_util.utcnow().timestamp()) // 900 + 2) * 900
+    set_state(hass, LEVEL, 80, "%")
+
+    async def at(second: float) -> None:
+        freezer.move_to(dt_util.utc_from_timestamp(second))
+        power = 1600 if len(discharged) > len(automatic) else 0
+        sun(hass, power, power)
+        async_fire_time_changed(hass)
+        for _ in range(4):
+            await hass.async_block_till_done(wait_background_tasks=False)
+
+    await at(begins - 90)
+    sold = Trade("T", "H-1", "X", ((begins, 400), (begins + 900, 400)), 800, *[0] * 4, "TX", "R")
+    session.async_set_updated_data(replace(session.data, trades={"T": sold}))
+    # Told by the ledger, and not only by the next minute.
+    await at(begins - 45)
+    await at(begins - 29)
+    assert not discharged
+    await at(begins + 0.5)
+    assert len(discharged) == 1
+    await at(begins + 900.5)
+    assert len(discharged) == 1, "one command for all of it"
+    await at(begins + 1800 - 20)
+    assert not automatic
+    await at(begins + 1800.5)
+    assert len(automatic) == 1
+
+
 async def test_battery_is_left_in_automatic_when_its_control_is_deleted(
     hass: HomeAssistant, entry: Any, freezer: Any
 ) -> None:
@@ -346,6 +387,80 @@ async def test_battery_is_left_in_automatic_when_its_control_is_deleted(
     hass.config_entries.async_remove_subentry(entry, sub)
     await hass.async_block_till_done()
     assert len(automatic) == 1
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_device_that_fails_leaves_no_other_one_on(
+    hass: HomeAssistant, entry: Any, freezer: Any, hangs: bool
+) -> None:
+    """Whatever its integration raises, and also where it never answers."""
+    async_mock_service(hass, "test", "hold")
+    automatic = async_mock_service(hass, "test", "auto")
+    await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    fan = await add(hass, entry, "appliance", "Attic", {**APPLIANCE, "entity": "fan.attic"})
+    boiler = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+
+    async def turn(call: ServiceCall) -> None:
+        if call.service == "turn_off":
+            if hangs:
+                await asyncio.Event().wait()
+            raise ZeroDivisionError
+        hass.states.async_set("fan.attic", "on")
+
+    for service in ("turn_on", "turn_off"):
+        hass.services.async_register("fan", service, turn)
+    hass.states.async_set("fan.attic", "off")
+    set_state(hass, LEVEL, 20, "%")  # at its reserve, and the house draws
+    for sub in (fan, boiler):
+        entry.runtime_data.keeper.async_override(sub, True, 3600)
+    await live(hass, freezer, 2, -500)
+    assert hass.states.is_state("fan.attic", "on")
+    assert hass.states.is_state(BOILER, "on")
+    unloading = hass.async_create_task(hass.config_entries.async_unload(entry.entry_id))
+    for _ in range(1000):
+        freezer.tick(timedelta(seconds=1))
+        await asyncio.sleep(0)
+        if unloading.done():
+            break
+    assert unloading.result()
+    assert hass.states.is_state(BOILER, "off")
+    assert len(automatic) == 1
+    assert entry.state is ConfigEntryState.NOT_LOADED
+
+
+async def test_what_was_decided_before_the_stop_is_not_done_after_it(
+    hass: HomeAssistant, entry: Any, freezer: Any
+) -> None:
+    held = async_mock_service(hass, "test", "hold")
+    automatic = async_mock_service(hass, "test", "auto")
+    given = async_mock_service(hass, "test", "give")
+    await add(hass, entry, "battery_control", "Battery", BATTERY_ACTIONS)
+    sub = await add(hass, entry, "appliance", "Boiler", APPLIANCE)
+    car = await add(hass, entry, "appliance", "Car", CAR)
+    set_state(hass, LEVEL, 20, "%")
+    await live(hass, freezer, 2, -500)
+    keeper, stored = entry.runtime_data.keeper, asyncio.Event()
+    assert (len(held), len(automatic)) == (1, 0)
+    save = keeper._store.async_save
+
+    async def slowly(state: Any) -> None:
+        await stored.wait()
+        await save(state)
+
+    by_id = {a.id: a for a in keeper.dispatcher.settings.appliances}
+    until = dt_util.utcnow().timestamp() + 900
+    with patch.object(keeper._store, "async_save", slowly):
+        late = [
+            hass.async_create_task(keeper._async_battery(keeper._control, Mode.HOLD, 0.0, until)),
+            hass.async_create_task(keeper._async_give_back(by_id[car], CAR, 1000.0, until)),
+        ]
+        unloading = hass.async_create_task(hass.config_entries.async_unload(entry.entry_id))
+        await asyncio.sleep(0)
+        late.append(hass.async_create_task(keeper._async_switch(by_id[sub], APPLIANCE, True, None)))
+        stored.set()
+        await asyncio.gather(unloading, *late)
+    assert (len(held), len(automatic), len(given)) == (1, 1, 0)
+    assert hass.states.is_state(BOILER, "off")
 
 
 async def test_home_assistant_stops(hass: HomeAssistant, entry: Any, freezer: Any) -> None:

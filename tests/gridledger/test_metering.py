@@ -63,6 +63,17 @@ def test_another_meter_moves_the_start_not_the_register() -> None:
     check(made, cuts)
 
 
+def test_a_clock_that_is_set_back_loses_nothing() -> None:
+    """It ran an hour ahead; what is drawn until it is there again is counted, as an estimate."""
+    ahead = [(7200 + 10 * i, 8 * WH * i) for i in range(360)]
+    right = [(7200 + 10 * i, 8 * WH * (360 + i)) for i in range(720)]
+    made, cuts = run([*ahead, *right])
+    check(made, cuts)
+    assert made.totals_wh[0] == 8 * (360 + 720 - 1)
+    assert {cut.interval_start for cut in cuts if not cut.measured} == {9900}
+    assert sum(cut.import_wh for cut in cuts if cut.interval_start > 9900) > 0
+
+
 def test_last_reset_says_that_the_total_began_anew() -> None:
     made = meter()
     made.sample(KEY, 0, 100 * WH, "a")

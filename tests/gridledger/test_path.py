@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ from homeassistant.helpers import entity_registry as er
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
+from pytest_homeassistant_custom_component.common import MockConfigEntry
 
 from consortium.identity.certificates import (
     CertificateAuthority,
@@ -29,8 +31,10 @@ from consortium.identity.certificates import (
 from custom_components.gridledger import vault
 from custom_components.gridledger.client import (
     AuthenticationFailed,
+    ClockBounds,
     CommitStatus,
     ConnectionFailed,
+    Deadlines,
     Event,
     GatewayClient,
     GridLedgerError,
@@ -41,7 +45,9 @@ from custom_components.gridledger.client import (
 )
 from custom_components.gridledger.client.readings import Reading
 from custom_components.gridledger.client.wire import common_pb2
+from custom_components.gridledger.clock_check import async_check_clock, clock_ahead_s
 from custom_components.gridledger.const import DOMAIN
+from custom_components.gridledger.coordinator import HomeCoordinator
 from custom_components.gridledger.diagnostics import async_get_config_entry_diagnostics
 from custom_components.gridledger.figures_sensor import FIGURES
 
@@ -408,6 +414,60 @@ async def test_entities(hass: HomeAssistant, home: Any) -> None:
     await hass.async_block_till_done()
     pv = next(e.entity_id for e in registry.entities.values() if e.unique_id.endswith("_pv_power"))
     assert hass.states.get(pv).state == "unavailable"
+    await check_co2_avoided(hass, home)
+
+
+async def check_co2_avoided(hass: HomeAssistant, home: Any) -> None:
+    """Each kWh counts with what the grid emits as it is made; nobody's word is 250 g."""
+
+    total = 7000
+
+    async def made(pv_kwh: int) -> int:
+        nonlocal total
+        for _ in range(pv_kwh):  # no home makes 10 kWh at once
+            total += 1
+            set_state(hass, PV_ENERGY, total)
+        await hass.async_block_till_done()
+        return home.runtime_data.home.measure().co2_avoided_kg
+
+    assert await made(20) == 5
+    maps = MockConfigEntry(domain="co2signal", state=ConfigEntryState.LOADED)
+    maps.add_to_hass(hass)
+    intensity = er.async_get(hass).async_get_or_create(
+        "sensor", "co2signal", f"{maps.entry_id}_co2intensity", config_entry=maps
+    )
+    hass.states.async_set(intensity.entity_id, "400", {"unit_of_measurement": "gCO2eq/kWh"})
+    assert await made(10) == 5 + 4
+    hass.states.async_set(intensity.entity_id, "unavailable")
+    assert await made(10) == 5 + 4 + 4, "what was said last stands"
+    maps.mock_state(hass, ConfigEntryState.NOT_LOADED)
+    await hass.config_entries.async_reload(home.entry_id)
+    assert await made(0) == 5 + 4 + 4, "it outlasts a restart"
+
+
+async def test_a_start_from_a_slow_disk_loses_no_count(
+    hass: HomeAssistant, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is stored meanwhile, it isn't what was not loaded yet."""
+    await eventually(lambda: home.runtime_data.session.meter_id)
+    report_plant(hass)
+    for total in range(7001, 7021):
+        set_state(hass, PV_ENERGY, total)
+    await hass.async_block_till_done()
+    before = home.runtime_data.home.measure()
+    assert before.co2_avoided_kg == 5
+    load = HomeCoordinator._load_counters
+
+    def slowly(self: HomeCoordinator) -> None:
+        time.sleep(3)
+        load(self)
+
+    monkeypatch.setattr(HomeCoordinator, "_load_counters", slowly)
+    for _ in range(2):
+        await hass.config_entries.async_reload(home.entry_id)
+    after = home.runtime_data.home.measure()
+    assert after.co2_avoided_kg == 5
+    assert after.consumption_energy == before.consumption_energy > 0
 
 
 async def test_sells_stored_energy(hass: HomeAssistant, home: Any) -> None:
@@ -834,9 +894,14 @@ async def test_an_answer_of_nonsense_does_not_end_the_session(
 
     # Events of nonsense, and those of another home, are passed over.
     known = session.data.trades
-    for name, payload in (("trade", b"{}"), ("trade", b"no JSON"), ("bill", b"[]")):
+    days = session.days_settled
+    for name, payload in (
+        *(("trade", b"{}"), ("trade", b"no JSON"), ("bill", b"[]")),
+        *(("settled", b"no JSON"), ("settled", b'{"connection_id": "H-OTHER"}')),
+    ):
         assert not session._handle_event(Event(1, "e" * 64, "energy", name, payload))
     assert caplog.text.count("has an unreadable event") == 2
+    assert session.days_settled == days
     assert session.data.trades is known
     await eventually(lambda: not session._account_wanted)  # what it can't tell apart is read anew
 
@@ -979,3 +1044,58 @@ async def test_sensors_that_contradict_one_another_are_told(hass: HomeAssistant,
     assert await told(509.0, 7006.0) == "3.0 kWh"
     await hass.config_entries.async_reload(home.entry_id)  # as reconfiguring does
     assert not ir.async_get(hass).async_get_issue(DOMAIN, f"sensors_disagree_{home.entry_id}")
+
+
+async def test_a_clock_that_is_off_is_told(
+    hass: HomeAssistant, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By real gateways, also where the ledger takes nothing any more for that very reason."""
+    client = home.runtime_data.session.client
+
+    async def told(skew_s: float) -> tuple[str, str] | None:
+        skewed = SimpleNamespace(
+            time=lambda: time.time() + skew_s,
+            time_ns=lambda: time.time_ns() + round(skew_s * 1e9),
+            monotonic=time.monotonic,
+        )
+        monkeypatch.setattr("custom_components.gridledger.client.gateway.time", skewed)
+        await async_check_clock(hass, home, home.runtime_data.session)
+        issue = ir.async_get(hass).async_get_issue(DOMAIN, f"clock_off_{home.entry_id}")
+        if issue is None:
+            return None
+        return str(issue.translation_key), issue.translation_placeholders["offset"]
+
+    assert await told(0) is None
+    clocks = await client.compare_clocks()
+    assert len(clocks) == len(client.addresses)
+    assert all(each.least_s <= 0 <= each.most_s for each in clocks)
+    assert await told(40) is None
+    key, offset = await told(100)
+    assert (key, offset[0], offset[-2:]) == ("clock_ahead", "1", " s")
+    assert await told(-1000) == ("clock_behind", "17 min")
+    with pytest.raises(TransactionRefused, match="timestamp"):
+        await client.evaluate("energy", "registry:Settings")
+    addresses, client.addresses = client.addresses, ("127.0.0.1:1",)
+    client.deadlines = Deadlines(evaluate_s=0.3)
+    assert await told(0) == ("clock_behind", "17 min"), "nobody says otherwise"
+    client.addresses, client.deadlines = addresses, Deadlines()
+    assert await told(0) is None
+
+
+@pytest.mark.parametrize(
+    ("clocks", "ahead_s"),
+    [
+        ([], None),
+        ([(59, 62)], None),  # it may be less than a minute
+        ([(60, 62)], 61),
+        ([(-70, -66)], -68),
+        ([(60, 62), (-1, 1), (-1, 1)], None),  # one gateway is wrong
+        ([(70, 72), (70, 72), (-1, 1)], 71),  # another one is
+        ([(70, 72), (-1, 1)], None),  # either may be
+        ([(70, 72), (-80, -70)], None),
+    ],
+)
+def test_most_gateways_tell_what_time_it_is(
+    clocks: list[tuple[float, float]], ahead_s: float | None
+) -> None:
+    assert clock_ahead_s([ClockBounds(*each) for each in clocks]) == ahead_s

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from homeassistant.core import HomeAssistant, State, SupportsResponse
@@ -109,6 +110,19 @@ async def test_published_rates_count_without_a_sensor(hass: HomeAssistant) -> No
     assert prices.at(NOON.timestamp()) == pytest.approx((0.27, 0.055))
 
 
+async def test_a_clock_that_was_ahead_holds_up_no_prices(
+    hass: HomeAssistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = await book(hass)
+    prices._session.data = replace(Session.data, connected=True)  # type: ignore[misc]
+    read = AsyncMock()
+    monkeypatch.setattr(prices, "_read_channel", read)
+    for at, reads in ((365, 1), (0, 2)):
+        await prices.async_refresh((NOON + timedelta(days=at)).timestamp())
+        await prices.async_refresh((NOON + timedelta(days=at)).timestamp() + 60)
+        assert read.await_count == reads
+
+
 async def test_an_owners_sensor_comes_first_and_its_value_where_no_series_is(
     hass: HomeAssistant,
 ) -> None:
@@ -144,11 +158,14 @@ async def test_home_assistants_own_integrations_are_asked(
     assert prices.at(NOON.timestamp())[0] == pytest.approx(0.3)
 
 
-async def test_what_cannot_be_asked_leaves_the_sensors_own_value(hass: HomeAssistant) -> None:
+@pytest.mark.parametrize("failure", [HomeAssistantError("no subscription"), KeyError("today")])
+async def test_what_cannot_be_asked_leaves_the_sensors_own_value(
+    hass: HomeAssistant, failure: Exception
+) -> None:
     registry = er.async_get(hass)
 
     def refuse(_: Any) -> Any:
-        raise HomeAssistantError("no subscription")
+        raise failure
 
     hass.services.async_register(
         "tibber", "get_prices", refuse, supports_response=SupportsResponse.ONLY

@@ -79,6 +79,9 @@ async def home(
     connection_id = f"H-{abs(hash(request.node.name)) % 10**9}"
     await prepare(live, connection_id)
     assert await async_setup_component(hass, "homeassistant", {})
+    # It is about noon: a rule's limit is by its owner's day, and no sale may fall into two.
+    ahead_h = 12 - dt_util.utcnow().hour
+    await hass.config.async_set_time_zone(f"Etc/GMT{-ahead_h:+d}" if ahead_h else "Etc/GMT")
     report_plant(hass)
     entry = await join(hass, live.invitation(connection_id.lower(), connection_id), PLANT)
     await eventually(lambda: entry.runtime_data.session.data.connected)
@@ -105,7 +108,13 @@ async def test_rule_sells_once_and_is_followed_to_its_end(
     hass: HomeAssistant, home: Any, live: RunningNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = home.runtime_data
-    local = dt_util.now()
+    begin = dt_util.utcnow()
+    end = begin + timedelta(minutes=59)
+    midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if end > midnight:  # rates are by the day of Greenwich, and so are sales
+        half = timedelta(minutes=30)
+        begin, end = (begin, midnight) if midnight - begin > half else (midnight, midnight + half)
+    begin, end = dt_util.as_local(begin), dt_util.as_local(end)
     rule = await add(
         hass,
         home,
@@ -119,8 +128,8 @@ async def test_rule_sells_once_and_is_followed_to_its_end(
             "energy_limit": 1,
             "maximum_power": 2000,
             "dry_run": False,
-            "window_start": local.strftime("%H:%M:%S"),
-            "window_end": (local + timedelta(minutes=59)).strftime("%H:%M:%S"),
+            "window_start": begin.strftime("%H:%M:%S"),
+            "window_end": end.strftime("%H:%M:%S"),
         },
     )
     keeper = runtime.keeper

@@ -8,18 +8,19 @@ from zoneinfo import ZoneInfo
 import pytest
 from homeassistant.core import HomeAssistant
 
+from custom_components.gridledger.archive import async_trades
 from custom_components.gridledger.client import ConnectionFailed
 from custom_components.gridledger.clock import ChannelClock
 from custom_components.gridledger.models import Trade
 from custom_components.gridledger.statistics import (
     _first_hour,
-    _write,
     async_write_statistics,
     by_hour,
     statistic_ids,
 )
 from tests.gridledger.asking import recorded, statistics
 
+from .conftest import eventually
 from .test_actions import call
 
 
@@ -66,12 +67,30 @@ async def test_statistics_equal_the_ledger(
     with patch("custom_components.gridledger.statistics._AGAIN", timedelta(days=-1)):
         await recorded(hass)
         await async_write_statistics(hass, home, session)
-    # A ledger that is away is no reason to complain: they are written the next time.
-    away = patch.object(session.client, "evaluate", side_effect=ConnectionFailed("gone"))
+    # A ledger that is away is no reason to complain: they are written the next time, though
+    # nothing has changed since.
     caplog.set_level("DEBUG", "custom_components.gridledger")
-    with away:
-        await _write(hass, home, session)
-    assert "Statistics wait: gone" in caplog.text
+    asked = 0
+
+    async def away_at_first(*arguments: Any) -> list[Trade]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ConnectionFailed("gone")
+        return await async_trades(*arguments)
+
+    def look() -> int:
+        session.async_set_updated_data(session.data)
+        return asked
+
+    with (
+        patch("custom_components.gridledger.statistics._APART_S", 0.0),
+        patch("custom_components.gridledger.statistics.async_trades", away_at_first),
+    ):
+        session.days_settled += 1
+        await eventually(look)
+        await eventually(lambda: "Statistics wait: gone" in caplog.text)
+        await eventually(lambda: look() > 1)
     rows = await statistics(hass, ids, "hour", "sum")
     assert rows[ids[0]][-1]["sum"] == pytest.approx(0.6)
     assert rows[ids[1]][-1]["sum"] == pytest.approx(net)

@@ -76,6 +76,7 @@ def test_every_error_has_a_text_and_every_text_its_error() -> None:
             ),
         )
     )
+    issues |= {"clock_ahead", "clock_behind"}
     issues |= {f"permit_{state}" for state in PERMIT_STATES if state != "granted"}
     assert issues == set(strings["issues"])
 

@@ -29,6 +29,7 @@ from .errors import (
     TransactionRefused,
 )
 from .gateway import (
+    ClockBounds,
     CommitStatus,
     Committed,
     Deadlines,
@@ -44,6 +45,7 @@ from .readings import MeterKey, Quality, Reading, SignedReading
 __all__ = [
     "AuthenticationFailed",
     "AuthorityInfo",
+    "ClockBounds",
     "CommitFailed",
     "CommitStatus",
     "Committed",

@@ -19,7 +19,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, cast
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -41,6 +42,7 @@ from .wire import common_pb2, gateway_pb2, orderer_pb2, peer_pb2, rpc_pb2
 MESSAGE_LIMIT_BYTES: Final = 100 * 1024 * 1024
 ADDRESS_LIMIT: Final = 16
 _SERVICE: Final = "/gateway.Gateway/"
+_HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 _NONCE_BYTES: Final = 24
 _ENDORSER_TRANSACTION: Final = 3  # common.HeaderType
 
@@ -113,6 +115,14 @@ class Committed:
     transaction_id: str
     block_number: int
     result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ClockBounds:
+    """How far this machine's clock is ahead of a gateway's: between these seconds, surely."""
+
+    least_s: float
+    most_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +462,7 @@ class GatewayClient:
         except grpc.aio.UsageError as error:  # closed while it was being made
             raise ConnectionFailed(f"the connection to {address} was closed") from error
         except asyncio.CancelledError as error:
-            _connection_closed_or_cancelled(error, address)
+            raise _connection_closed(error, address) from error
         call = connection.unary_stream(
             _SERVICE + "ChaincodeEvents",
             request_serializer=_serialize,
@@ -476,10 +486,43 @@ class GatewayClient:
                 await self._move_on(address, connection)
             raise failure from error
         except asyncio.CancelledError as error:
-            _connection_closed_or_cancelled(error, address)
+            raise _connection_closed(error, address) from error
         finally:
             call.cancel()
         raise ConnectionFailed(f"the gateway {address} ended the event stream")
+
+    # Clocks ---------------------------------------------------------------------------------
+
+    async def compare_clocks(self) -> list[ClockBounds]:
+        """Ask each gateway for its time; return what those that tell it leave possible.
+
+        The time is HTTP's ``date`` of the answer to gRPC's health check, which needs neither an
+        identity nor a channel: it comes even where a proposal of our time is refused. Fabric's
+        peers tell none, unless a proxy in front of them does. A slow answer says less, never
+        something wrong.
+        """
+        asked = await asyncio.gather(*(self._compare_clock(each) for each in self.addresses))
+        return [bounds for bounds in asked if bounds is not None]
+
+    async def _compare_clock(self, address: str) -> ClockBounds | None:
+        try:
+            async with (
+                asyncio.timeout(self.deadlines.evaluate_s),
+                self._new_connection(address) as connection,
+            ):
+                await connection.channel_ready()
+                asked_at = time.monotonic()
+                check = connection.unary_unary(
+                    _HEALTH_CHECK, request_serializer=bytes, response_deserializer=bytes
+                )
+                said = await check(b"").initial_metadata()
+                # Older grpcio's metadata look like a mapping, which they are not.
+                told = dict(iter(cast(Iterable[tuple[str, Any]], said)))
+                here, took_s = time.time(), time.monotonic() - asked_at
+                there = parsedate_to_datetime(told["date"]).timestamp()  # of which a second is cut
+        except TimeoutError, grpc.RpcError, grpc.aio.UsageError, KeyError, TypeError, ValueError:
+            return None
+        return ClockBounds(here - took_s - there - 1, here - there)
 
     # Connections ----------------------------------------------------------------------------
 
@@ -487,18 +530,21 @@ class GatewayClient:
         if self._closed:
             raise ConnectionFailed("this client has been closed")
         if address not in self._connections:
-            self._connections[address] = grpc.aio.secure_channel(
-                address,
-                grpc.ssl_channel_credentials(root_certificates=self._tls_roots_pem),
-                options=_CHANNEL_OPTIONS,
-            )
+            self._connections[address] = self._new_connection(address)
         return self._connections[address]
+
+    def _new_connection(self, address: str) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(
+            address,
+            grpc.ssl_channel_credentials(root_certificates=self._tls_roots_pem),
+            options=_CHANNEL_OPTIONS,
+        )
 
     async def leave_gateway(self) -> None:
         """Let the next call go to the next address, where the current one is found too slow.
 
-        A process that hangs keeps its connection, so time alone tells. Calls and streams in
-        progress there end with ConnectionFailed.
+        A process that hangs keeps its connection, so time alone tells. Streams from there end with
+        ConnectionFailed, calls in progress are made again at the next address.
         """
         address = self.address
         if (connection := self._connections.get(address)) is not None:
@@ -535,7 +581,7 @@ class GatewayClient:
                 if not failure.gateway_answered:
                     await self._move_on(address, connection)
             except asyncio.CancelledError as error:
-                _connection_closed_or_cancelled(error, address)
+                failure = _connection_closed(error, address)  # by a call that failed before
         assert failure is not None
         raise failure
 
@@ -649,9 +695,13 @@ def _failure(error: grpc.aio.AioRpcError, address: str) -> GridLedgerError:
     return TransactionRefused(said, details)
 
 
-def _connection_closed_or_cancelled(error: asyncio.CancelledError, address: str) -> NoReturn:
-    """Tell a closed connection, which gRPC reports as a cancellation, from a cancelled task."""
+def _connection_closed(error: asyncio.CancelledError, address: str) -> ConnectionFailed:
+    """Tell a closed connection, which gRPC reports as a cancellation, from a cancelled task.
+
+    Raises:
+        CancelledError: the task was cancelled.
+    """
     task = asyncio.current_task()
-    if task is not None and not task.cancelling():
-        raise ConnectionFailed(f"the connection to {address} was closed") from error
-    raise error
+    if task is None or task.cancelling():
+        raise error
+    return ConnectionFailed(f"the connection to {address} was closed")

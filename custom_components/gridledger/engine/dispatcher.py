@@ -68,6 +68,14 @@ _URGENT: Final = frozenset(
 """Reasons that minimum times give way to."""
 
 
+_INSTANTS: Final = (
+    *("changed_at", "asked_at", "told_at", "override_until", "hand_at", "hand_until", "period"),
+    *("current_at", "given_at", "given_until", "given_fault"),
+    *("written_at", "until", "astray_since", "fault_at"),
+)
+"""What a clock that is set back takes along of an appliance, and of the battery."""
+
+
 @dataclass(slots=True)
 class _Track:
     """What is remembered of one appliance. Instants are epoch seconds."""
@@ -218,6 +226,13 @@ class Dispatcher:
 
     # What the owner says --------------------------------------------------------------------
 
+    def forget_devices(self, appliance_ids: Iterable[str]) -> None:
+        """Know nothing of what devices did: others stand behind these appliances from now on."""
+        kept = ("automatic", "override", "override_until", "period", "run_s", "starts")
+        for key in self._tracks.keys() & set(appliance_ids):
+            track = self._tracks[key]
+            self._tracks[key] = _Track(**{name: getattr(track, name) for name in kept})
+
     def configure(self, settings: Settings) -> None:
         """Take other settings; what is remembered of appliances that stay, stays."""
         self.settings = settings
@@ -266,10 +281,31 @@ class Dispatcher:
     def safe_state(self) -> SafeState:
         """Return what to switch before nobody decides any more: only what was switched by us."""
         return SafeState(
-            tuple(key for key, track in self._tracks.items() if track.on and track.ours),
+            tuple(
+                key
+                for key, track in self._tracks.items()
+                # What was told to go on, and has not been seen to, may do so any moment.
+                if (track.ours if track.on else track.asked)
+            ),
             self._battery.mode is not Mode.AUTO or self._battery.untold,
             tuple(key for key, track in self._tracks.items() if track.given_w > 0),
         )
+
+    def _set_back(self, seconds: float) -> None:
+        """Let everything have happened, and end, so much earlier."""
+        for track in (*self._tracks.values(), self._battery):
+            for name in _INSTANTS:
+                if (instant := getattr(track, name, None)) is not None:
+                    setattr(track, name, instant - seconds)
+        samples = [(at - seconds, surplus, charge) for at, surplus, charge in self._samples]
+        self._samples = deque(samples, maxlen=_SAMPLES_KEPT)
+        if self._grid_seen is not None:
+            self._grid_seen -= seconds
+
+    def set_going(self) -> tuple[SafeState, tuple[str, ...]]:
+        """Return what has to be known of devices after a power cut, so stored when it changes."""
+        ours = tuple(key for key, track in self._tracks.items() if track.ours)
+        return self.safe_state(), ours
 
     # Needs ----------------------------------------------------------------------------------
 
@@ -354,15 +390,15 @@ class Dispatcher:
         return (total / known if known else None), known
 
     def _now_value(self, *, charge: bool) -> float | None:
-        if not self._samples:
-            return None
         _, surplus, charging = self._samples[-1]
         return None if surplus is None else surplus + (charging if charge else 0.0)
 
     # Deciding -------------------------------------------------------------------------------
 
     def step(self, s: Snapshot, plan: Plan | None = None) -> Decision:
-        """Decide for this moment. ``s.now`` never goes back."""
+        """Decide for this moment. A clock that was set back takes all that is remembered along."""
+        if self._last_step is not None and s.now < self._last_step:
+            self._set_back(self._last_step - s.now)
         for a in self.settings.appliances:
             self._observe(a, s)
         self._sample(s)

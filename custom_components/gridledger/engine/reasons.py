@@ -54,7 +54,7 @@ REASONS: Final[Mapping[str, str]] = {
     "sells_stored": "sells stored energy at {sell} per kWh: keeping is worth {worth}",
     "delivers": "delivers {committed_w} W that are sold",
     "plan_kept": "as planned before: another way would save only {saving}",
-    "balanced": "sun and house are in balance",
+    "balanced": "no surplus and no need is expected",
     "no_plan": "automatic: there is no plan yet",
     "plan_old": "automatic: the plan is {ago_min} min old",
     "battery_unknown": "automatic: the battery's level is not known",

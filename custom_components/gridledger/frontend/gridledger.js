@@ -44,6 +44,7 @@ const {
   formatNumber,
   formatInstant,
   formatPower,
+  formatExact,
   formatMoney,
   formatTime,
   watts,
@@ -512,8 +513,7 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
         <td class="wide">${escapeHtml(nameOf(trade.supplier))}</td>
         <td class="num">${formatNumber(this._hass, trade.energy_kwh, 2)} kWh</td>
         <td class="num wide quiet">${escapeHtml(formatMoney(this._hass, trade.price_per_kwh, currency, 3))}</td>
-        <td class="num"><b>${escapeHtml(formatMoney(this._hass, trade.net, currency))}</b></td>
-        <td class="wide"><code title="${escapeHtml(trade.transaction_id)}">${escapeHtml(trade.transaction_id.slice(0, 8))}</code></td></tr>`;
+        <td class="num"><b>${escapeHtml(formatExact(this._hass, trade.net, currency))}</b></td></tr>`;
     });
     return (
       head +
@@ -523,9 +523,8 @@ class GridLedgerTradesCard extends GridLedgerOverviewCard {
           [this.t("when")],
           [this.t("supplier"), "wide"],
           [this.t("energy"), "num"],
-          [this.t("price"), "num wide"],
+          [`${this.t("price")}/kWh`, "num wide"],
           [this.t("net"), "num"],
-          [this.t("proof"), "wide"],
         ],
         rows,
       )
@@ -557,9 +556,11 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
       (reading) => `<tr><td>${escapeHtml(formatTime(this._hass, reading.start))}</td>
         <td class="num">${formatNumber(this._hass, reading.import_wh, 0)} Wh</td>
         <td class="num">${formatNumber(this._hass, reading.export_wh, 0)} Wh</td>
-        <td class="quiet">${escapeHtml(this.t(`quality_${reading.quality}`))}</td>
+        <td class="wide quiet">${escapeHtml(this.t(`quality_${reading.quality}`))}</td>
         <td><span class="state"><ha-icon icon="${READING_ICONS[reading.state] ?? ""}" aria-hidden="true">
-        </ha-icon>${escapeHtml(this.t(`state_${reading.state}`))}</span></td></tr>`,
+        </ha-icon>${escapeHtml(this.t(`state_${reading.state}`))}</span>${
+          reading.quality === "measured" ? "" : `<div class="how narrow">${escapeHtml(this.t(`quality_${reading.quality}`))}</div>`
+        }</td></tr>`,
     );
     return (
       head +
@@ -569,7 +570,7 @@ class GridLedgerReadingsCard extends GridLedgerOverviewCard {
           [this.t("interval")],
           [this.t("import"), "num"],
           [this.t("export"), "num"],
-          [this.t("quality")],
+          [this.t("quality"), "wide"],
           [this.t("state")],
         ],
         rows,
@@ -725,10 +726,11 @@ function viewsOf(home, t, place) {
   ];
   const full = { grid_options: { columns: "full" } };
   const custom = (name) => ({ type: `custom:gridledger-${name}-card`, entry_id, ...full });
-  const graph = (list) => ({
+  const graph = (list, limits = {}) => ({
     type: "history-graph",
     hours_to_show: GRAPH_HOURS,
     entities: list,
+    ...limits,
     ...full,
   });
   const section = (title, cards) => ({
@@ -763,7 +765,7 @@ function viewsOf(home, t, place) {
       section(home.title, [custom("flow"), custom("shares")]),
       section(t("power"), [
         ...(power.length ? [graph(power)] : []),
-        ...(level ? [graph([{ entity: level, name: t("battery"), color: COLORS.battery }])] : []),
+        ...(level ? [graph([{ entity: level, name: t("battery"), color: COLORS.battery }], { min_y_axis: 0, max_y_axis: 100 })] : []),
         custom("trades"),
         custom("readings"),
       ]),
@@ -781,6 +783,7 @@ function viewsOf(home, t, place) {
         }),
         ...(energy.length
           ? [
+              { type: "heading", heading: t("energy_by_day"), ...full },
               {
                 type: "statistics-graph",
                 entities: energy,

@@ -101,6 +101,7 @@ export function formatMoney(hass, amount, currency, digits = 2) {
     return new Intl.NumberFormat(numbersOf(hass), {
       style: "currency",
       currency,
+      signDisplay: "negative", // nothing has no sign
       minimumFractionDigits: digits,
       maximumFractionDigits: digits,
     }).format(amount);
@@ -131,6 +132,13 @@ export function lastDay(day) {
 export function formatClock(hass, instant) {
   const options = { hour: "2-digit", minute: "2-digit", ...clockOf(hass) };
   return new Date(instant).toLocaleTimeString(language(hass), options);
+}
+
+/** A full hour of any day, `0` to `23`. */
+export function formatHour(hass, hour) {
+  const { hour12 } = clockOf(hass);
+  const options = { hour: "2-digit", minute: "2-digit", ...(hour12 === undefined ? {} : { hour12 }) };
+  return new Date(2000, 0, 1, hour).toLocaleTimeString(language(hass), options);
 }
 
 /** An instant's day and time, to the second. */
@@ -173,6 +181,7 @@ export const STYLE = `
   ha-card { height: 100%; box-sizing: border-box; overflow: hidden; }
   .card { padding: 16px; container-type: inline-size; }
   @container (max-width: 430px) { .wide { display: none; } }
+  @container (min-width: 431px) { .narrow { display: none; } }
   h2 { font-size: var(--ha-font-size-l, 16px); font-weight: 500; margin: 0 0 12px;
        color: var(--primary-text-color); display: flex; align-items: center; gap: 8px; }
   h2 ha-icon { color: var(--secondary-text-color); --mdc-icon-size: 20px; }
@@ -185,6 +194,8 @@ export const STYLE = `
        padding: 4px 8px 6px 0; white-space: nowrap; }
   td { padding: 8px 8px 8px 0; border-top: 1px solid var(--divider-color); white-space: nowrap; }
   .num { text-align: end; }
+  .num + :not(.num) { padding-inline-start: 8px; }
+  @container (max-width: 430px) { .num + .wide + :not(.num) { padding-inline-start: 8px; } }
   .wrap { white-space: normal; }
   .how { font-size: 12px; line-height: 1.4; color: var(--secondary-text-color); white-space: normal; }
   th::first-letter, .why::first-letter { text-transform: uppercase; }
@@ -195,7 +206,6 @@ export const STYLE = `
   .empty { color: var(--secondary-text-color); margin: 8px 0; line-height: 1.5; }
   .state { display: inline-flex; align-items: center; gap: 4px; }
   .state ha-icon { --mdc-icon-size: 16px; }
-  code { font-size: 12px; color: var(--secondary-text-color); }
   .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden;
             clip-path: inset(50%); white-space: nowrap; }
 `;
@@ -368,6 +378,8 @@ export const FORM_STYLE = `
               color: var(--secondary-text-color); }
   ol.way li.done { color: var(--primary-text-color); }
   ol.way li.done ha-icon { color: var(--success-color, #43a047); }
+  ol.way li.lacks ha-icon { color: var(--warning-color, #ffa600); }
+  ol.way span::first-letter { text-transform: uppercase; }
   ol.way small { overflow-wrap: anywhere; }
 `;
 

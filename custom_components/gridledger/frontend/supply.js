@@ -39,7 +39,7 @@ const SUPPLY_STYLE = `
   .row b { font-weight: 500; font-variant-numeric: tabular-nums; }
   form.more { padding: 4px 0 12px; }
   form.more p { flex: 1 1 100%; margin: 0; }
-  form.more label.narrow { flex: 0 1 110px; }
+  form.more label.brief { flex: 0 1 110px; }
   .row small { display: block; font-size: 12px; line-height: 1.4; color: var(--secondary-text-color); }
 `;
 const PERMIT_ICONS = {
@@ -137,7 +137,7 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
     if (credit <= 0 && energy <= 0) left.push(this.t("prepaid_empty"));
     else left.push(days === null ? "" : this.t("days_left", { days }), low ? this.t("prepaid_low") : "");
     return `<h3>${escapeHtml(this.t("prepaid"))}</h3><p class="empty">${escapeHtml(left.filter(Boolean).join(" · "))}</p>
-      <form class="more" data-top-up="1"><label class="narrow">${escapeHtml(`${this.t("amount")} (${currency})`)}
+      <form class="more" data-top-up="1"><label class="brief">${escapeHtml(`${this.t("amount")} (${currency})`)}
       <input name="amount" type="number" min="0.01" step="0.01" value="20" inputmode="decimal" required></label>
       <button class="do plain small" type="submit">${escapeHtml(this.t("top_up"))}</button></form>`;
   }
@@ -265,7 +265,7 @@ class GridLedgerSupplyCard extends GridLedgerAskingCard {
     if (known) return;
     button.closest(".row").insertAdjacentHTML(
       "afterend",
-      `<form class="more" data-claim="${escapeHtml(id)}"><label class="narrow">${escapeHtml(this.t("claim_count"))}
+      `<form class="more" data-claim="${escapeHtml(id)}"><label class="brief">${escapeHtml(this.t("claim_count"))}
         <input name="count" type="number" min="1" max="${Number(count)}" step="1" value="${Number(count)}" required></label>
         <label>${escapeHtml(this.t("claimed_for"))}<input name="claimed_for" maxlength="200" required></label>
         <button class="do small" type="submit">${escapeHtml(this.t("claim"))}</button>

@@ -14,6 +14,7 @@ const {
   formatDay,
   formatPower,
   formatClock,
+  formatHour,
   formatTime,
   lastDay,
   nameOf,
@@ -242,7 +243,7 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
       <dt class="sum">${escapeHtml(this.t("net"))}</dt><dd class="sum">${money(quote.net, 4)}</dd></dl>
       <p class="empty">${escapeHtml(this.t("valid_until", { time: formatInstant(this._hass, quote.valid_until) }))}</p>
       <div class="actions"><button class="do plain" type="button" id="no">${escapeHtml(this.t("discard"))}</button>
-      <button class="do" type="button" id="yes">${escapeHtml(this.t("authorise", { sum: formatMoney(this._hass, quote.net, quote.currency) }))}</button></div>`;
+      <button class="do" type="button" id="yes">${escapeHtml(this.t("authorise", { sum: formatExact(this._hass, quote.net, quote.currency) }))}</button></div>`;
     const root = this.shadowRoot;
     root.getElementById("no").addEventListener("click", () => {
       this._result.innerHTML = "";
@@ -282,14 +283,14 @@ class GridLedgerSellCard extends GridLedgerAskingCard {
       [true, this.t("step_authorised"), ""],
       [committed, this.t("step_committed"), committed ? `${this.t("block")} ${sale.block} · ${sale.transaction_id.slice(0, 16)}…` : ""],
       [committed && begun, this.t("step_delivering"), `${formatTime(this._hass, sale.window_start)} – ${formatTime(this._hass, sale.window_end)}`],
-      [measured || settled, this.t(short ? "sale_short" : "step_delivered"), measured ? `${kwh(found.delivered_kwh)} / ${kwh(found.energy_kwh)}` : over ? this.t("sale_over") : ""],
+      [measured || settled, this.t(short ? "sale_short" : "step_delivered"), measured ? `${kwh(found.delivered_kwh)} / ${kwh(found.energy_kwh)}` : over ? this.t("sale_over") : "", short],
       [settled, this.t("step_settled"), over && !settled ? this.t("settles_later") : ""],
     ];
     const next = steps.findIndex(([done]) => !done);
     const html = `<ol class="way">${steps
       .map(
-        ([done, text, more], index) => `<li class="${done ? "done" : ""}" ${index === next ? 'aria-current="step"' : ""}><ha-icon aria-hidden="true"
-        icon="${done ? "mdi:check-circle" : "mdi:circle-outline"}"></ha-icon><span>${escapeHtml(text)}
+        ([done, text, more, lacks], index) => `<li class="${done ? "done" : ""} ${lacks ? "lacks" : ""}" ${index === next ? 'aria-current="step"' : ""}><ha-icon aria-hidden="true"
+        icon="${lacks ? "mdi:alert-circle" : done ? "mdi:check-circle" : "mdi:circle-outline"}"></ha-icon><span>${escapeHtml(text)}
         <small>${escapeHtml(more)}</small></span></li>`,
       )
       .join("")}</ol>`;
@@ -372,7 +373,7 @@ class GridLedgerMarketCard extends GridLedgerAskingCard {
         <div class="track" aria-hidden="true"><span style="width:${(100 * Math.max(0, price(supplier, today) ?? 0)) / most}%"></span></div>
         <b>${money(price(supplier, today))}</b><span>${money(price(supplier, tomorrow))}</span></div>`,
       );
-    return `<div class="rate head"><span>${escapeHtml(this.t(kind === "buy" ? "suppliers_pay" : "suppliers_ask"))}</span>
+    return `<div class="rate head"><span>${escapeHtml(`${this.t(kind === "buy" ? "suppliers_pay" : "suppliers_ask")} (${currency}/kWh)`)}</span>
       <span>${escapeHtml(this.t("today"))}</span><span>${escapeHtml(this.t("tomorrow"))}</span></div>${rows.join("")}`;
   }
 
@@ -461,10 +462,10 @@ class GridLedgerOrdersCard extends GridLedgerAskingCard {
         <td class="num">${formatNumber(this._hass, order.energy_kwh, 2)} kWh</td>
         <td class="num wide">${escapeHtml(formatMoney(this._hass, order.price_per_kwh, currency, 3))}</td>
         <td class="wrap">${escapeHtml(state)}${order.filled_kwh ? ` · ${formatNumber(this._hass, order.filled_kwh, 2)} kWh` : ""}${progress ? `<div class="how">${escapeHtml(progress)}</div>` : ""}</td>
-        <td>${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`;
+        <td class="num">${order.state === "open" ? `<button class="do plain small" type="button" data-order="${escapeHtml(order.order_id)}">${escapeHtml(this.t("cancel"))}</button>` : ""}</td></tr>`;
     });
     const html = rows.length
-      ? table(this.t("orders"), [[this.t("side")], [this.t("energy"), "num"], [this.t("price"), "num wide"], [this.t("state")], [""]], rows)
+      ? table(this.t("orders"), [[this.t("side")], [this.t("energy"), "num"], [`${this.t("price")}/kWh`, "num wide"], [this.t("state")], [""]], rows)
       : `<p class="empty">${escapeHtml(this.t("no_orders"))}</p>`;
     this.fill(html, this._list);
     this._body.querySelector(".money").textContent = `${this.t("price")} (${currency}/kWh)`;
@@ -476,6 +477,7 @@ const PLAN_STYLE = `
   td.why { white-space: normal; min-width: 140px; width: 60%; }
   td.mode::first-letter { text-transform: uppercase; }
   .plan { display: flex; gap: 6px; margin: 4px 0; }
+  th.unit { white-space: normal; }
   .plan .axis { display: flex; flex-direction: column; justify-content: space-between;
                 font-size: 11px; color: var(--secondary-text-color); padding-bottom: 14px; }
   .plan svg { flex: 1; min-width: 0; height: 160px; }
@@ -520,7 +522,8 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
     return known.replace(/\{(\w+)\}/g, (_, name) => one.reason_values[name] ?? "");
   }
 
-  show({ plan, dry_run: dry, appliances }) {
+  show({ plan, dry_run: dry, appliances, currency }) {
+    this._unit = `${currency}/kWh`;
     const now = Object.entries(appliances).map(
       ([name, one]) => `<tr><td>${escapeHtml(name)}</td><td>${escapeHtml(this.t(one.on ? "on" : "off"))}</td>
         <td class="why">${escapeHtml(this._why(one))}</td></tr>`,
@@ -564,7 +567,9 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
       .map((part) => `<span>${escapeHtml(formatClock(this._hass, +begin + part * (end - begin)))}</span>`)
       .join("");
     const used = [...new Set(slots.map(({ mode }) => mode))].filter((mode) => mode in PLAN_MODES && mode !== "auto");
-    const legend = [["buy", this.t("buy_price")], ["sell", this.t("sell_price")], ["stored", this.t("stored_energy")]]
+    const priced = (key) => `${this.t(key)}: ${span(key, 3)} ${this._unit}`;
+    const legend = [["buy", priced("buy_price")], ["sell", priced("sell_price")]]
+      .concat([["stored", `${this.t("stored_energy")}: ${span("stored_kwh", 1)} kWh`]])
       .concat(used.map((mode) => [mode, `${this.t("battery")}: ${this.t(`mode_${mode}`)}`]))
       .map(([kind, name]) => `<span><i class="${kind}"></i>${escapeHtml(name)}</span>`)
       .join("");
@@ -598,7 +603,7 @@ class GridLedgerPlanCard extends GridLedgerAskingCard {
         <td class="num">${formatNumber(this._hass, span.stored_kwh, 1)} kWh</td>
         <td class="why">${escapeHtml(this._why(span))}</td></tr>`,
     );
-    return table(name, [[this.t("from")], [this.t("battery")], [this.t("sell_buy"), "num wide"], [this.t("stored"), "num"], [this.t("why")]], rows);
+    return table(name, [[this.t("from")], [this.t("battery")], [`${this.t("sell_buy")} (${this._unit})`, "num wide unit"], [this.t("stored"), "num"], [this.t("why")]], rows);
   }
 }
 
@@ -610,7 +615,11 @@ const ARCHIVE_STYLE = `
   .days input { flex: 0 1 180px; width: 120px; }
   .days .csv { margin-inline-start: auto; }
   .days button { min-width: 44px; }
-  .chart { width: 100%; height: 150px; display: block; margin: 8px 0 4px; }
+  .flows { display: grid; grid-template-columns: auto 1fr; gap: 4px 8px; }
+  .flows .ticks, .flows .legend { grid-column: 2; margin: 0; }
+  .scale { display: flex; flex-direction: column; justify-content: space-between; text-align: end;
+           font-size: 11px; color: var(--secondary-text-color); }
+  .chart { width: 100%; height: 150px; display: block; }
   .chart .in { fill: var(--energy-grid-consumption-color, #488fc2); }
   .chart .out { fill: var(--energy-grid-return-color, #8353d1); }
   .chart line { stroke: var(--divider-color); }
@@ -625,7 +634,8 @@ const ARCHIVE_STYLE = `
   .proof dd, .proof dt { text-align: start; font-size: 13px; line-height: 1.6; }
   .proof tr.total td { border-top: 2px solid var(--divider-color); font-weight: 500; }
   .proof p { margin: 8px 0 0; font-size: 13px; }
-  @container (min-width: 431px) { .narrow { display: none; } }
+  details summary::before { content: "▸"; margin-inline-end: 6px; }
+  details[open] summary::before { content: "▾"; }
   details summary { cursor: pointer; min-height: 44px; display: flex; align-items: center;
                     color: var(--secondary-text-color); font-size: 13px; }
 `;
@@ -644,7 +654,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       <input type="date" aria-label="${escapeHtml(this.t("day"))}">
       <button class="do plain" id="after" type="button" aria-label="${escapeHtml(this.t("day_after"))}">›</button>
       <button class="do plain csv" type="button">CSV</button></div>
-      <div class="shown" role="status"></div><div class="of-bills"></div></div></ha-card>`;
+      <div class="shown" role="status"><p class="empty">…</p></div><div class="of-bills"></div></div></ha-card>`;
     this._date = this.shadowRoot.querySelector("input");
     this._shownIn = this.shadowRoot.querySelector(".shown");
     this._set(new Date());
@@ -741,6 +751,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
         <td class="num wide">${quantity}</td><td class="num">${money(line.amount, 4)}</td></tr>`;
     });
     rows.push(`<tr class="total"><td>${escapeHtml(this.t("total"))}</td><td class="wide"></td><td class="num">${money(bill.total)}</td></tr>`);
+    if (bill.relief) rows.push(`<tr><td>${escapeHtml(this.t("line_social"))}</td><td class="wide"></td><td class="num">${money(-bill.relief)}</td></tr>`);
     const tariffs = [...new Set(bill.lines.map(({ tariff }) => tariff))].join(", ");
     const of = this.t("bill_of", { imported: kwh(bill.import_kwh), exported: kwh(bill.export_kwh), supplier: `${nameOf(document_.supplier)} ${tariffs}` });
     const said = [
@@ -814,7 +825,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       [kwh(totals.export_kwh), "export"],
       ...(away ? [] : [[kwh(totals.sold_kwh), "sold"]]),
       ...(totals.from_neighbours_kwh ? [[kwh(totals.from_neighbours_kwh), "bought"]] : []),
-      ...(away ? [] : [[money(totals.net), "net"]]),
+      ...(away ? [] : [[exact(totals.net), "net"]]),
     ]
       .map(([value, key]) => `<div><b>${value}</b><span>${escapeHtml(this.t(key))}</span></div>`)
       .join("");
@@ -873,7 +884,7 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       hours[hour][0] += taken;
       hours[hour][1] += given;
     }
-    const most = Math.max(...hours.flat(), 1);
+    const most = Math.max(...hours.flat());
     const bars = hours
       .map(([taken, given], hour) => {
         const x = 6 + hour * 24.6;
@@ -884,22 +895,25 @@ class GridLedgerArchiveCard extends GridLedgerCard {
       })
       .join("");
     const ticks = [0, 6, 12, 18]
-      .map((hour) => `<span>${String(hour).padStart(2, "0")}:00</span>`)
+      .map((hour) => `<span>${escapeHtml(formatHour(this._hass, hour))}</span>`)
       .join("");
     const rows = hours
       .map(
-        ([taken, given], hour) => `<tr><td>${String(hour).padStart(2, "0")}:00</td>
+        ([taken, given], hour) => `<tr><td>${escapeHtml(formatHour(this._hass, hour))}</td>
         <td class="num">${formatNumber(this._hass, taken, 0)} Wh</td><td class="num">${formatNumber(this._hass, given, 0)} Wh</td></tr>`,
       )
       .filter((_, hour) => hours[hour][0] || hours[hour][1]);
     const odd = readings.filter(({ quality }) => quality !== "measured").length;
     const waiting = readings.filter(({ state }) => state !== "committed").length;
     const note = this.t("readings_note", { count: readings.length, estimated: odd, waiting });
-    return `<svg class="chart" viewBox="0 0 600 140" preserveAspectRatio="none" role="img"
+    if (!most) return `<p class="empty">${escapeHtml(note)}</p>`; // an empty chart looks broken
+    const scale = `${formatNumber(this._hass, most / 1000, most < 100 ? 3 : 2)} kWh`;
+    const drawn = `<div class="scale" aria-hidden="true"><span>${scale}</span><span>0</span><span>${scale}</span></div>
+      <svg class="chart" viewBox="0 0 600 140" preserveAspectRatio="none" role="img"
       aria-label="${escapeHtml(`${this.t("import")} / ${this.t("export")}. ${note}`)}"><line x1="0" x2="600" y1="70" y2="70"/>${bars}</svg><div class="ticks" aria-hidden="true">${ticks}</div>
       <div class="legend"><span><i style="background:var(--energy-grid-consumption-color, #488fc2)"></i>${escapeHtml(this.t("import"))}</span>
-      <span><i style="background:var(--energy-grid-return-color, #8353d1)"></i>${escapeHtml(this.t("export"))}</span></div>
-      <details><summary>${escapeHtml(note)}</summary>${table(this.t("readings"), [[this.t("interval")], [this.t("import"), "num"], [this.t("export"), "num"]], rows)}</details>`;
+      <span><i style="background:var(--energy-grid-return-color, #8353d1)"></i>${escapeHtml(this.t("export"))}</span></div>`;
+    return `<div class="flows">${drawn}</div><details><summary>${escapeHtml(note)}</summary>${table(this.t("readings"), [[this.t("interval")], [this.t("import"), "num"], [this.t("export"), "num"]], rows)}</details>`;
   }
 
   async _proof(button) {

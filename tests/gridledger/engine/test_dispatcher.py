@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from custom_components.gridledger.engine import (
     REASONS,
+    ApplianceReading,
     Battery,
     BatteryDecision,
     Decision,
@@ -474,3 +475,147 @@ def test_a_command_that_outlived_its_process_is_told_again() -> None:
     retried = dispatcher.step(Snapshot(now=DAY + 120, grid_w=0.0, stored_wh=9000))
     assert retried.battery is not None
     assert retried.battery.send
+
+
+def test_a_window_and_a_daily_maximum_hold_in_the_best_sun() -> None:
+    pump = replace(PUMP, window=Span(10 * 60, 14 * 60), daily_max_s=3600.0)
+    house = House(replace(HOME, appliances=(pump,), battery=None), lambda now: 5000.0)
+    ran, keys = 0, []
+    for now, snapshot, decision in house.live(DAY + 8 * 3600, 8):
+        made, on = decision.appliances["pump"], snapshot.appliances["pump"].on
+        ran += on
+        keys.append(made.reason.key)
+        assert not on or DAY + 10 * 3600 <= now <= DAY + 14 * 3600
+    assert 59 <= ran <= 61
+    assert (keys[0], keys[3 * 60 + 30], keys[-1]) == (
+        "outside_window",
+        "daily_max",
+        "outside_window",
+    )
+
+
+def test_what_a_day_needs_begins_in_time_for_its_window() -> None:
+    """The window's end is its deadline where none is named; hours outside of it don't count."""
+    boiler = replace(BOILER, window=Span(20 * 60, 22 * 60), deadline_min=None)
+    house = House(replace(HOME, appliances=(boiler,), battery=None), lambda now: 0.0)
+    on = [
+        now
+        for now, snapshot, _ in house.live(DAY + 12 * 3600, 10)
+        if snapshot.appliances["boiler"].on
+    ]
+    assert DAY + 20.9 * 3600 <= on[0] <= DAY + 21 * 3600
+    assert 59 <= len(on) <= 61
+
+
+def test_a_suspended_home_runs_nothing_for_a_deadline_and_says_so() -> None:
+    boiler = replace(BOILER, deadline_min=13 * 60)
+    dispatcher = Dispatcher(replace(HOME, appliances=(boiler,), battery=None))
+    readings = {"boiler": ApplianceReading(on=False)}
+    s = Snapshot(now=NOON + 1800, grid_w=500, appliances=readings, permit=False)
+    made = dispatcher.step(s).appliances["boiler"]
+    assert (made.on, made.reason.key) == (False, "permit")
+    made = dispatcher.step(replace(s, now=s.now + 60, permit=True)).appliances["boiler"]
+    assert (made.on, made.reason.key) == (True, "deadline")
+
+
+def test_a_mind_that_changed_before_the_appliance_did_is_told_when_it_changes_again() -> None:
+    dispatcher = Dispatcher(replace(HOME, appliances=(PUMP,), battery=None))
+    readings = {"pump": ApplianceReading(on=False)}
+
+    def sent(minute: int, grid_w: float) -> tuple[bool, bool]:
+        s = Snapshot(now=NOON + 60 * minute, grid_w=grid_w, appliances=readings)
+        made = dispatcher.step(s).appliances["pump"]
+        return made.on, made.send
+
+    first = next(minute for minute in range(20) if sent(minute, -3000) == (True, True))
+    assert sent(first + 1, 2000) == (False, False), "it is off already"
+    assert sent(first + 2, -6000) == (True, True), "and not a minute later"
+
+
+def test_a_mode_that_the_battery_lacks_is_said_and_left_out() -> None:
+    battery = replace(BATTERY, modes=frozenset({Mode.AUTO, Mode.DISCHARGE}))
+    house = House(replace(HOME, appliances=(), battery=battery), lambda now: 0.0)
+    house.plan = flat_plan(DAY, Mode.CHARGE)  # type: ignore[assignment]
+    for _, _, decision in house.live(DAY, 0.2):
+        assert decision.battery is not None
+        assert (decision.battery.mode, decision.battery.send) == (Mode.AUTO, False)
+        assert decision.battery.reason.text.endswith("charge")
+
+
+def test_a_battery_is_told_so_often_a_day_and_then_left_in_automatic() -> None:
+    """It may change its mind every quarter of an hour, its memory wears out."""
+    battery = replace(BATTERY, max_writes=5, min_mode_s=0.0)
+    house = House(replace(HOME, appliances=(), battery=battery), lambda now: 0.0)
+    charge, hold = flat_plan(DAY, Mode.CHARGE), flat_plan(DAY, Mode.HOLD)
+    sent, keys = Counter[int](), set()
+    for now, _, decision in house.live(DAY, 36):
+        assert decision.battery is not None
+        sent[int((now - DAY) // 86400)] += decision.battery.send
+        keys.add(decision.battery.reason.key)
+        if decision.battery.reason.key == "write_limit":
+            assert decision.battery.mode is Mode.AUTO
+        house.stored_wh = 5000
+        plan = charge if (now // 900) % 2 else hold
+        begin = DAY if now < DAY + 86400 else DAY + 86400
+        moved = tuple(replace(slot, start=slot.start - DAY + begin) for slot in plan.slots)  # type: ignore[attr-defined]
+        house.plan = replace(plan, made_at=now, slots=moved)  # type: ignore[type-var]
+    assert "write_limit" in keys
+    assert sent[0] == battery.max_writes + 1, "the last one ends the last command"
+    assert 0 < sent[1] <= battery.max_writes + 1, "another day"
+
+
+def test_what_the_sun_delivers_the_battery_keeps() -> None:
+    dispatcher = Dispatcher(replace(HOME, appliances=()))
+    sold = {"committed_w": 1000.0, "committed_until": NOON + 900}
+    made = dispatcher.step(
+        Snapshot(now=NOON, grid_w=-2500.0, battery_w=0.0, stored_wh=5000, **sold)
+    )
+    assert made.battery is not None
+    assert (made.battery.mode, made.battery.reason.key) == (Mode.HOLD, "delivers")
+
+
+def test_a_full_battery_is_not_charged() -> None:
+    dispatcher = Dispatcher(replace(HOME, appliances=()))
+    s = Snapshot(now=NOON, grid_w=-2500.0, battery_w=0.0, stored_wh=9990)
+    made = dispatcher.step(s, flat_plan(NOON, Mode.CHARGE))  # type: ignore[arg-type]
+    assert made.battery is not None
+    assert (made.battery.mode, made.battery.reason.key) == (Mode.AUTO, "battery_full")
+
+
+def test_what_was_told_to_go_on_and_is_not_seen_to_yet_is_turned_off() -> None:
+    """Whoever stops seconds after a command leaves nothing that then begins to run."""
+    house = House(replace(HOME, appliances=(PUMP,), battery=None), lambda now: 3000.0)
+    told = next(now for now, _, d in house.live(NOON, 1) if d.appliances["pump"].send)
+    assert not house.snapshot(told).appliances["pump"].on
+    assert house.dispatcher.safe_state().turn_off == ("pump",)
+    by_hand = Dispatcher(house.settings, house.dispatcher.as_dict())
+    for minute in range(8, 10):  # its answer never came; then its owner switches it
+        house.on["pump"] = minute == 9
+        by_hand.step(house.snapshot(told + 60 * minute))
+    assert by_hand.safe_state().turn_off == ()
+
+
+def test_a_clock_that_is_set_back_binds_nobody_to_what_is_yet_to_come() -> None:
+    """A year ahead at first: what was switched then is decided again, and a day's need met."""
+    year = 365 * 86_400.0
+    house = House(Settings(appliances=(BOILER,)), lambda now: 0.0)
+    dispatcher = house.dispatcher
+    boiler = ApplianceReading(on=False, power_w=0.0)
+
+    def at(now: float, *, on: bool, grid_w: float) -> Decision:
+        reading = replace(boiler, on=on, power_w=2000.0 if on else 0.0)
+        return dispatcher.step(Snapshot(now=now, grid_w=grid_w, appliances={"boiler": reading}))
+
+    on = False
+    for minute in range(15):
+        made = at(NOON + year + 60 * minute, on=on, grid_w=-1000.0 if on else -3000.0)
+        on = made.appliances["boiler"].on
+    assert on
+    back = NOON + 900
+    for minute in range(30):
+        decision = at(back + 60 * minute, on=True, grid_w=4000.0)
+    assert not decision.appliances["boiler"].on, decision.appliances["boiler"].reason
+    stored = dispatcher.as_dict()["appliances"]["boiler"]
+    assert max(v for v in stored.values() if isinstance(v, float)) < NOON + 3 * 86_400
+    at(NOON + 2 * 86_400, on=False, grid_w=300.0)
+    assert dispatcher.as_dict()["appliances"]["boiler"]["run_s"] == 0
