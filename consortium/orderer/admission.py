@@ -98,7 +98,7 @@ class Admission:
 
         A CONFIG_UPDATE passes these checks too, then `config_transaction` takes its place.
         """
-        size = self._checked_size(envelope)
+        size = self._checked_size(envelope.envelope, "send smaller transactions")
         problem = _NO_ORDERING.get(envelope.channel_header.type)
         if problem is not None:
             raise Refused(common_pb2.BAD_REQUEST, problem)
@@ -121,7 +121,7 @@ class Admission:
         since each peer checks them. Raises Refused.
         """
         envelope = opened(raw)
-        size = self._checked_size(envelope)
+        size = self._checked_size(envelope.envelope, "send smaller transactions")
         header = envelope.channel_header
         if header.channel_id != self.config.channel_id:
             raise Refused(common_pb2.BAD_REQUEST, "the envelope is another channel's")
@@ -148,14 +148,15 @@ class Admission:
             utility=_utility_of(envelope.signature_header.creator),
         )
 
-    def _checked_size(self, envelope: OpenedEnvelope) -> int:
-        size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
+    def _checked_size(self, envelope: common_pb2.Envelope, advice: str) -> int:
+        """What counts of an envelope, in bytes; raises Refused where the channel has less room."""
+        size = _counted_bytes(envelope)
         limit = self.config.orderer.absolute_max_bytes
         if size > limit:
             raise Refused(
                 common_pb2.BAD_REQUEST,
                 f"the envelope has {size} bytes and the channel's limit (AbsoluteMaxBytes) is"
-                f" {limit}; send smaller transactions",
+                f" {limit}; {advice}",
             )
         return size
 
@@ -169,17 +170,11 @@ class Admission:
                 channel_header(common_pb2.CONFIG, config.channel_id),
                 proposed.SerializeToString(),
             )
-            size = len(envelope.payload) + len(envelope.signature)
+            size = self._checked_size(envelope, "the new configuration is too large")
             successor = self._check_change(proposed, size)
             check_signer(successor, signer)
         except ConfigError as error:
             raise Refused(common_pb2.BAD_REQUEST, f"configuration update: {error}") from None
-        if size > config.orderer.absolute_max_bytes:
-            raise Refused(
-                common_pb2.BAD_REQUEST,
-                f"the new configuration has {size} bytes, more than the channel's limit"
-                f" (AbsoluteMaxBytes) of {config.orderer.absolute_max_bytes}",
-            )
         return Admitted(envelope.SerializeToString(), size, self.sequence, is_config=True)
 
     def _check_change(self, proposed: common_pb2.ConfigEnvelope, size: int) -> ChannelConfig:
@@ -262,16 +257,21 @@ def opened(raw: bytes) -> OpenedEnvelope:
             "the envelope does not marshal to the bytes that were sent; write payload and signature"
             " once, in this order",
         )
-    size = len(envelope.envelope.payload) + len(envelope.envelope.signature)
-    if len(raw) - size > _FRAMING_BYTES:
+    beside = len(raw) - _counted_bytes(envelope.envelope)
+    if beside > _FRAMING_BYTES:
         raise Refused(
             common_pb2.BAD_REQUEST,
-            f"the envelope holds {len(raw) - size} bytes beside payload and signature; leave out"
+            f"the envelope holds {beside} bytes beside payload and signature; leave out"
             " fields that an envelope does not have",
         )
     if not envelope.channel_header.channel_id:
         raise Refused(common_pb2.BAD_REQUEST, "the channel header names no channel")
     return envelope
+
+
+def _counted_bytes(envelope: common_pb2.Envelope) -> int:
+    """Its size as limits and blocks count it."""
+    return len(envelope.payload) + len(envelope.signature)
 
 
 def _utility_of(creator: bytes) -> str:
