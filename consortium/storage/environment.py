@@ -623,18 +623,22 @@ def check_environment(path: Path) -> None:
         )
         try:
             with environment.begin():
-                grown = True
-                while grown:
-                    grown = False
-                    with PageFile(path / "data.mdb") as file:
-                        try:
-                            file.check()
-                        except Grown:
-                            grown = True
+                while not _checked(path / "data.mdb"):
+                    pass
         finally:
             environment.close()
     except lmdb.Error as error:
         raise StorageError(f"{path} cannot be opened: {error}") from error
+
+
+def _checked(path: Path) -> bool:
+    """Whether a file could be walked before somebody made it grow; raises PageError for damage."""
+    with PageFile(path) as file:
+        try:
+            file.check()
+        except Grown:
+            return False
+    return True
 
 
 def copy_environment(source: Path, target: Path) -> None:

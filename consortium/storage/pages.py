@@ -305,7 +305,8 @@ class PageFile:
     def check(self) -> int:
         """Walk everything that LMDB could follow; how many pages are in use. Raises PageError.
 
-        Nobody may write meanwhile.
+        Nobody may write meanwhile, unless a read transaction of LMDB's began before: what it could
+        read stays. Raises Grown where the file is larger by now than what was opened.
         """
         meta = max(self._metas(), key=lambda one: one.transaction)
         if (meta.last_page + 1) * meta.page_bytes > self._size:

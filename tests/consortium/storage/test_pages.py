@@ -1,6 +1,8 @@
 """What was deleted is gone from the file; a damaged file is named before LMDB runs into it."""
 
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consortium.storage.environment import Environment
+from consortium.storage.environment import Environment, check_environment
 from consortium.storage.pages import PageError, PageFile
 
 TABLES = ("a", "b")
@@ -130,6 +132,37 @@ def test_a_sound_file_passes(tmp_path: Path) -> None:
     _filled(tmp_path)
     with PageFile(tmp_path / "data.mdb") as file:
         assert file.check() > 50
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from consortium.storage.environment import Environment
+environment = Environment(Path(sys.argv[1]), ["a", "b"], format_version=1)
+environment.write(lambda t: t.put("b", b"large", bytes(4_000_000)))
+environment.close()
+"""
+
+
+def test_a_file_that_grows_while_it_is_checked_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running peer commits beside `gridledger verify`: after the file was opened, say."""
+    _filled(tmp_path)
+    checked: list[int] = []
+    check = PageFile.check
+
+    def slow_check(file: PageFile) -> int:
+        if not checked:
+            checked.append(0)
+            subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], check=True)
+        checked.append(check(file))
+        return checked[-1]
+
+    monkeypatch.setattr(PageFile, "check", slow_check)
+    check_environment(tmp_path)
+    assert len(checked) == 2, "it was checked whole once, when it had grown"
+    assert checked[1] > 4_000_000 // 4096
 
 
 def test_flipped_bits_either_fail_the_check_or_leave_lmdb_a_file_to_read(tmp_path: Path) -> None:
