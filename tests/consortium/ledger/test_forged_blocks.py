@@ -33,6 +33,7 @@ from .channel import (
     public_set,
     version,
 )
+from .recorded import private_rwset
 
 Codes = peer_pb2.TxValidationCode
 
@@ -199,18 +200,9 @@ def test_a_member_on_its_own_stops_nobody(tmp_path: Path) -> None:
         raw = channel.transaction(rwset, ["Aurora"])
         payload = common_pb2.Payload.FromString(common_pb2.Envelope.FromString(raw).payload)
         header = common_pb2.ChannelHeader.FromString(payload.header.channel_header)
-        kept = rwset_pb2.TxPvtReadWriteSet(
-            ns_pvt_rwset=[
-                rwset_pb2.NsPvtReadWriteSet(
-                    namespace=CHAINCODE,
-                    collection_pvt_rwset=[
-                        rwset_pb2.CollectionPvtReadWriteSet(collection_name="own", rwset=private)
-                    ],
-                )
-            ]
-        )
+        kept = private_rwset(CHAINCODE, "own", private)
         for name in UTILITIES[:2]:
-            ledgers[name].store_transient(header.tx_id, kept.SerializeToString(), first.height)
+            ledgers[name].store_transient(header.tx_id, kept, first.height)
         return raw
 
     honest = with_values(*private_set("own", {"k": b"value", "l": b"other"}))

@@ -19,6 +19,7 @@ from consortium.ledger.verify import verify_ledger
 from consortium.wire import common_pb2, kvrwset_pb2, rwset_pb2
 
 from .channel import CHAINCODE, Channel, collection, private_set, public_set
+from .recorded import private_rwset
 
 BOTH = "AND('AuroraMSP.peer', 'BorealMSP.peer')"
 
@@ -258,16 +259,7 @@ def test_what_commits_makes_room(
     channel: Channel, boreal: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rwset, private = private_set("shared", {"k": b"value"})
-    data = rwset_pb2.TxPvtReadWriteSet(
-        ns_pvt_rwset=[
-            rwset_pb2.NsPvtReadWriteSet(
-                namespace=CHAINCODE,
-                collection_pvt_rwset=[
-                    rwset_pb2.CollectionPvtReadWriteSet(collection_name="shared", rwset=private)
-                ],
-            )
-        ]
-    ).SerializeToString()
+    data = private_rwset(CHAINCODE, "shared", private)
     monkeypatch.setattr(private_data, "TRANSIENT_BYTES", len(data))
     envelope = channel.transaction(rwset)
     payload = common_pb2.Payload.FromString(common_pb2.Envelope.FromString(envelope).payload)

@@ -45,6 +45,7 @@ from tests.consortium.ledger.channel import (
     collection,
     private_set,
 )
+from tests.consortium.ledger.recorded import private_rwset
 from tests.ports import free_ports
 
 PEERS = ("aurora0", "aurora1", "boreal0", "cielo0")
@@ -155,16 +156,7 @@ class World:
 
 
 def private_sets(name: str, private: bytes) -> rwset_pb2.TxPvtReadWriteSet:
-    return rwset_pb2.TxPvtReadWriteSet(
-        ns_pvt_rwset=[
-            rwset_pb2.NsPvtReadWriteSet(
-                namespace=CHAINCODE,
-                collection_pvt_rwset=[
-                    rwset_pb2.CollectionPvtReadWriteSet(collection_name=name, rwset=private)
-                ],
-            )
-        ]
-    )
+    return rwset_pb2.TxPvtReadWriteSet.FromString(private_rwset(CHAINCODE, name, private))
 
 
 @pytest.fixture
