@@ -114,6 +114,9 @@ def _refused_write(error: lmdb.Error) -> OSError | None:
     for number in _DISK_REFUSALS:
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))
+    if isinstance(error, lmdb.PanicError):
+        # The disk refused the last step of a commit, and LMDB lets nobody go on, readers included.
+        return OSError(errno.EIO, "")
     return OSError(errno.ENOSPC, "") if isinstance(error, lmdb.DiskError) else None
 
 
@@ -416,7 +419,8 @@ class Environment:
     def read(self, *, privileged: bool = False) -> Iterator[ReadTransaction]:
         """A read transaction; raises StorageBusyError when too many are open for too long.
 
-        A privileged one does not wait for others to end: the writer must not starve.
+        A privileged one does not wait for others to end: the writer must not starve. Raises
+        DiskError once the disk has refused the last step of a commit.
         """
         with self._gate:
             deadline = time.monotonic() + READER_WAIT_S
@@ -456,6 +460,8 @@ class Environment:
                 f"all {PROCESS_READER_SLOTS} reader slots of {self.path} are taken: a process that "
                 "reads it may have died or may keep views open."
             ) from None
+        except lmdb.PanicError as error:
+            raise self._unwritten(error) from error
 
     def write[Result](self, change: Callable[[WriteTransaction], Result]) -> Result:
         """Run `change` in a write transaction and commit it durably.

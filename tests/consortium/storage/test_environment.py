@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from consortium.storage import environment as module
 from consortium.storage.environment import (
+    DiskError,
     Environment,
     FormatError,
     StorageBusyError,
@@ -331,3 +332,33 @@ def test_a_write_cut_short_on_a_full_disk_is_a_full_disk(
     full = os.statvfs_result((*room[:4], 0, *room[5:]))
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
     assert "the disk is full" in str(disk_error(tmp_path, broken))
+
+
+def test_where_the_last_step_of_a_commit_is_refused_everybody_is_told_that_it_is_the_disk(
+    tmp_path: Path,
+) -> None:
+    """LMDB panics then; the file that it writes meta pages to is replaced for that here."""
+    environment = Environment(tmp_path, ["a"], format_version=1)
+    told: list[DiskError] = []
+    environment.on_disk_error = told.append
+    environment.write(lambda t: t.put("a", b"key", b"value"))
+    data = tmp_path / "data.mdb"
+    opened = [
+        int(one.name)
+        for one in Path("/proc/self/fd").iterdir()
+        if one.exists() and one.readlink() == data
+    ]
+    read_only = os.open(data, os.O_RDONLY)
+    os.dup2(read_only, max(opened))
+    os.close(read_only)
+    for _ in range(2):
+        with pytest.raises(DiskError):
+            environment.write(lambda t: t.put("a", b"key", b"another"))
+    with pytest.raises(DiskError, match="the disk reports errors"), environment.read():
+        pass
+    assert len(told) == 3
+    environment.close()
+    again = Environment(tmp_path, ["a"], format_version=1)
+    with again.read() as transaction:
+        assert transaction.get("a", b"key") == b"value"
+    again.close()
