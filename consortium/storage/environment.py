@@ -343,6 +343,8 @@ class Environment:
                 max_spare_txns=8,
             )
         except lmdb.Error as error:
+            if not self.read_only and _refused_write(error) is not None:
+                raise self._unwritten(error) from error
             raise StorageError(
                 f"the storage at {self.path} cannot be opened: {error}. "
                 "Check that the folder exists, is writable and is on a local disk."

@@ -362,3 +362,21 @@ def test_where_the_last_step_of_a_commit_is_refused_everybody_is_told_that_it_is
     with again.read() as transaction:
         assert transaction.get("a", b"key") == b"value"
     again.close()
+
+
+def test_a_disk_that_is_read_only_when_deleted_data_are_erased_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Erasing opens the file anew, which such a disk refuses: nothing can be stored any more."""
+    environment = Environment(tmp_path, ["a"], format_version=1)
+    told: list[DiskError] = []
+    environment.on_disk_error = told.append
+
+    def refuse(path: str, **_: object) -> None:
+        raise lmdb.Error(f"{path}: Read-only file system")
+
+    monkeypatch.setattr(lmdb, "open", refuse)
+    with pytest.raises(DiskError, match="the disk is read-only"):
+        environment.erase()
+    assert len(told) == 1
+    environment.close()
