@@ -5,9 +5,11 @@ debug mode and fails a test that leaves a task, a timer or a thread behind. That
 `tests/gridledger/`; everywhere else tests talk over real sockets, on the loopback address only.
 """
 
+import contextlib
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc.aio
@@ -50,6 +52,27 @@ def grpc_thread() -> Iterator[None]:
     grpc.aio.init_grpc_aio()
     yield
     grpc.aio.shutdown_grpc_aio()
+
+
+@pytest.fixture
+async def last_call() -> AsyncIterator[None]:
+    """End a test's loop with a call that fails at once.
+
+    gRPC has one queue for all loops of a process. What comes in for a loop that is closed, such as
+    the end of a call that was cancelled, raises in the loop of a test that has nothing to do with
+    it, and what stands behind it in the queue then waits. After this call nothing is left there.
+    """
+    yield
+    async with grpc.aio.insecure_channel("127.0.0.1:9") as channel:
+        with contextlib.suppress(grpc.RpcError):
+            await channel.unary_unary("/test/Last")(b"", timeout=1)
+
+
+@pytest.fixture(autouse=True)
+def loop_ends_after_its_calls(request: pytest.FixtureRequest) -> None:
+    """Before all other fixtures, so that it is over after them."""
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("last_call")
 
 
 def _only_in_home_assistant(name: str):

@@ -129,7 +129,8 @@ async def test_readers_who_do_not_read(running: RunningNetwork, operator: Gatewa
         for channel in channels:
             for _ in range(50):
                 call = channel.stream_stream(services.DELIVER)(timeout=30)
-                with contextlib.suppress(asyncio.InvalidStateError):
+                # Most are refused: one client may hold few. Writing meets the end this way or that.
+                with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                     for _ in range(20):
                         await call.write(seek.SerializeToString())
                 calls.append(call)
