@@ -2,7 +2,8 @@
 
 import json
 import stat
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -25,8 +26,10 @@ from homeassistant.helpers import device_registry as dr
 from homeassistant.helpers import issue_registry as ir
 from homeassistant.helpers.json import save_json
 from homeassistant.helpers.service_info.zeroconf import ZeroconfServiceInfo
+from homeassistant.helpers.storage import Store
 from homeassistant.setup import async_setup_component
 from homeassistant.util import dt as dt_util
+from homeassistant.util.file import WriteError
 
 from consortium.ca.registry import Registry
 from consortium.node.announce import service
@@ -219,6 +222,55 @@ async def test_a_ca_that_goes_away_costs_nothing(
     await hass.config_entries.async_unload(step["result"].entry_id)
 
 
+@contextmanager
+def no_room_for(part: str) -> Iterator[None]:
+    """Let the disk be full for those of Home Assistant's stores that have this in their names."""
+    write = Store._async_write_data
+
+    async def full(self: Store[Any], *given: Any) -> None:
+        if part in self.key:
+            raise WriteError("No space left on device")
+        await write(self, *given)
+
+    with patch.object(Store, "_async_write_data", full):
+        yield
+
+
+@pytest.mark.parametrize("key", ["pending", "flow_24"])
+async def test_a_full_disk_costs_no_invitation(
+    hass: HomeAssistant, network: RunningNetwork, key: str
+) -> None:
+    """Before the secret is used, and after it: what lacks is said, and the next try succeeds."""
+    home = f"H-FLOW-24-{key.upper()}"
+    invitation = network.invitation(f"flow-24-{key}", home)
+    step = await confirm(hass, await first_form(hass, invitation))
+    with no_room_for(key):
+        step = await fill_in(hass, step, PLANT)
+    assert (step["step_id"], step["errors"]) == ("plant", {"base": "not_stored"})
+    assert not hass.config_entries.async_entries(DOMAIN)
+    step = await hass.config_entries.flow.async_configure(step["flow_id"], PLANT)
+    assert step["type"] is FlowResultType.CREATE_ENTRY
+    await hass.async_block_till_done()
+    entry = step["result"]
+    secrets = await vault.async_load_secrets(hass, entry.unique_id)
+
+    # The same where it enrols again: the old keys stay until the new ones are stored.
+    entry.async_start_reauth(hass)
+    await hass.async_block_till_done()
+    [flow] = hass.config_entries.flow.async_progress_by_handler(DOMAIN)
+    registry = Registry.open(network.network.utility("Aurora").directory / "ca")
+    secret = {"secret": registry.reset_secret(f"flow-24-{key}")}
+    with no_room_for(key):
+        step = await hass.config_entries.flow.async_configure(flow["flow_id"], secret)
+    assert step["errors"] == {"base": "not_stored"}
+    assert await vault.async_load_secrets(hass, entry.unique_id) == secrets
+    step = await hass.config_entries.flow.async_configure(flow["flow_id"], secret)
+    assert (step["type"], step["reason"]) == (FlowResultType.ABORT, "reauth_successful")
+    await hass.async_block_till_done()
+    assert await vault.async_load_secrets(hass, entry.unique_id) != secrets
+    await hass.config_entries.async_unload(entry.entry_id)
+
+
 @pytest.mark.parametrize("closed_at", ["user", "confirm", "plant", "enrolled"])
 async def test_an_invitation_works_again_wherever_the_dialog_was_closed(
     hass: HomeAssistant, network: RunningNetwork, closed_at: str
@@ -390,9 +442,11 @@ async def test_a_wallets_identity_joins_and_is_renewed_by_its_owner(
     ):
         step = await hass.config_entries.flow.async_configure(flow["flow_id"], {"identity": text})
         assert step["errors"] == errors
-    step = await hass.config_entries.flow.async_configure(
-        flow["flow_id"], {"identity": pem["certificate"] + pem["privateKey"]}
-    )
+    own = {"identity": pem["certificate"] + pem["privateKey"]}
+    with no_room_for("wallet_1"):
+        step = await hass.config_entries.flow.async_configure(flow["flow_id"], own)
+    assert step["errors"] == {"base": "not_stored"}
+    step = await hass.config_entries.flow.async_configure(flow["flow_id"], own)
     assert (step["type"], step["reason"]) == (FlowResultType.ABORT, "reauth_successful")
     await hass.async_block_till_done()
     await eventually(lambda: entry.runtime_data.session.data.connected)
