@@ -496,7 +496,7 @@ async def test_closing_ends_streams(network: Network, connected: bool) -> None:
     await asyncio.sleep(0.2)
     await client.close()
     with pytest.raises(ConnectionFailed):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_cancelling_is_not_a_lost_connection(operator: GatewayClient) -> None:

@@ -170,7 +170,7 @@ def report_plant(
 
 
 async def eventually(
-    check: Callable[[], Any] | Callable[[], Awaitable[Any]], *, within_s: float = 20.0
+    check: Callable[[], Any] | Callable[[], Awaitable[Any]], *, within_s: float = 60.0
 ) -> Any:
     """Return what ``check`` returns once it is true; fail if it never is."""
     deadline = time.monotonic() + within_s

@@ -68,7 +68,7 @@ async def home(hass: HomeAssistant, network: RunningNetwork, sockets: None) -> A
     report_plant(hass)
     entry = await join(hass, network.invitation("h-away", CONNECTION), PLANT)
     session = entry.runtime_data.session
-    await eventually(lambda: session.data.last_committed, within_s=60)
+    await eventually(lambda: session.data.last_committed)
     assert await hass.config_entries.async_unload(entry.entry_id)
     await asyncio.to_thread(network.kill)
     yield entry

@@ -67,7 +67,7 @@ async def test_reloads_leave_nothing_behind(hass: HomeAssistant, home: Any) -> N
     async def reload() -> None:
         """Reload as soon as the ledger is there again, so that each has opened a channel."""
         assert await hass.config_entries.async_reload(home.entry_id)
-        await eventually(lambda: home.runtime_data.session.data.connected, within_s=60)
+        await eventually(lambda: home.runtime_data.session.data.connected)
         await house.live(0.2)
 
     async def at_rest() -> tuple[int, int, Counter[str], Counter[str]]:
@@ -84,7 +84,7 @@ async def test_reloads_leave_nothing_behind(hass: HomeAssistant, home: Any) -> N
         await reload()
     # gRPC closes connections some seconds later.
     open_before = sum(before[2].values())
-    await eventually(lambda: sum(descriptors().values()) <= open_before + 2, within_s=60)
+    await eventually(lambda: sum(descriptors().values()) <= open_before + 2)
     after, grown_kb = await at_rest(), resident_kb() - memory_kb
     print(f"{RELOADS} reloads: {before} -> {after}, {grown_kb} kB more")
     assert after[3].pop("Channel") <= 2, after

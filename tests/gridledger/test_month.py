@@ -328,14 +328,14 @@ async def test_the_dashboards_days_are_the_bills(
         report_plant(hass)
         with patch.object(ChannelClock, "from_settings", lambda _settings: ChannelClock(HOUR_S)):
             entry = await join(hass, network.invitation("month", HOME), PLANT)
-            await eventually(lambda: entry.runtime_data.session.data.connected, within_s=60)
+            await eventually(lambda: entry.runtime_data.session.data.connected)
             some = month.days[: DAYS // 2]
             await month.settle_and_bill(some)
             await check_days(hass, entry, month, some)
 
             # A restart in the middle changes nothing: what is written anew is not added.
             assert await hass.config_entries.async_reload(entry.entry_id)
-            await eventually(lambda: entry.runtime_data.session.data.connected, within_s=60)
+            await eventually(lambda: entry.runtime_data.session.data.connected)
             await check_days(hass, entry, month, some)
             await month.settle_and_bill(month.days[DAYS // 2 :])
             await check_days(hass, entry, month, month.days)

@@ -596,4 +596,4 @@ async def test_a_session_ends_though_one_of_its_calls_fails_at_that_moment(
         await asked.wait()
         refused.set()
         await asyncio.sleep(0)  # it has failed, and is not told yet
-        await asyncio.wait_for(session.async_stop(), 20)
+        await asyncio.wait_for(session.async_stop(), 60)

@@ -158,7 +158,7 @@ async def test_rule_sells_once_and_is_followed_to_its_end(
         await keeper.async_replan()
         return await trades(live, home)
 
-    (trade,) = await eventually(sold, within_s=60)
+    (trade,) = await eventually(sold)
     assert trade["request_id"].startswith(request_prefix(rule))
     energy = int(trade["energy_wh"])
     assert 0 < energy <= 1000

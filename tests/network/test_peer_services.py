@@ -183,7 +183,7 @@ async def test_a_first_call_over_a_slow_line(running: RunningNetwork) -> None:
         ) as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check")
             answer = HealthCheckResponse.FromString(
-                await check(HealthCheckRequest().SerializeToString(), timeout=20)
+                await check(HealthCheckRequest().SerializeToString(), timeout=60)
             )
         assert answer.status == HealthCheckResponse.SERVING
     finally:

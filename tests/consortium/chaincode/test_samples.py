@@ -345,7 +345,7 @@ async def test_asset_transfer_events(samples: Samples, variant: str) -> None:
         return seen
 
     listening = asyncio.create_task(four())
-    await asyncio.wait_for(connected.wait(), 20)
+    await asyncio.wait_for(connected.wait(), 60)
     asset = ("asset1", "blue", "10", "Sam", "100")
     await samples.submit("Org1MSP", name, "CreateAsset", *asset)
     await samples.submit("Org1MSP", name, "TransferAsset", "asset1", "Mary")

@@ -391,7 +391,7 @@ def test_private_data_live_as_many_blocks_as_agreed(
         assert view.get_private_hash(CHAINCODE, "readings", key_hash("r")) is None
     assert ledger.private_set(place) is None
     assert verify_ledger(ledger).problem is None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not ledger.eraser.idle and time.monotonic() < deadline:
         time.sleep(0.01)
     assert b"a secret reading" not in (tmp_path / "Aurora" / "index" / "data.mdb").read_bytes()

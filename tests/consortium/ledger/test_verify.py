@@ -88,7 +88,7 @@ def folder(channel: Channel, tmp_path_factory: pytest.TempPathFactory) -> Path:
         channel.commit(ledger, duplicate, duplicate)
         _, data = private_set("kept", {"w": b"waits"})
         ledger.store_transient("f" * 64, private_rwset(CHAINCODE, "kept", data), ledger.height)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not ledger.eraser.idle:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -184,7 +184,7 @@ def test_growing_waits_for_readers(tmp_path: Path) -> None:
         time.sleep(0.1)
         assert writer.is_alive()
         assert transaction.get("a", b"big") is None
-    writer.join(10)
+    writer.join(60)
     with environment.read() as transaction:
         assert transaction.get("a", b"big") == bytes(2_000_000)
     environment.close()
@@ -313,8 +313,8 @@ def test_closing_waits_for_readers_and_refuses_new_ones(environment: Environment
     time.sleep(0.05)
     assert closing.is_alive()
     go_on.set()
-    closing.join(10)
-    reader.join(10)
+    closing.join(60)
+    reader.join(60)
     assert seen == [b"value"]
     with pytest.raises(StorageError, match="is closed"), environment.read():
         pass
