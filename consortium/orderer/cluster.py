@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -149,6 +149,25 @@ class ClusterChain(Protocol):
         """Every other consenter was asked."""
 
 
+@contextlib.contextmanager
+def _over_a_connection_that_others_close() -> Iterator[None]:
+    """Tell the end of a call by somebody else in this process from the task's own end.
+
+    gRPC raises CancelledError for both: where a configuration or a certificate closes connections,
+    and where a call is given up because a write has stalled. Whoever took that for its own end
+    would never go on. Raises ConnectionError.
+    """
+    try:
+        yield
+    except grpc.aio.UsageError as error:
+        raise ConnectionError("the connection was closed") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the connection was closed meanwhile") from error
+
+
 class _Stream:
     """One Step call to another node, opened again whenever it breaks."""
 
@@ -198,14 +217,10 @@ class _Stream:
         while True:
             began = time.monotonic()
             try:
-                await self._call()
-            except grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError:
+                with _over_a_connection_that_others_close():
+                    await self._call()
+            except grpc.RpcError, asyncio.InvalidStateError, ConnectionError:
                 pass  # the other node went away, or refused us; `_read` says why
-            except asyncio.CancelledError:
-                # Raised by a call that was cancelled because a write had stalled, too.
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
             except Exception:
                 _LOGGER.exception("the stream to orderer %s is opened again", self._name)
             if time.monotonic() - began > LONGEST_RETRY_S:
@@ -286,14 +301,15 @@ class _Remote:
     ) -> Sequence[gridledger_pb2.RecallMemory] | None:
         """Ask what the node remembers; None if it is one that does not know the question.
 
-        Raises grpc.RpcError, WireError.
+        Raises grpc.RpcError, ConnectionError, WireError.
         """
         request = gridledger_pb2.RecallRequest(claims=claims).SerializeToString()
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(
             services.CONSENTERS_RECALL
         )
         try:
-            answer = await call(request, timeout=RECALL_TIMEOUT_S)
+            with _over_a_connection_that_others_close():
+                answer = await call(request, timeout=RECALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                 return None
@@ -435,7 +451,7 @@ class Cluster:
                 return
             try:
                 memories = await remote.recall([members.chain.claim() for _, members, _ in asked])
-            except (grpc.RpcError, WireError) as error:
+            except (grpc.RpcError, ConnectionError, WireError) as error:
                 why = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                 _LOGGER.debug("asking orderer %s what it recalls: %s", remote.name, why)
                 memories = []
@@ -471,7 +487,7 @@ class Cluster:
             return None
         try:
             memories = await remote.recall([members.chain.claim()])
-        except grpc.RpcError, WireError:
+        except grpc.RpcError, ConnectionError, WireError:
             return None
         return next((one for one in memories or () if one.channel == channel_id), None)
 
@@ -551,7 +567,8 @@ class Cluster:
         """Whether an orderer had some of the blocks; what went wrong is told."""
         try:
             async with asyncio.timeout(PULL_TIMEOUT_S):
-                return await self._pull_from(channel, chain, *wanted)
+                with _over_a_connection_that_others_close():
+                    return await self._pull_from(channel, chain, *wanted)
         except grpc.aio.AioRpcError as error:
             level = (
                 logging.DEBUG if error.code() == grpc.StatusCode.UNIMPLEMENTED else logging.WARNING
@@ -559,7 +576,14 @@ class Cluster:
             _LOGGER.log(
                 level, "channel %s: fetching blocks from %s: %s", wanted[0], name, error.details()
             )
-        except (grpc.RpcError, TimeoutError, WireError, BlockRefused) as error:
+        except (
+            grpc.RpcError,
+            asyncio.InvalidStateError,
+            ConnectionError,
+            TimeoutError,
+            WireError,
+            BlockRefused,
+        ) as error:
             _LOGGER.warning("channel %s: fetching blocks from %s: %s", wanted[0], name, error)
         return False
 

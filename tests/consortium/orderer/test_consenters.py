@@ -235,6 +235,44 @@ async def test_a_rotation_keeps_the_raft_id(network: Network, tmp_path: Path) ->
         await asyncio.wait_for(connection.channel_ready(), 60)
 
 
+async def test_connections_that_close_amid_a_question_end_nothing_else(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the blocks that come name another certificate for who sends them.
+
+    gRPC tells it as a cancellation, by which an orderer once took its own channel for stopped.
+    """
+    for _ in range(3):
+        answers = await send(network, network.envelope())
+        assert answers.statuses == [SUCCESS], answers
+    height = await network.same_height()
+    orderer = network.orderers[await network.follower()]
+    assert orderer is not None
+    assert (cluster := orderer._cluster) is not None
+    chain = chain_of(orderer)
+    taken: list[int] = []
+
+    def close_all() -> None:
+        cluster.use(cluster._tls)
+
+    async def take(raw: bytes) -> None:
+        taken.append(common_pb2.Block.FromString(raw).header.number)
+        if len(taken) == 1:
+            close_all()
+            await asyncio.gather(*cluster._closing)
+
+    monkeypatch.setattr(chain, "take_pulled", take)
+    await cluster.pull(CHANNEL, 0, 2**63)
+    assert taken == [0, *range(height)]
+    others = [one for one in (1, 2, 3) if one != chain.raft_id]
+    for _ in range(10):
+        asking = [asyncio.create_task(cluster.recall(CHANNEL, one)) for one in others]
+        await asyncio.sleep(0)
+        close_all()
+        await asyncio.wait(asking)
+        assert not any(one.cancelled() or one.exception() for one in asking)
+
+
 async def test_refused_changes(network: Network) -> None:
     await network.leader()
     a, b = spare_node(network, "a"), spare_node(network, "b", 1)
