@@ -325,9 +325,10 @@ class PrivateExchange:
         for one in wanted:
             groups.setdefault((one.place.namespace, one.place.collection), []).append(one)
         found: dict[PrivatePlace, bytes] = {}
-        await asyncio.gather(
-            *(self._fetch_space(channel, space, sets, found) for space, sets in groups.items())
-        )
+        # Where one fails as the peer stops, `gather` would take the end from whoever waits here.
+        async with asyncio.TaskGroup() as asking:
+            for space, sets in groups.items():
+                asking.create_task(self._fetch_space(channel, space, sets, found))
         if len(found) < len(wanted):
             _LOGGER.warning(
                 "block %d is committed without %d of %d private write sets: nobody who answered "

@@ -29,7 +29,7 @@ from consortium.peer.private_exchange import (
     certificate_hash,
 )
 from consortium.peer.reconciliation import Reconciler
-from consortium.storage.environment import WriteTransaction
+from consortium.storage.environment import StorageError, WriteTransaction
 from consortium.wire import (
     common_pb2,
     gossip_pb2,
@@ -607,3 +607,33 @@ def test_settings(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(SettingsError, match=sentence):
             PrivateDataSettings.load(path)
+
+
+async def test_a_peer_stops_although_asking_fails_at_that_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the disk is what the peer stops for."""
+    peer = world["boreal0"]
+    asking = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        asking.set()
+        try:
+            await asyncio.sleep(300)
+        except asyncio.CancelledError:
+            raise StorageError("the disk is gone") from None
+
+    monkeypatch.setattr(peer.exchange, "_fetch_space", fail)
+    envelope, _, _ = world.transaction({"k": b"value"})
+    block = world.channel.block(peer.ledger, [envelope])
+
+    async def follow() -> None:
+        await peer.channel.commit(block)
+        await asyncio.sleep(300)
+
+    following = asyncio.create_task(follow())
+    await asking.wait()
+    following.cancel()
+    async with asyncio.timeout(60):
+        await asyncio.wait([following])
+    assert following.cancelled()
