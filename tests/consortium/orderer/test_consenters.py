@@ -248,8 +248,8 @@ async def test_connections_that_close_amid_a_question_end_nothing_else(
     height = await network.same_height()
     orderer = network.orderers[await network.follower()]
     assert orderer is not None
-    assert (cluster := orderer._cluster) is not None
-    chain = chain_of(orderer)
+    cluster, chain = orderer._cluster, chain_of(orderer)
+    assert cluster is not None
     taken: list[int] = []
 
     def close_all() -> None:
