@@ -220,7 +220,7 @@ class HomeAssistant:
         )
 
     async def _add_user(self) -> None:
-        password = secrets.token_urlsafe(9)
+        password = secrets.token_hex(8)  # nothing that looks like an option
         # The password goes through a pipe: arguments can be read by every user of the machine.
         script = (
             "import sys; from homeassistant.scripts import auth; "
