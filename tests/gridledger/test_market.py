@@ -36,27 +36,27 @@ async def agree(network: RunningNetwork) -> None:
     replay = network.network.replay
     assert replay is not None
     async with network.client() as aurora, network.client("Boreal") as boreal:
-        for _ in range(5):
+
+        async def agreed(terms: dict[str, Any]) -> bool:
             now = ORIGIN + (time.time() - replay.anchor) * RATE
             try:
-                for terms in (TERMS, DIRECT):
-                    proposed = await aurora.submit(
-                        "energy",
-                        "book:ProposeProduct",
-                        {"terms": terms, "effective_from": (int(now) // 60 + 6) * 60},
-                    )
-                    await boreal.submit(
-                        "energy",
-                        "book:ApproveProduct",
-                        {"product": terms["product"], "version": proposed.result["version"]},
-                    )
-            except TransactionRefused as error:  # its time had come, or a peer lags behind
-                refused = error
-                await asyncio.sleep(1)
-            else:
-                await asyncio.sleep(6)
-                return
-        raise refused
+                proposed = await aurora.submit(
+                    "energy",
+                    "book:ProposeProduct",
+                    {"terms": terms, "effective_from": (int(now) // 60 + 6) * 60},
+                )
+                await boreal.submit(
+                    "energy",
+                    "book:ApproveProduct",
+                    {"product": terms["product"], "version": proposed.result["version"]},
+                )
+            except TransactionRefused:  # its time had come, or a peer lags behind
+                return False
+            return True
+
+        for terms in (TERMS, DIRECT):
+            await eventually(lambda terms=terms: agreed(terms))
+    await asyncio.sleep(6)
 
 
 async def test_an_order_is_placed_seen_and_taken_back(
