@@ -20,7 +20,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from consortium.identity.certificates import ROLES, write_private
+from consortium.identity.certificates import (
+    ROLES,
+    CertificateError,
+    encoded_attributes,
+    write_private,
+)
 
 FORMAT = 1
 ID_LIMIT = 64
@@ -36,6 +41,8 @@ MAX_WRONG_SECRETS = 10
 """Wrong secrets in a row after which an id is locked."""
 LOCK_S = 15 * 60
 UNLIMITED = -1
+SERIAL_NUMBER_LIMIT = 2**159
+"""Serial numbers of certificates are below it (RFC 5280, 4.1.2.2: 20 octets, positive)."""
 
 # 16 MiB and about 30 ms for each guess.
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**14, 8, 1
@@ -88,6 +95,16 @@ class Registered:
     """The certificate issued for that key, PEM; whoever lost the answer gets it again."""
     issued: tuple[Issued, ...] = ()
 
+    @property
+    def certificate_attributes(self) -> dict[str, str]:
+        """What its certificates carry: its own, and what fabric-ca adds."""
+        return {
+            **self.attributes,
+            "hf.EnrollmentID": self.enrollment_id,
+            "hf.Type": self.role,
+            "hf.Affiliation": self.affiliation,
+        }
+
 
 def _new_secret() -> str:
     """120 random bits in lower case letters and digits, as people can type them."""
@@ -123,6 +140,9 @@ class Registry:
         self._seen: tuple[int, int, int] | None = None
         self._identities: dict[str, Registered] = {}
         self._revoked: set[str] = set()
+        self._is_there = False
+        self._wrong: dict[str, int] = {}
+        """Wrong secrets in a row, by id. Only what locks an id is worth writing."""
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -141,8 +161,13 @@ class Registry:
         try:
             status = self._path.stat()
         except FileNotFoundError:
-            self._seen, self._identities, self._revoked = None, {}, set()
+            if self._is_there:
+                raise RegistryError(
+                    f"{self._path} is gone, and who is revoked stood in it; restore it from a "
+                    "backup, then start again"
+                ) from None
             return
+        self._is_there = True
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if version == self._seen:
             return
@@ -188,6 +213,7 @@ class Registry:
         }
         write_private(self._path, json.dumps(content, separators=(",", ":")).encode())
         status = self._path.stat()
+        self._is_there = True
         self._seen = (status.st_ino, status.st_mtime_ns, status.st_size)
 
     # -- asking
@@ -208,7 +234,9 @@ class Registry:
         """The serial numbers of revoked certificates, for a revocation list."""
         with self._lock:
             self._refresh()
-            return frozenset(int(serial_number, 16) for serial_number in self._revoked)
+            numbers = (int(serial_number, 16) for serial_number in self._revoked)
+            # Earlier versions took what is none, and one of these would spoil the whole list.
+            return frozenset(one for one in numbers if 0 < one < SERIAL_NUMBER_LIMIT)
 
     # -- registering
 
@@ -228,6 +256,8 @@ class Registry:
         Raises AlreadyRegisteredError, or RegistryError for what cannot be registered.
         """
         in_certificate, beside = dict(attributes or {}), dict(other_attributes or {})
+        if twice := in_certificate.keys() & beside.keys():
+            raise RegistryError(f"the attribute {min(twice)[:ATTRIBUTE_NAME_LIMIT]} is given twice")
         _check_registration(
             enrollment_id, secret, role, {**in_certificate, **beside}, affiliation, max_enrollments
         )
@@ -243,6 +273,10 @@ class Registry:
             affiliation=affiliation,
             max_enrollments=max_enrollments,
         )
+        try:
+            encoded_attributes(enrollment_id, entry.certificate_attributes)
+        except CertificateError as error:
+            raise RegistryError(str(error)) from None
         with self._changing():
             if enrollment_id in self._identities:
                 raise AlreadyRegisteredError(f"identity {enrollment_id!r} is already registered")
@@ -295,7 +329,12 @@ class Registry:
             return serial_numbers
 
     def revoke_serial_number(self, serial_number: int) -> None:
-        """Revoke one certificate; its identity may enrol again."""
+        """Revoke one certificate; its identity may enrol again.
+
+        Raises RegistryError for what is no serial number.
+        """
+        if not 0 < serial_number < SERIAL_NUMBER_LIMIT:
+            raise RegistryError(f"{serial_number:x} is no certificate's serial number")
         with self._changing():
             self._revoked.add(f"{serial_number:x}")
 
@@ -318,18 +357,27 @@ class Registry:
                 f"{enrollment_id} is locked after {entry.wrong_secrets} wrong secrets"
             )
         if not right:
-            with self._changing():
-                current = self._identities.get(enrollment_id, entry)
-                wrong = current.wrong_secrets + 1
-                self._identities[enrollment_id] = replace(
-                    current,
-                    wrong_secrets=wrong,
-                    locked_until_s=int(now_s) + LOCK_S if wrong >= MAX_WRONG_SECRETS else 0,
-                )
+            wrong = self._count_wrong(enrollment_id, now_s)
             raise RefusedError(f"wrong secret for {enrollment_id}, {wrong} in a row")
+        with self._lock:
+            self._wrong.pop(enrollment_id, None)
         if entry.revoked:
             raise RefusedError(f"{enrollment_id} is revoked")
         return entry
+
+    def _count_wrong(self, enrollment_id: str, now_s: float) -> int:
+        """Count a wrong secret, in memory, and lock an id that has had too many; how many."""
+        with self._lock:
+            wrong = self._wrong[enrollment_id] = self._wrong.get(enrollment_id, 0) + 1
+            if wrong < MAX_WRONG_SECRETS:
+                return wrong
+            del self._wrong[enrollment_id]  # once the lock ends, it may be tried as often again
+        with self._changing():
+            if (current := self._identities.get(enrollment_id)) is not None:
+                self._identities[enrollment_id] = replace(
+                    current, wrong_secrets=wrong, locked_until_s=int(now_s) + LOCK_S
+                )
+        return wrong
 
     def enroll(
         self,
@@ -370,7 +418,7 @@ class Registry:
             entry = self._identities.get(enrollment_id)
             if entry is None or entry.revoked:
                 raise RefusedError(f"{enrollment_id} is not registered, or revoked")
-            if counted and entry.last_key == key:
+            if counted and entry.last_key == key and self._holds(entry, now_s):
                 self._identities[enrollment_id] = replace(entry, wrong_secrets=0)
                 return entry.last_certificate
             if counted and 0 <= entry.max_enrollments <= entry.enrollments:
@@ -394,6 +442,13 @@ class Registry:
                 issued=(*live, Issued(f"{serial_number:x}", int(end.timestamp()))),
             )
             return pem
+
+    def _holds(self, entry: Registered, now_s: float) -> bool:
+        """Whether the certificate that an id got last still counts."""
+        return any(
+            one.expires_s > now_s and one.serial_number not in self._revoked
+            for one in entry.issued[-1:]
+        )
 
 
 def _check_registration(
@@ -430,6 +485,9 @@ def _check_registration(
                 f"the attribute {name} has {len(value)} characters; "
                 f"{ATTRIBUTE_VALUE_LIMIT} are allowed"
             )
+    texts = (secret or "", affiliation, *attributes.values())
+    if any("\ud800" <= one <= "\udfff" for text in texts for one in text):
+        raise RegistryError("a secret, attribute or affiliation has half a character in it")
     if len(affiliation) > ATTRIBUTE_VALUE_LIMIT:
         raise RegistryError(f"the affiliation is longer than {ATTRIBUTE_VALUE_LIMIT} characters")
     if max_enrollments < UNLIMITED or max_enrollments == 0:

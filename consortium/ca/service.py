@@ -31,6 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from aiohttp import web
 from cryptography import x509
@@ -39,6 +40,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from consortium.ca.registry import (
+    SERIAL_NUMBER_LIMIT,
     AlreadyRegisteredError,
     RefusedError,
     Registered,
@@ -60,6 +62,10 @@ from consortium.identity.signing import verify_signature
 _LOGGER = logging.getLogger(__name__)
 
 BODY_LIMIT_BYTES = 64 * 1024
+SILENT_S = 20.0
+"""So long a connection may take to ask, and to ask again; each costs a third of a megabyte."""
+REQUEST_S = 60.0
+"""So long a request may take with its body, and its turn."""
 CERTIFICATE_VALID_DAYS = 365
 MAX_WAITING = 64
 """Requests that may wait for a secret to be checked."""
@@ -83,7 +89,11 @@ class CaError(Exception):
 
     def __init__(self, status: int, code: int, message: str, log: str = "") -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.log = status, code, message, log or message
+        self.status, self.code, self.message = status, code, message
+        # Names in it may be anybody's, and a line end would make up a line of the log.
+        self.log = "".join(
+            one if one.isprintable() else f"\\x{ord(one):02x}" for one in log or message
+        )
 
 
 def _authentication_failure(log: str) -> CaError:
@@ -155,6 +165,9 @@ class CaService:
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._waiting = 0
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self._asked: WeakSet[asyncio.BaseTransport] = WeakSet()
+        """Connections that a request has come over."""
 
     def _read(self) -> None:
         """Read what has changed on disk; raises OSError, ssl.SSLError, CertificateError."""
@@ -206,23 +219,49 @@ class CaService:
         app.router.add_post("/api/v1/reenroll", self._reenroll)
         app.router.add_post("/api/v1/register", self._register)
         app.router.add_post("/api/v1/revoke", self._revoke)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, keepalive_timeout=SILENT_S
+        )
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
+        loop = asyncio.get_running_loop()
+        accept = runner.server
+        assert accept is not None
+
+        def accepted() -> asyncio.BaseProtocol:
+            protocol = accept()
+            loop.call_later(SILENT_S, self._hang_up_if_silent, protocol)
+            return protocol
+
         try:
-            await site.start()
+            self._listener = await loop.create_server(
+                accepted,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=SILENT_S,
+                backlog=128,
+            )
         except OSError:
             await runner.cleanup()
             raise
         self._runner = runner
-        self._port = runner.addresses[0][1]
+        self._port = self._listener.sockets[0].getsockname()[1]
         _LOGGER.info("%s listens on https://%s:%d", self.name, self._host, self._port)
 
     async def stop(self) -> None:
         """Answer what has been asked, then stop listening."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    def _hang_up_if_silent(self, protocol: web.RequestHandler) -> None:
+        """End a connection that nobody has asked anything over."""
+        transport = protocol.transport
+        if transport is not None and transport not in self._asked:
+            transport.abort()
 
     # -- answering
 
@@ -233,8 +272,13 @@ class CaService:
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         self._follow_files()
+        if request.transport is not None:
+            self._asked.add(request.transport)
         try:
-            return await handler(request)
+            async with asyncio.timeout(REQUEST_S):
+                return await handler(request)
+        except TimeoutError:
+            return _answer("", [{"code": UNKNOWN, "message": "the request took too long"}], 408)
         except CaError as error:
             _LOGGER.info("%s %s refused: %s", self.name, request.path, error.log)
             return _answer("", [{"code": error.code, "message": error.message}], error.status)
@@ -328,12 +372,7 @@ class CaService:
                 request,
                 entry.enrollment_id,
                 entry.role,
-                attributes={
-                    **entry.attributes,
-                    "hf.EnrollmentID": entry.enrollment_id,
-                    "hf.Type": entry.role,
-                    "hf.Affiliation": entry.affiliation,
-                },
+                attributes=entry.certificate_attributes,
                 valid_days=self._valid_days,
             )
             return (
@@ -405,7 +444,9 @@ class CaService:
         now = dt.datetime.fromtimestamp(self._clock(), dt.UTC)
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             raise _authentication_failure(f"the certificate of {_common_name(certificate)} expired")
-        if certificate.serial_number in self.registry.revoked_serial_numbers():
+        # Whoever writes the registry holds its lock, and a large one takes its time.
+        revoked = await self._in_thread(self.registry.revoked_serial_numbers)
+        if certificate.serial_number in revoked:
             raise _authentication_failure(
                 f"the certificate of {_common_name(certificate)} is revoked"
             )
@@ -441,6 +482,8 @@ class CaService:
                 and isinstance(one.get("value"), str)
             ):
                 raise CaError(400, BAD_BODY, "an attribute has no name and value, both text")
+            if one["name"] in attributes or one["name"] in beside:
+                raise CaError(400, BAD_BODY, "an attribute is given twice")
             (attributes if one.get("ecert") else beside)[one["name"]] = one["value"]
         role = body.get("type") or "client"
         if not is_admin and (
@@ -485,7 +528,9 @@ class CaService:
         enrollment_id, serial = body.get("id") or "", body.get("serial") or ""
         if not isinstance(enrollment_id, str) or not isinstance(serial, str):
             raise CaError(400, BAD_BODY, "id and serial are text")
-        entry = self.registry.get(enrollment_id) if enrollment_id else None
+        entry = None
+        if enrollment_id:
+            entry = await self._in_thread(lambda: self.registry.get(enrollment_id))
         if not is_admin and (
             entry is None
             or entry.role != "client"
@@ -499,21 +544,21 @@ class CaService:
             )
         try:
             if enrollment_id:
-                serial_numbers = await asyncio.to_thread(self.registry.revoke, enrollment_id)
+                serial_numbers = await self._in_thread(lambda: self.registry.revoke(enrollment_id))
             else:
-                serial_number = int(serial, 16)
-                await asyncio.to_thread(self.registry.revoke_serial_number, serial_number)
+                serial_number = _serial_number(serial)
+                await self._in_thread(lambda: self.registry.revoke_serial_number(serial_number))
                 serial_numbers = (f"{serial_number:x}",)
         except RegistryError as error:
             raise CaError(404, REVOKE_ID_NOT_FOUND, str(error)) from None
-        except ValueError:
-            raise CaError(400, BAD_BODY, "give an id, or a serial in hexadecimal") from None
         _LOGGER.info("%s revoked %s", self.name, enrollment_id or serial_numbers[0])
         identifier = self._authority.key_identifier.hex()
         return _answer(
             {
                 "RevokedCerts": [{"Serial": one, "AKI": identifier} for one in serial_numbers],
-                "CRL": _base64(self.revocation_list()) if body.get("gencrl") else "",
+                "CRL": _base64(await self._in_thread(self.revocation_list))
+                if body.get("gencrl")
+                else "",
             },
             [],
             200,
@@ -522,6 +567,17 @@ class CaService:
     def revocation_list(self) -> bytes:
         """The CRL (PEM) to put into the channel's configuration."""
         return self._authority.revocation_list(self.registry.revoked_serial_numbers())
+
+
+def _serial_number(text: str) -> int:
+    """Of a certificate, in hexadecimal; raises CaError."""
+    try:
+        found = int(text, 16)
+    except ValueError:
+        found = 0
+    if not 0 < found < SERIAL_NUMBER_LIMIT:
+        raise CaError(400, BAD_BODY, "give an id, or a certificate's serial in hexadecimal")
+    return found
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -56,6 +56,19 @@ class CertificateError(ValueError):
     """A certificate, key or request that is not what it should be."""
 
 
+def encoded_attributes(common_name: str, attributes: Mapping[str, str]) -> bytes:
+    """Attributes as a certificate carries them; raises CertificateError where they are too many."""
+    encoded = json.dumps(
+        {"attrs": dict(attributes)}, separators=(",", ":"), sort_keys=True
+    ).encode()
+    if len(encoded) > ATTRIBUTES_LIMIT_BYTES:
+        raise CertificateError(
+            f"the attributes of {common_name} take {len(encoded)} bytes; "
+            f"{ATTRIBUTES_LIMIT_BYTES} are allowed"
+        )
+    return encoded
+
+
 def generate_key() -> ec.EllipticCurvePrivateKey:
     """A new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
@@ -336,14 +349,7 @@ class CertificateAuthority:
                 critical=False,
             )
         if attributes:
-            encoded = json.dumps(
-                {"attrs": dict(attributes)}, separators=(",", ":"), sort_keys=True
-            ).encode()
-            if len(encoded) > ATTRIBUTES_LIMIT_BYTES:
-                raise CertificateError(
-                    f"the attributes of {common_name} take {len(encoded)} bytes; "
-                    f"{ATTRIBUTES_LIMIT_BYTES} are allowed"
-                )
+            encoded = encoded_attributes(common_name, attributes)
             builder = builder.add_extension(
                 x509.UnrecognizedExtension(ATTRIBUTES_OID, encoded), critical=False
             )

@@ -122,12 +122,75 @@ def test_wrong_secrets_lock_for_a_while(tmp_path: Path) -> None:
     for _ in range(MAX_WRONG_SECRETS - 1):
         with pytest.raises(RefusedError, match="wrong secret"):
             registry.authenticate("home-1", "guess", NOW)
-    registry.authenticate("home-1", secret, NOW)
+    written = (tmp_path / Registry.FILE).stat().st_mtime_ns
     with pytest.raises(RefusedError, match="10 in a row"):
         registry.authenticate("home-1", "guess", NOW)
+    assert (tmp_path / Registry.FILE).stat().st_mtime_ns > written, "what locks is written"
     with pytest.raises(RefusedError, match="locked"):
         registry.authenticate("home-1", secret, NOW + LOCK_S - 1)
-    assert Registry.open(tmp_path).authenticate("home-1", secret, NOW + LOCK_S + 1)
+    Registry.open(tmp_path).authenticate("home-1", secret, NOW + LOCK_S + 1)
+    # One more guess doesn't lock it anew, and the right secret ends a row.
+    later = NOW + LOCK_S + 1
+    for _ in range(2):
+        for _ in range(MAX_WRONG_SECRETS - 1):
+            with pytest.raises(RefusedError, match="wrong secret"):
+                registry.authenticate("home-1", "guess", later)
+        registry.authenticate("home-1", secret, later)
+
+
+def test_guesses_write_nothing(tmp_path: Path) -> None:
+    """Who guesses at many ids would have the whole file written anew each time."""
+    registry = Registry.open(tmp_path)
+    registry.register("home-1")
+    before = (tmp_path / Registry.FILE).stat().st_mtime_ns
+    for _ in range(MAX_WRONG_SECRETS - 1):
+        with pytest.raises(RefusedError, match="wrong secret"):
+            registry.authenticate("home-1", "guess", NOW)
+    assert (tmp_path / Registry.FILE).stat().st_mtime_ns == before
+
+
+def test_a_registry_that_is_gone_is_none_that_is_empty(tmp_path: Path) -> None:
+    """Who was revoked would be valid again."""
+    registry = Registry.open(tmp_path)
+    registry.register("home-1")
+    (tmp_path / Registry.FILE).unlink()
+    for ask in (
+        lambda: registry.get("home-1"),
+        registry.revoked_serial_numbers,
+        lambda: registry.register("home-2"),
+    ):
+        with pytest.raises(RegistryError, match="is gone"):
+            ask()
+    assert not (tmp_path / Registry.FILE).exists()
+
+
+def test_the_same_key_again_gets_only_a_certificate_that_counts(tmp_path: Path) -> None:
+    registry, issue = Registry.open(tmp_path), Issuer()
+    secret = registry.register("home-1", max_enrollments=2)
+
+    def enroll(now_s: float) -> str:
+        return registry.enroll(registry.authenticate("home-1", secret, now_s), b"k", issue, now_s)
+
+    first = enroll(NOW)
+    assert enroll(NOW) == first
+    registry.revoke_serial_number(1)
+    assert enroll(NOW) != first
+    with pytest.raises(RefusedError, match="2 times, all it may"):
+        enroll(NOW + 400 * 86400)
+
+
+def test_what_is_no_serial_number(tmp_path: Path) -> None:
+    """One of them, taken by an earlier version, must not spoil the revocation list."""
+    registry = Registry.open(tmp_path)
+    for number in (0, -5, 2**256 - 1):
+        with pytest.raises(RegistryError, match="no certificate's serial number"):
+            registry.revoke_serial_number(number)
+    registry.revoke_serial_number(7)
+    path = tmp_path / Registry.FILE
+    content = json.loads(path.read_text())
+    content["revoked"] += ["0", "-5", "f" * 64]
+    path.write_text(json.dumps(content))
+    assert Registry.open(tmp_path).revoked_serial_numbers() == {7}
 
 
 def test_an_enrolment_forgives_wrong_secrets(tmp_path: Path) -> None:

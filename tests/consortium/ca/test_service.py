@@ -1,6 +1,8 @@
 """The enrolment service over real HTTPS, as fabric-ca's clients and ours call it."""
 
+import asyncio
 import base64
+import contextlib
 import json
 import shutil
 import ssl
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from consortium.ca import service as service_module
 from consortium.ca.service import BODY_LIMIT_BYTES, CaService, make_token
 from consortium.identity.certificates import (
     CertificateAuthority,
@@ -314,6 +317,63 @@ async def test_who_registers_whom(ca: Ca) -> None:
     assert await register(ca.admin, id="x", type="king") == 400
     assert await register(ca.admin, id=7) == 400
     assert await register(ca.admin, id="x", attrs=[{"name": 1}]) == 400
+    # Named twice, once as what an operator may register.
+    for beside in ({"value": "home"}, {"value": "home", "ecert": True}):
+        both = [*operator_attribute, {"name": "gridledger.role", **beside}]
+        assert await register(ca.operator, id="operator-3", attrs=both) == 400
+        assert await register(ca.operator, id="operator-3", attrs=both[::-1]) == 400
+    # What no certificate could carry, and what is no text.
+    large = [{"name": f"a{n}", "value": "x" * 250, "ecert": True} for n in range(20)]
+    assert await register(ca.admin, id="x", attrs=large) == 400
+    assert await register(ca.admin, id="x", secret="\ud800") == 400
+    assert ca.service.registry.get("x") is None
+
+
+async def test_who_asks_nothing_is_hung_up_on(ca: Ca, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may connect, and each connection costs memory."""
+    monkeypatch.setattr(service_module, "SILENT_S", 0.2)
+    trust = ssl.create_default_context(cadata=ca.authority.certificate_pem.decode())
+    silent, writer = await asyncio.open_connection("127.0.0.1", ca.service.port, ssl=trust)
+    asking, other = await asyncio.open_connection("127.0.0.1", ca.service.port, ssl=trust)
+    other.write(b"GET /api/v1/cainfo HTTP/1.1\r\nHost: ca\r\n\r\n")
+    assert (await asking.readline()).startswith(b"HTTP/1.1 200")
+    async with asyncio.timeout(60):
+        with contextlib.suppress(ConnectionError):
+            assert await silent.read() == b""
+        status, _ = await ca.call("GET", "/api/v1/cainfo")
+    assert status == 200
+    other.write(b"GET /api/v1/cainfo HTTP/1.1\r\nHost: ca\r\n\r\n")
+    await other.drain()
+    writer.close()
+    other.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    ca: Ca, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "REQUEST_S", 0.2)
+    trust = ssl.create_default_context(cadata=ca.authority.certificate_pem.decode())
+    reader, writer = await asyncio.open_connection("127.0.0.1", ca.service.port, ssl=trust)
+    writer.write(b"POST /api/v1/cainfo HTTP/1.1\r\nHost: ca\r\nContent-Length: 9\r\n\r\n{")
+    async with asyncio.timeout(60):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    writer.close()
+
+
+async def test_a_name_makes_no_line_of_the_log(ca: Ca, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    other = CertificateAuthority.create("Aurora", "aurora.example")
+    key = generate_key()
+    name = "x\n2026-01-01 INFO ca.aurora.example enrolled admin"
+    certificate = certificate_pem(other.issue(name, "client", key.public_key()))
+    stranger = Signer("AuroraMSP", certificate, key)
+    status, _ = await ca.call("POST", "/api/v1/register", {"id": "x"}, signer=stranger)
+    assert status == 401
+    home = ca.member(name, "client")
+    status, _ = await ca.call("POST", "/api/v1/register", {"id": "x"}, signer=home)
+    assert status == 403
+    assert not any("\n" in one.getMessage() for one in caplog.records)
+    assert any("x\\x0a2026" in one.getMessage() for one in caplog.records)
 
 
 async def test_tokens_that_do_not_count(ca: Ca) -> None:
@@ -402,8 +462,9 @@ async def test_revocation_ends_an_identity(ca: Ca) -> None:
     assert (status, error(answer)) == (401, AUTHENTICATION_FAILURE)
     status, _ = await ca.call("POST", "/api/v1/revoke", {"id": "nobody"}, signer=ca.admin)
     assert status == 404
-    status, _ = await ca.call("POST", "/api/v1/revoke", {"serial": "xyz"}, signer=ca.admin)
-    assert status == 400
+    for serial in ("xyz", "0", "-5", "a" * 64):
+        status, _ = await ca.call("POST", "/api/v1/revoke", {"serial": serial}, signer=ca.admin)
+        assert status == 400
     status, answer = await ca.call("POST", "/api/v1/revoke", {"serial": "0fF"}, signer=ca.admin)
     assert answer["result"]["RevokedCerts"][0]["Serial"] == "ff"
 
