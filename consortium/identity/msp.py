@@ -490,6 +490,23 @@ class Msp:
 # ---------------------------------------------------------------------------- the channel
 
 
+def check_standing(msp_id: str, serialized: bytes, channels: Iterable[MspManager]) -> None:
+    """Check that no channel calls a member of an organization invalid; raises IdentityError.
+
+    An organization's own MSP holds no revocation lists: they stand in the channels' configurations.
+    One that doesn't know the certificate's issuer (yet, or any more) says nothing of it.
+    """
+    for msps in channels:
+        if msp_id not in msps:
+            continue
+        try:
+            known = msps.deserialize(serialized)
+        except IdentityError:
+            continue
+        if known.problem is not None:
+            raise IdentityError(known.problem)
+
+
 class MspManager:
     """All organizations of one channel configuration. Safe to use from several threads.
 

@@ -358,7 +358,11 @@ class PeerNode:
             endorser_handler(endorser),
             DeliverService(self.channels).handler(),
             self._discovery.handler(),
-            SnapshotService(self._snapshots, own).handler(),
+            SnapshotService(
+                self._snapshots,
+                own,
+                lambda: [one.ledger.config.msps for one in self.channels.values()],
+            ).handler(),
             *introspection_handlers(
                 PEER_SERVICES, lambda: not any(one.stopping for one in self.channels.values())
             ),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from consortium.identity.msp import IdentityError, check_not_expired
+from consortium.identity.msp import IdentityError, check_not_expired, check_standing
 from consortium.ledger.config_update import ConfigError
 from consortium.wire import common_pb2, gridledger_pb2
 from consortium.wire.envelopes import OpenedEnvelope, WireError, parse
@@ -108,16 +108,11 @@ class AdministrationService:
             raise Refused(
                 common_pb2.FORBIDDEN, "access denied: the signature is not the administrator's"
             )
-        for chain in list(self._orderer.channels.values()):
-            # Revocations stand in the channels' configurations.
-            if msp.id not in chain.config.msps.msps:
-                continue
-            try:
-                known = chain.config.msps.deserialize(envelope.signature_header.creator)
-            except IdentityError as error:
-                raise Refused(common_pb2.FORBIDDEN, f"access denied: {error}") from None
-            if known.problem is not None:
-                raise Refused(common_pb2.FORBIDDEN, f"access denied: {known.problem}")
+        channels = [chain.config.msps for chain in list(self._orderer.channels.values())]
+        try:
+            check_standing(msp.id, envelope.signature_header.creator, channels)
+        except IdentityError as error:
+            raise Refused(common_pb2.FORBIDDEN, f"access denied: {error}") from None
 
     async def _carry_out(
         self, act: gridledger_pb2.OrdererAct, envelope: OpenedEnvelope

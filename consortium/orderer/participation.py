@@ -26,7 +26,7 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 
-from consortium.identity.msp import IdentityError, Msp
+from consortium.identity.msp import IdentityError, Msp, check_standing
 from consortium.ledger.channel_config import ChannelConfig, config_of_block
 from consortium.ledger.config_update import ConfigError
 from consortium.wire import blocks, common_pb2
@@ -168,6 +168,11 @@ class ParticipationService:
             self._administrators.validate(identity)
             if not identity.is_admin:
                 raise IdentityError(f"{identity.common_name} is no admin")
+            check_standing(
+                self._administrators.id,
+                identity.serialized,
+                [chain.config.msps for chain in list(self._orderer.channels.values())],
+            )
         except (IdentityError, ValueError) as error:
             raise Refused(
                 403,

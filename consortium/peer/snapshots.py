@@ -4,12 +4,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
 
-from consortium.identity.msp import IdentityError, MspManager, check_not_expired
+from consortium.identity.msp import (
+    IdentityError,
+    MspManager,
+    check_not_expired,
+    check_standing,
+)
 from consortium.ledger.ledger import Ledger
 from consortium.ledger.snapshot import Snapshot, SnapshotError, Snapshots, join_by_snapshot
 from consortium.ledger.state import LedgerError
@@ -39,11 +44,16 @@ class SnapshotService:
         self,
         snapshots: Mapping[str, Snapshots],
         own_msp: MspManager,
+        channels: Callable[[], Sequence[MspManager]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`snapshots` are those of the channels that this peer has joined."""
+        """`snapshots` are those of the channels that this peer has joined.
+
+        `channels` gives the organizations of these channels, as they are now.
+        """
         self._snapshots = snapshots
         self._own = own_msp
+        self._channels = channels
         self._clock = clock
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -104,6 +114,7 @@ class SnapshotService:
         [own] = self._own.msps
         try:
             creator = self._own.identity(header.creator)
+            check_standing(own, header.creator, self._channels())
         except IdentityError as error:
             raise SnapshotRefused(
                 grpc.StatusCode.PERMISSION_DENIED, f"access denied: {error}"
@@ -194,7 +205,7 @@ class SnapshotJoins:
             )
             await self._follow(snapshot.channel_id)
             _LOGGER.info("joined %s by %s", snapshot.channel_id, snapshot.folder)
-        except (LedgerError, StorageError, OSError) as error:
+        except (LedgerError, StorageError, WireError, UnicodeDecodeError, OSError) as error:
             _LOGGER.error("channel %s was not joined: %s", snapshot.channel_id, error)
         finally:
             self._folder = ""

@@ -33,6 +33,7 @@ from consortium.identity.msp import (
     MspError,
     MspManager,
     check_not_expired,
+    check_standing,
     msp_config,
 )
 from consortium.identity.policies import SignedData, role_principal, verified_signers
@@ -281,6 +282,26 @@ def test_revocation_counts_for_the_issuers_own_list_alone() -> None:
         )
     )
     assert problem(foreign, certificate) is None
+
+
+def test_standing_is_what_channels_say_of_a_member() -> None:
+    """One that knows neither organization nor issuer accuses nobody."""
+    certificate = AURORA.issue("admin", "admin", generate_key().public_key())
+    serialized = MSP.identity_of(certificate).serialized
+    revoking = Msp.from_config(
+        msp_config(
+            "AuroraMSP",
+            AURORA.certificate_pem,
+            revocation_lists=[AURORA.revocation_list([certificate.serial_number])],
+        )
+    )
+    another = CertificateAuthority.create("Aurora", "aurora.example")
+    later = Msp.from_config(msp_config("AuroraMSP", another.certificate_pem))
+    channels = [MspManager({"AuroraMSP": one}) for one in (MSP, later)]
+    check_standing("AuroraMSP", serialized, [MspManager({}), *channels])
+    with pytest.raises(IdentityError, match="is revoked by AuroraMSP"):
+        check_standing("AuroraMSP", serialized, [*channels, MspManager({"AuroraMSP": revoking})])
+    check_standing("BorealMSP", serialized, [MspManager({"AuroraMSP": revoking})])
 
 
 def test_a_signatures_twin_makes_no_second_identity() -> None:

@@ -1,12 +1,18 @@
 """What an orderer's own administrators may ask of it, and that nobody else may."""
 
+import ssl
+from pathlib import Path
+
+import aiohttp
 import grpc
 import pytest
 
+from consortium.identity.certificates import certificate_pem, generate_key, key_pem
 from consortium.identity.signing import Signer
+from consortium.orderer.participation import ParticipationService
 from consortium.wire import common_pb2, gridledger_pb2, services
 from consortium.wire.envelopes import channel_header, signed_envelope
-from tests.consortium.orderer.consenters import PATIENCE_S, chain_of
+from tests.consortium.orderer.consenters import PATIENCE_S, chain_of, send, update
 from tests.consortium.orderer.network import CHANNEL, Network, until
 
 type Act = gridledger_pb2.OrdererAct
@@ -107,3 +113,63 @@ async def test_joining_and_leaving(network: Network) -> None:
     orderer = network.running()[0]
     await until(lambda: orderer.channel_info(CHANNEL).status == "failed", PATIENCE_S)
     assert "remove this consenter" in orderer.channel_info(CHANNEL).problem
+
+
+async def test_an_administrator_whom_a_channel_calls_revoked(
+    network: Network, tmp_path: Path
+) -> None:
+    """An orderer's own settings know no revocation list; its channels do."""
+    await network.leader()
+    utility, settings = network.utilities[0], network.settings[0]
+    orderer = network.orderers[0]
+    assert orderer is not None
+    assert settings.administrators is not None
+    (tmp_path / "tls.cert.pem").write_bytes(settings.tls_certificate_pem)
+    (tmp_path / "tls.key.pem").write_bytes(settings.tls_key_pem)
+    service = ParticipationService(
+        orderer,
+        host="127.0.0.1",
+        port=0,
+        tls_certificate=tmp_path / "tls.cert.pem",
+        tls_key=tmp_path / "tls.key.pem",
+        client_roots_pem=utility.authority.certificate_pem,
+        administrators=settings.administrators,
+    )
+    await service.start()
+
+    async def rest(name: str, certificate: bytes, key: bytes) -> tuple[int, str]:
+        (tmp_path / f"{name}.pem").write_bytes(certificate + key)
+        tls = ssl.create_default_context(cadata=network.roots.decode())
+        tls.load_cert_chain(tmp_path / f"{name}.pem")
+        url = f"https://127.0.0.1:{service.port}/participation/v1/channels"
+        async with aiohttp.ClientSession() as session, session.get(url, ssl=tls) as answer:
+            return answer.status, await answer.text()
+
+    key = generate_key()
+    stolen = utility.authority.issue("stolen", "admin", key.public_key())
+    signer = Signer(utility.msp_id, certificate_pem(stolen), key)
+    query = gridledger_pb2.OrdererAct(
+        organization=utility.msp_id, status=gridledger_pb2.OrdererStatusQuery()
+    )
+    try:
+        assert (await rest("stolen", certificate_pem(stolen), key_pem(key)))[0] == 200
+        assert (await ask(network, 0, signed(signer, query))).channels
+
+        def revoke(group: common_pb2.ConfigGroup) -> None:
+            listed = [utility.authority.revocation_list([stolen.serial_number])]
+            config = chain_of(network.orderers[0]).config
+            wanted = config.with_revocation_lists(utility.msp_id, listed)
+            group.CopyFrom(wanted.channel_group)
+
+        answers = await send(network, update(network, revoke))
+        assert answers.statuses == [common_pb2.SUCCESS], answers
+        await network.same_height()
+        status, text = await rest("stolen", certificate_pem(stolen), key_pem(key))
+        assert (status, "is revoked" in text) == (403, True), text
+        with pytest.raises(grpc.aio.AioRpcError, match="is revoked"):
+            await ask(network, 0, signed(signer, query))
+        other = generate_key()
+        admin = utility.authority.issue("admin", "admin", other.public_key())
+        assert (await rest("admin", certificate_pem(admin), key_pem(other)))[0] == 200
+    finally:
+        await service.stop()
