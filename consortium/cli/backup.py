@@ -17,11 +17,11 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
         "backup",
         parents=[common],
         help="copy a node's data while it runs",
-        description="Copies a consistent picture of a peer's or an orderer's folder, keys "
-        f"included, into a new folder. Its {RESTORE} says how to restore it.",
+        description="Copies a consistent picture of a peer's, an orderer's or an authority's "
+        f"folder, keys included, into a new folder. Its {RESTORE} says how to restore it.",
     )
     backup.add_argument("utility")
-    backup.add_argument("kind", help="peer, orderer, or peer1 and so on")
+    backup.add_argument("kind", help="peer, orderer, ca, or peer1 and so on")
     backup.add_argument("destination", type=Path, help="a new folder")
     backup.set_defaults(run=_backup)
 
@@ -31,6 +31,8 @@ async def _backup(options: argparse.Namespace) -> None:
     made = await asyncio.to_thread(
         back_up, utility.directory / options.kind, options.destination, Patience("backup")
     )
+    copied = [f"{name} up to height {height}" for name, height in made.heights.items()]
+    gone = f"Removed while it was being copied: {', '.join(made.gone)}.\n" if made.gone else ""
     answer(
         options,
         {
@@ -38,9 +40,9 @@ async def _backup(options: argparse.Namespace) -> None:
             "heights": made.heights,
             "files": made.files,
             "bytes": made.bytes,
+            "gone": list(made.gone),
         },
         f"{utility.name}'s {options.kind} is copied to {made.folder}: "
-        + ", ".join(f"{name} up to height {height}" for name, height in made.heights.items())
-        + f", {made.files} files, {made.bytes / 1e6:.1f} MB.\n"
-        f"How to restore it: {made.folder / RESTORE}",
+        + ", ".join([*copied, f"{made.files} files", f"{made.bytes / 1e6:.1f} MB"])
+        + f".\n{gone}How to restore it: {made.folder / RESTORE}",
     )

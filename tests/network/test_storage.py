@@ -162,6 +162,8 @@ async def test_snapshots_and_backups_of_running_nodes(
         assert (destination / "RESTORE.txt").exists()
         again = await _cli("backup", *where, "cielo", kind, str(destination), check=False)
         assert "is there already" in again
+    copied = json.loads(await _cli("backup", *where, "cielo", "ca", str(tmp_path / "backup-ca")))
+    assert (copied["heights"], copied["gone"]) == ({}, [])
 
     # Boreal's peer begins anew with Aurora's snapshot, Cielo's goes on from its backup.
     for utility in (boreal, cielo):
