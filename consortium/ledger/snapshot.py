@@ -19,11 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from consortium.storage.environment import Environment, ReadTransaction, WriteTransaction
 from consortium.wire import common_pb2, peer_pb2
-from consortium.wire.envelopes import parse
+from consortium.wire.envelopes import WireError, parse
 
 from . import private_data
 from .channel_config import ChannelConfig, check_channel_id
@@ -69,6 +69,8 @@ BATCH = 10_000
 """Entries that one transaction loads."""
 RECORD_LIMIT_BYTES = 256 * 1024 * 1024
 METADATA_LIMIT_BYTES = 1024 * 1024
+IDS_WAITING_BYTES = 16 * 1024 * 1024
+"""Transaction ids that are gathered before they are written to their places in a snapshot."""
 
 _FORMAT = b"\x01"
 _STATE_TYPE = "SimpleKeyValueDB"
@@ -409,21 +411,63 @@ def _create(ledger: Ledger, tables: ReadTransaction, root: Path, progress: Progr
 
 
 def _export_ids(tables: ReadTransaction, folder: Path, progress: Progress) -> dict[str, bytes]:
-    """All transaction ids, shorter ones first."""
-    lengths = {len(key) for key, _ in tables.range(TRANSACTIONS)}
+    """All transaction ids, shorter ones first, those of one length in the order of their bytes.
+
+    Who may write to a channel puts ids of any length on it, so neither time nor memory may grow
+    with how many lengths there are. Ids of one length all take the same room in the file, so one
+    pass counts them, which says where each length begins, and a second puts every id in its place.
+    """
+    lengths: dict[int, int] = {}
+    for seen, (key, _) in enumerate(tables.range(TRANSACTIONS), 1):
+        lengths[len(key)] = lengths.get(len(key), 0) + 1
+        progress("transaction ids counted", seen)
     if not lengths:
         return {}
-    writer = _Writer(folder / f"{_IDS}.data")
-    count = 0
-    for length in sorted(lengths):
-        for key, _ in tables.range(TRANSACTIONS):
-            if len(key) == length:
-                writer.record(key)
-                count += 1
-                progress("transaction ids written", count)
+    path = folder / f"{_IDS}.data"
+    # Read again at the end: what is written here and there can't be hashed on the way.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o444)
+    with os.fdopen(descriptor, "w+b") as file:
+        file.write(_FORMAT)
+        _place_ids(tables, file, lengths, progress)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
     counts = _Writer(folder / f"{_IDS}.metadata")
-    counts.number(count)
-    return writer.finish() | counts.finish()
+    counts.number(sum(lengths.values()))
+    return {path.name: digest} | counts.finish()
+
+
+def _place_ids(
+    tables: ReadTransaction, file: BinaryIO, lengths: dict[int, int], progress: Progress
+) -> None:
+    """Write every id to its length's part of the file; `lengths`: how many ids each length has."""
+    ends: dict[int, int] = {}
+    end = len(_FORMAT)
+    for length in sorted(lengths):
+        ends[length] = end
+        end += lengths[length] * (len(varint(length)) + length)
+    waiting: dict[int, bytearray] = {}
+    waiting_bytes = 0
+
+    def write() -> None:
+        for length, records in waiting.items():
+            file.seek(ends[length])
+            file.write(records)
+            ends[length] += len(records)
+        waiting.clear()
+
+    for count, (key, _) in enumerate(tables.range(TRANSACTIONS), 1):
+        record = varint(len(key)) + key
+        waiting.setdefault(len(key), bytearray()).extend(record)
+        waiting_bytes += len(record)
+        if waiting_bytes >= IDS_WAITING_BYTES:
+            write()
+            waiting_bytes = 0
+        progress("transaction ids written", count)
+    write()
+    # The places of the second pass were reckoned from the first: both saw the same ids.
+    assert end == max(ends.values())
 
 
 def _export_config_history(tables: ReadTransaction, folder: Path) -> dict[str, bytes]:
@@ -521,6 +565,10 @@ def join_by_snapshot(
         _flush_folder(path.parent)
     except ConfigError as error:
         raise SnapshotError(f"the snapshot's configuration cannot be used: {error}") from None
+    except UnicodeDecodeError as error:
+        raise SnapshotError(f"{folder} holds a name that is not UTF-8: {error.reason}") from None
+    except WireError as error:
+        raise SnapshotError(f"{folder} holds a message that cannot be read: {error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return snapshot

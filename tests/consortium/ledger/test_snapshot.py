@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from consortium.ledger.ledger import BeforeSnapshotError, Ledger
+from consortium.ledger import snapshot
+from consortium.ledger.ledger import TABLES, TRANSACTIONS, BeforeSnapshotError, Ledger
+from consortium.ledger.mvcc import varint
 from consortium.ledger.private_data import PrivateDataError, PrivatePlace
 from consortium.ledger.snapshot import (
     ADDITIONAL,
@@ -22,7 +24,7 @@ from consortium.ledger.snapshot import (
     join_by_snapshot,
 )
 from consortium.ledger.state import STATE, PrivateDataUnavailableError
-from consortium.storage.environment import FormatError
+from consortium.storage.environment import Environment, FormatError
 from consortium.wire.blocks import header_hash
 
 from .channel import Channel, public_set
@@ -82,6 +84,50 @@ def test_the_recorded_snapshots_are_made_byte_for_byte(tmp_path: Path) -> None:
         with pytest.raises(SnapshotError, match="already generated for block number 82"):
             create_snapshot(ledger, tmp_path)
     assert not list((tmp_path / "temp").iterdir())
+
+
+@pytest.mark.parametrize("waiting_bytes", [1, 4_000, 16 * 1024 * 1024])
+def test_ids_of_many_lengths_are_written_in_as_many_passes_as_those_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting_bytes: int
+) -> None:
+    """A writer of the channel chooses its ids: they must not make a snapshot take for ever."""
+    monkeypatch.setattr(snapshot, "IDS_WAITING_BYTES", waiting_bytes)
+    usual = [hashlib.sha256(bytes([number])).hexdigest().encode() for number in range(200)]
+    odd = [
+        (f"{number:02}" * length)[:length].encode()
+        for length in (*range(2, 64), *range(65, 400, 3), 5_000)
+        for number in (7, 42)
+    ]
+    environment = Environment(tmp_path / "index", TABLES, format_version=1, durable=False)
+    passes: list[str] = []
+    told: list[tuple[str, int]] = []
+
+    class Counting:
+        def range(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+            passes.append(table)
+            return tables.range(table)
+
+    for name, added in (("usual", usual), ("all", odd)):
+        environment.write(lambda t, added=added: [t.put(TRANSACTIONS, one, b"x") for one in added])  # type: ignore[misc]
+        (tmp_path / name).mkdir()
+        with environment.read() as tables:
+            hashes = snapshot._export_ids(
+                Counting(),  # type: ignore[arg-type]
+                tmp_path / name,
+                lambda what, done: told.append((what, done)),
+            )
+    environment.close()
+    assert passes == [TRANSACTIONS] * 2 * 2
+    assert told[-1] == ("transaction ids written", len(usual + odd))
+    in_order = sorted(usual + odd, key=lambda one: (len(one), one))
+    data = b"\x01" + b"".join(varint(len(one)) + one for one in in_order)
+    count = b"\x01" + varint(len(in_order))
+    assert (tmp_path / "all" / "txids.data").read_bytes() == data
+    assert (tmp_path / "all" / "txids.metadata").read_bytes() == count
+    assert hashes == {
+        "txids.data": hashlib.sha256(data).digest(),
+        "txids.metadata": hashlib.sha256(count).digest(),
+    }
 
 
 def test_a_ledger_begun_with_fabrics_snapshot_goes_on_as_the_whole_one(
@@ -228,11 +274,17 @@ def _forged(folder: Path, name: str, content: bytes) -> Path:
         ("txids.data", b"\x01\xff\xff\xff\xff\x7f", "too long"),
         ("public_state.metadata", b"\x01\x01\x04gold\x05", "unknown field|lacks the channel"),
         ("public_state.metadata", b"\x01\x01\x05gold\x00\x05", "namespace"),
+        ("public_state.metadata", b"\x01\x01\x01\xff\x05", "name that is not UTF-8"),
         ("public_state.data", b"\x01\x02\x0a\x05", "ends too soon"),
         ("public_state.data", b"\x01\x03\x2a\x01x", "unknown field"),
         ("public_state.data", b"\x01\x03\x22\x01\x05", "version"),
         ("private_state_hashes.metadata", b"\x01\x01\x04gold\x05", "namespace"),
         ("confighistory.data", b"\x01\x03abc\x00", "unknown configuration entry"),
+        (
+            "confighistory.data",
+            b"\x01\x1dslscc\0gold~collection" + bytes(8) + b"\x01\xff",
+            "message that cannot be read: a contract's collections is not a valid",
+        ),
     ],
 )
 def test_a_forged_snapshot_is_refused_in_a_sentence(
