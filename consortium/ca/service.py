@@ -31,7 +31,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from aiohttp import web
 from cryptography import x509
@@ -55,6 +54,7 @@ from consortium.identity.certificates import (
     certificate_pem,
     load_certificate,
     load_certificates,
+    load_key,
 )
 from consortium.identity.chains import Authorities
 from consortium.identity.signing import verify_signature
@@ -166,8 +166,8 @@ class CaService:
         self._waiting = 0
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
-        self._asked: WeakSet[asyncio.BaseTransport] = WeakSet()
-        """Connections that a request has come over."""
+        self._silent: set[web.RequestHandler] = set()
+        """Connections, of the last `SILENT_S`, that nobody has asked anything over."""
 
     def _read(self) -> None:
         """Read what has changed on disk; raises OSError, ssl.SSLError, CertificateError."""
@@ -183,8 +183,6 @@ class CaService:
         if now == self._read_at:
             return
         authority = CertificateAuthority.load(folder)
-        if not authority.is_whole:
-            raise CertificateError(f"certificate and key in {folder} do not belong together")
         roots = [authority.certificate]
         if previous is not None and previous.exists():
             roots.append(load_certificate(previous.read_bytes(), "the root before the present one"))
@@ -229,6 +227,7 @@ class CaService:
 
         def accepted() -> asyncio.BaseProtocol:
             protocol = accept()
+            self._silent.add(protocol)
             loop.call_later(SILENT_S, self._hang_up_if_silent, protocol)
             return protocol
 
@@ -259,9 +258,10 @@ class CaService:
 
     def _hang_up_if_silent(self, protocol: web.RequestHandler) -> None:
         """End a connection that nobody has asked anything over."""
-        transport = protocol.transport
-        if transport is not None and transport not in self._asked:
-            transport.abort()
+        if protocol in self._silent:
+            self._silent.discard(protocol)
+            if protocol.transport is not None:
+                protocol.transport.abort()
 
     # -- answering
 
@@ -272,8 +272,7 @@ class CaService:
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         self._follow_files()
-        if request.transport is not None:
-            self._asked.add(request.transport)
+        self._silent.discard(request.protocol)
         try:
             async with asyncio.timeout(REQUEST_S):
                 return await handler(request)
@@ -565,8 +564,27 @@ class CaService:
         )
 
     def revocation_list(self) -> bytes:
-        """The CRL (PEM) to put into the channel's configuration."""
-        return self._authority.revocation_list(self.registry.revoked_serial_numbers())
+        """The CRLs (PEM, one after another) to put into the channel's configuration.
+
+        One of the present root, and one of the root before while that is trusted: a list counts
+        for certificates of the root that signed it alone. Raises CaError.
+        """
+        revoked = self.registry.revoked_serial_numbers()
+        listed = self._authority.revocation_list(revoked)
+        path = self._previous_root
+        try:
+            if path is None or not path.exists():
+                return listed
+            previous = CertificateAuthority(
+                load_certificate(path.read_bytes(), "the root before the present one"),
+                load_key(path.with_name(CertificateAuthority.KEY_FILE).read_bytes()),
+            )
+        except (OSError, CertificateError) as error:
+            problem = "the root before the present one can't sign its revocation list"
+            raise CaError(500, UNKNOWN, problem, f"{problem}: {error}") from None
+        if previous.key_identifier != self._authority.key_identifier:
+            listed += previous.revocation_list(revoked)
+        return listed
 
 
 def _serial_number(text: str) -> int:
