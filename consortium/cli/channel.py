@@ -30,7 +30,8 @@ from consortium.node.channel import (
     UpdateRefused,
     current,
     organization_of,
-    revocation_list,
+    revocation_lists,
+    revocation_lists_of,
     signed_by_enough,
     submit_update,
 )
@@ -123,7 +124,7 @@ def add_commands(rooms: Any, common: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="UTILITY[=FILE]",
-        help="publish the certificates that its authority has revoked, or the list in a file (PEM)",
+        help="publish the certificates that its authority has revoked, or a file's lists (PEM)",
     )
     update.add_argument(
         "--out", type=Path, help="write the update for others to sign, instead of submitting it"
@@ -383,11 +384,11 @@ def _wanted(
     for named in options.crl:
         name, _, file = named.partition("=")
         if file:
-            msp_id, listed = _msp_id(network, config, name), _read(Path(file))
+            msp_id, lists = _msp_id(network, config, name), revocation_lists_of(_read(Path(file)))
         else:
             utility = network.utility(name)
-            msp_id, listed = utility.msp_id, revocation_list(utility)
-        wanted = ChannelConfig(config.channel_id, wanted).with_revocation_lists(msp_id, [listed])
+            msp_id, lists = utility.msp_id, revocation_lists(utility)
+        wanted = ChannelConfig(config.channel_id, wanted).with_revocation_lists(msp_id, lists)
     return wanted
 
 

@@ -15,19 +15,20 @@ from consortium.ledger.config_changes import (
     remove_root,
 )
 from consortium.node.agreements import ensure_agreements
-from consortium.node.channel import Current, change_channel
+from consortium.node.channel import Current, change_channel, current, trusted_root
 from consortium.node.contracts import client
 from consortium.node.network import (
     DEFAULT_BASE_PORT,
-    PREVIOUS_AUTHORITY,
     Network,
     NetworkError,
     Utility,
     add_utility,
     adopt_channel,
+    forget_previous_authority,
     forget_utility,
     organization,
     renew_certificates,
+    roots_to_finish,
     rotate_authority,
     use_next_authority,
 )
@@ -97,7 +98,8 @@ def add_commands(network: Any, common: argparse.ArgumentParser) -> None:
         help="change a utility's root certificate for a new one",
         description="First without --finish: the channel trusts the new root beside the old one, "
         "and nodes and people are certified by it. Start its nodes again, one after another, and "
-        "let homes enrol anew. Then with --finish: the old root is trusted no longer.",
+        "let homes enrol anew. Then with --finish: the old root is trusted no longer. What was "
+        "interrupted goes on when the same command is run again.",
     )
     rotate.add_argument("utility")
     rotate.add_argument("--finish", action="store_true")
@@ -200,17 +202,10 @@ async def _rotate(options: argparse.Namespace) -> None:
     network = Network.load(options.data_dir)
     utility = network.utility(options.utility)
     if options.finish:
-        previous = utility.directory / "ca" / PREVIOUS_AUTHORITY / "ca.cert.pem"
-        if not previous.exists():
-            raise NetworkError(f"{utility.name} has no previous root: begin without --finish")
-        old = previous.read_bytes()
-        now = await _change(network, lambda config: remove_root(config, utility.msp_id, old))
-        previous.unlink()
+        now = await _finish_rotation(network, utility)
         text = f"{utility.name}'s old root is trusted no longer, from block {now.block_number} on."
     else:
-        root = await asyncio.to_thread(rotate_authority, network, utility)
-        now = await _change(network, lambda config: add_root(config, utility.msp_id, root))
-        await asyncio.to_thread(use_next_authority, utility)
+        now = await _begin_rotation(network, utility)
         text = (
             f"{utility.name}'s new root is trusted from block {now.block_number} on, and certifies "
             "its nodes and people. Start its nodes again, one after another, and then: gridledger "
@@ -221,6 +216,41 @@ async def _rotate(options: argparse.Namespace) -> None:
         {"utility": utility.name, "finished": options.finish, "block_number": now.block_number},
         text,
     )
+
+
+async def _begin_rotation(network: Network, utility: Utility) -> Current:
+    """Have the channel trust the next root, and use it; goes on where it was interrupted."""
+    root = await asyncio.to_thread(rotate_authority, network, utility)
+    asked = network.utilities[0]
+    async with client(network, asked, "admin") as gateway:
+        now = await current(gateway, asked.msp_id)
+        if trusted_root(now.config, utility.msp_id, root) is None:
+            now = await change_channel(
+                network, gateway, asked, lambda config: add_root(config, utility.msp_id, root)
+            )
+    await asyncio.to_thread(use_next_authority, utility)
+    return now
+
+
+async def _finish_rotation(network: Network, utility: Utility) -> Current:
+    """End the trust in the root before, unless that would shut the utility out (NetworkError)."""
+    present, previous = await asyncio.to_thread(roots_to_finish, utility)
+    asked = network.utilities[0]
+    async with client(network, asked, "admin") as gateway:
+        now = await current(gateway, asked.msp_id)
+        if trusted_root(now.config, utility.msp_id, present) is None:
+            raise NetworkError(
+                f"{network.channel} does not trust {utility.name}'s present root, in "
+                f"{utility.directory / 'ca'}: without the one before, the utility would be shut out"
+            )
+        # None where an earlier --finish was interrupted after the channel had changed.
+        old = trusted_root(now.config, utility.msp_id, previous)
+        if old is not None:
+            now = await change_channel(
+                network, gateway, asked, lambda config: remove_root(config, utility.msp_id, old)
+            )
+    await asyncio.to_thread(forget_previous_authority, utility)
+    return now
 
 
 async def _change(

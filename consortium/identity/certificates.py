@@ -262,22 +262,24 @@ class CertificateAuthority:
     @classmethod
     def load(cls, directory: Path) -> CertificateAuthority:
         """Read what `save` wrote; raises OSError, CertificateError."""
-        return cls(
-            load_certificate(
-                (directory / cls.CERTIFICATE_FILE).read_bytes(), "the authority's certificate"
-            ),
-            load_key((directory / cls.KEY_FILE).read_bytes()),
+        certificate = load_certificate(
+            (directory / cls.CERTIFICATE_FILE).read_bytes(), "the authority's certificate"
         )
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether certificate and key belong together."""
-        return self._key.public_key() == self.certificate.public_key()
+        key = load_key((directory / cls.KEY_FILE).read_bytes())
+        if certificate.public_key() != key.public_key():
+            raise CertificateError(
+                f"the authority's key does not belong to its certificate in {directory}; where "
+                "`gridledger network rotate-ca` was interrupted, run it again, and it goes on"
+            )
+        return cls(certificate, key)
 
     def save(self, directory: Path) -> None:
-        """Write certificate and key (mode 0600) into `directory`."""
+        """Write key and certificate (mode 0600) into `directory`, each whole or not at all.
+
+        The certificate comes last: where it is, its key is. Raises OSError.
+        """
         write_private(directory / self.KEY_FILE, key_pem(self._key))
-        (directory / self.CERTIFICATE_FILE).write_bytes(self.certificate_pem)
+        write_private(directory / self.CERTIFICATE_FILE, self.certificate_pem)
 
     def issue(
         self,

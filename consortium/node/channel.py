@@ -1,6 +1,7 @@
 """A running channel's configuration: fetching it from a peer, and having it changed."""
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import grpc
 
 from consortium.ca.registry import Registry
 from consortium.gateway.broadcast import another_may_take_it
-from consortium.identity.certificates import CertificateAuthority
+from consortium.identity.certificates import CertificateAuthority, pem_to_der
 from consortium.identity.signing import Signer
 from consortium.ledger.channel_config import (
     ChannelConfig,
@@ -18,13 +19,13 @@ from consortium.ledger.channel_config import (
     config_of_block,
 )
 from consortium.ledger.config_changes import PendingUpdate, copied
-from consortium.ledger.config_update import compute_update
-from consortium.wire import common_pb2, orderer_pb2, services
+from consortium.ledger.config_update import APPLICATION, ORDERER, compute_update
+from consortium.wire import common_pb2, msp_pb2, orderer_pb2, services
 from consortium.wire.blocks import LAST_CONFIG
 from consortium.wire.envelopes import parse
 from gridledger_client import GatewayClient
 
-from .network import HOST, Network, NetworkError, Utility
+from .network import HOST, PREVIOUS_AUTHORITY, Network, NetworkError, Utility
 
 ANSWER_TIMEOUT_S = 15.0
 """An orderer that does not answer for so long is left for another."""
@@ -32,6 +33,8 @@ COMMIT_TIMEOUT_S = 60.0
 LATE_COMMIT_S = 5.0
 """How long to look for an update that an orderer took without telling."""
 POLL_S = 0.1
+
+_PEM_LIST = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
 
 class UpdateRefused(NetworkError):
@@ -87,11 +90,48 @@ def organization_of(folder: Path) -> common_pb2.ConfigGroup:
     )
 
 
-def revocation_list(utility: Utility) -> bytes:
-    """What a utility's authority has revoked so far, as a list signed by it (PEM)."""
+def revocation_lists(utility: Utility) -> list[bytes]:
+    """What a utility has revoked so far: a list (PEM) of its root, and one of the root before.
+
+    The root before has one while it is trusted. Each names all that is revoked, since the registry
+    doesn't say which of the two certified whom; a list counts for certificates of the root that
+    signed it alone. Raises OSError, CertificateError, RegistryError.
+    """
     folder = utility.directory / "ca"
     revoked = Registry.open(folder).revoked_serial_numbers()
-    return CertificateAuthority.load(folder).revocation_list(revoked)
+    authorities = [CertificateAuthority.load(folder)]
+    previous = folder / PREVIOUS_AUTHORITY
+    if (previous / CertificateAuthority.CERTIFICATE_FILE).exists():
+        authorities.append(CertificateAuthority.load(previous))
+    # By identifier: for a moment of a rotation both folders hold the same root.
+    distinct = {authority.key_identifier: authority for authority in authorities}
+    return [authority.revocation_list(revoked) for authority in distinct.values()]
+
+
+def revocation_lists_of(data: bytes) -> list[bytes]:
+    """The lists of a file: its PEM blocks one by one, or all of it where it has none (DER).
+
+    A channel's configuration holds each list by itself; Fabric reads one block of an entry.
+    """
+    return [block + b"\n" for block in _PEM_LIST.findall(data)] or [data]
+
+
+def trusted_root(config: ChannelConfig, msp_id: str, root_pem: bytes) -> bytes | None:
+    """A root as the channel's configuration spells it (PEM); None where a member hasn't that root.
+
+    Raises CertificateError where `root_pem` is no certificate.
+    """
+    wanted = pem_to_der(root_pem)
+    for kind in (APPLICATION, ORDERER):
+        for group in config.config.channel_group.groups[kind].groups.values():
+            wrapped = parse(msp_pb2.MSPConfig, group.values["MSP"].value, "an MSP")
+            definition = parse(msp_pb2.FabricMSPConfig, wrapped.config, "an MSP")
+            if definition.name != msp_id:
+                continue
+            for known in definition.root_certs:
+                if pem_to_der(known) == wanted:
+                    return known
+    return None
 
 
 def signed_by_enough(

@@ -18,12 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from cryptography import x509
+
 from consortium.ca.registry import Registry
 from consortium.identity.certificates import (
     CertificateAuthority,
+    CertificateError,
     certificate_pem,
     generate_key,
     key_pem,
+    load_certificate,
     load_key,
     write_private,
 )
@@ -464,34 +468,133 @@ def renew_certificates(network: Network, utility: Utility, *, new_keys: bool = F
 def rotate_authority(network: Network, utility: Utility) -> bytes:
     """Make a utility's next root, for the channel to trust beside the present one; its PEM.
 
-    It certifies nobody before `use_next_authority`. Made once: asked again, it is the same.
+    It certifies nobody before `use_next_authority`. Made once: asked again, it is the same, and a
+    rotation that was interrupted goes on. Raises NetworkError while the root before the present
+    one is trusted: there is room for one, and a second would stay trusted for good.
     """
-    folder = utility.directory / "ca" / NEXT_AUTHORITY
-    if not (folder / CertificateAuthority.CERTIFICATE_FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        CertificateAuthority.create(utility.name, utility.domain).save(folder)
-    root = CertificateAuthority.load(folder).certificate_pem
+    folder = utility.directory / "ca"
+    present = _root_in(folder)
+    previous, following = _root_in(folder / PREVIOUS_AUTHORITY), _root_in(folder / NEXT_AUTHORITY)
+    if following is not None and following == present and previous is None:
+        # Finished in spite of it, by an earlier version.
+        _remove_next(folder)
+        following = None
+    if following is None:
+        if previous not in (None, present):
+            raise NetworkError(
+                f"{utility.name} has changed its root, and the one before is trusted still: when "
+                f"its nodes and homes have new certificates, run `{_finishing(utility)}`; then "
+                "the root can be changed again"
+            )
+        CertificateAuthority.load(folder)  # It is to be kept, and has to be whole by then.
+        authority = CertificateAuthority.create(utility.name, utility.domain)
+        authority.save(folder / NEXT_AUTHORITY)
+        following = authority.certificate
+    elif present not in (None, following):
+        if previous not in (None, present):
+            raise NetworkError(
+                f"{utility.name} has a root before the present one and a next one as well: move "
+                f"{folder / NEXT_AUTHORITY} away, run `{_finishing(utility)}`, and change the root "
+                "after that"
+            )
+        # The channel is to trust it next: it has to be whole by then.
+        CertificateAuthority.load(folder / NEXT_AUTHORITY)
+    root = certificate_pem(following)
     _trust(network, root)
     return root
 
 
-def use_next_authority(utility: Utility) -> bytes:
-    """Certify everyone by the next root from now on; returns the one before, PEM.
+def use_next_authority(utility: Utility) -> None:
+    """Certify everyone by the next root from now on; `previous` keeps the one before.
 
-    The channel has to trust the next one by now. Raises NetworkError where there is none.
+    The channel has to trust the next one by now. The next root's folder goes last: as long as it
+    is there, this may be called again after an interruption at any place, and completes it. Raises
+    NetworkError where there is none, CertificateError, OSError.
     """
     folder = utility.directory / "ca"
     following = folder / NEXT_AUTHORITY
-    if not (following / CertificateAuthority.CERTIFICATE_FILE).exists():
+    root = _root_in(following)
+    if root is None:
         raise NetworkError(f"{utility.name} has no next root; make one with rotate-ca first")
-    before, after = CertificateAuthority.load(folder), CertificateAuthority.load(following)
+    # Where it is the present one already, `previous` has the one before, and keeps it.
+    if _root_in(folder) != root:
+        after = CertificateAuthority.load(following)
+        _keep_as_previous(folder)
+        after.save(folder)
+    _issue_all(CertificateAuthority.load(folder), utility, renew=True, new_keys=False)
+    _remove_next(folder)
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """Copy the present authority of `ca/` to `ca/previous/`; raises CertificateError, OSError."""
     previous = folder / PREVIOUS_AUTHORITY
-    previous.mkdir(exist_ok=True)
-    before.save(previous)
-    after.save(folder)
-    _issue_all(after, utility, renew=True, new_keys=False)
+    try:
+        authority = CertificateAuthority.load(folder)
+    except CertificateError:
+        # Interrupted between key and certificate: the copy was made before that.
+        copied = _root_in(previous)
+        if copied is None or _root_in(folder) not in (None, copied):
+            raise
+        CertificateAuthority.load(previous)
+        return
+    authority.save(previous)
+
+
+def _remove_next(folder: Path) -> None:
+    """Remove `ca/next/`. Its certificate, which says that a rotation goes on, after the key."""
+    following = folder / NEXT_AUTHORITY
+    (following / CertificateAuthority.KEY_FILE).unlink(missing_ok=True)
+    (following / CertificateAuthority.CERTIFICATE_FILE).unlink()
     shutil.rmtree(following)
-    return before.certificate_pem
+
+
+def roots_to_finish(utility: Utility) -> tuple[bytes, bytes]:
+    """The present root and the one before, PEM, whose trust may end as far as the folder tells.
+
+    Raises NetworkError where a rotation hasn't begun, or was interrupted; CertificateError,
+    OSError.
+    """
+    folder = utility.directory / "ca"
+    previous = _root_in(folder / PREVIOUS_AUTHORITY)
+    if _root_in(folder / NEXT_AUTHORITY) is not None:
+        raise NetworkError(
+            f"the change of {utility.name}'s root was interrupted: run `{_rotating(utility)}` "
+            "again, without --finish, and it goes on"
+        )
+    if previous is None:
+        raise NetworkError(f"{utility.name} has no previous root: begin without --finish")
+    present = CertificateAuthority.load(folder).certificate
+    if previous == present:
+        raise NetworkError(
+            f"{folder / PREVIOUS_AUTHORITY} has {utility.name}'s present root in it, whose trust "
+            f"can't end. `{_rotating(utility)}` makes a new root"
+        )
+    return certificate_pem(present), certificate_pem(previous)
+
+
+def forget_previous_authority(utility: Utility) -> None:
+    """The root before the present one is trusted no longer; its key stays until the next change."""
+    folder = utility.directory / "ca" / PREVIOUS_AUTHORITY
+    (folder / CertificateAuthority.CERTIFICATE_FILE).unlink()
+
+
+def _root_in(folder: Path) -> x509.Certificate | None:
+    """An authority's root certificate; None where there is none, or nothing that can be read.
+
+    Earlier versions left an empty file when the disk was full. Raises OSError.
+    """
+    try:
+        return load_certificate((folder / CertificateAuthority.CERTIFICATE_FILE).read_bytes())
+    except FileNotFoundError, CertificateError:
+        return None
+
+
+def _rotating(utility: Utility) -> str:
+    return f"gridledger network rotate-ca {utility.name}"
+
+
+def _finishing(utility: Utility) -> str:
+    return f"{_rotating(utility)} --finish"
 
 
 def _trust(network: Network, *roots_pem: bytes) -> None:
@@ -580,7 +683,8 @@ def _issue(
         attributes=attributes,
     )
     write_private(path, key_pem(key))
-    (folder / f"{purpose}.cert.pem").write_bytes(certificate_pem(certificate))
+    # Whole or not at all: an admin with half a certificate couldn't have a rotation completed.
+    write_private(folder / f"{purpose}.cert.pem", certificate_pem(certificate))
 
 
 def organization(utility: Utility) -> OrganizationSpec:

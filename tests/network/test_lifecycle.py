@@ -26,6 +26,7 @@ from consortium.chaincode.serve import ChaincodeServer
 from consortium.cli.main import REFUSALS, _parser
 from consortium.contracts import package as own
 from consortium.ledger.config_changes import change_setting, copied
+from consortium.ledger.config_json import config_to_json
 from consortium.ledger.config_update import compute_update, sign_update, update_envelope
 from consortium.ledger.lifecycle import ChaincodeDefinition
 from consortium.node.channel import current
@@ -720,6 +721,17 @@ async def test_a_utility_changes_its_root(consortium: Consortium) -> None:
     old_root, old_admin = boreal.root_pem, boreal.signer("admin")
     await consortium.run("network", "rotate-ca", "Boreal")
     assert boreal.root_pem != old_root
+    again = await consortium.run("network", "rotate-ca", "Boreal", status=1)
+    assert "run `gridledger network rotate-ca Boreal --finish`" in again["error"]
+    # Its own administrator alone publishes a list of each root.
+    await consortium.run(
+        "channel", "update", "--crl", "Boreal", "--utility", "Boreal", "--sign-as", "Boreal"
+    )
+    async with consortium.client("Aurora", "admin") as gateway:
+        now = (await current(gateway, "AuroraMSP")).config
+    definition = config_to_json(now.config)["channel_group"]["groups"]["Application"]["groups"]
+    found = definition["BorealMSP"]["values"]["MSP"]["value"]["config"]["revocation_list"]
+    assert len(found) == 2
     # The authorities that run hand out both roots, and Boreal's certifies by the new one.
     for utility in network.utilities:
         bundle = await fetch_bundle(f"https://127.0.0.1:{utility.ports.ca}")

@@ -31,6 +31,8 @@ from consortium.identity.certificates import (
 )
 from consortium.identity.msp import Msp, msp_config
 from consortium.identity.signing import Signer
+from consortium.node.channel import revocation_lists_of
+from consortium.wire import msp_pb2
 from custom_components.gridledger.client import enrolment
 
 YEAR_S = 365 * 86400
@@ -467,6 +469,55 @@ async def test_revocation_ends_an_identity(ca: Ca) -> None:
         assert status == 400
     status, answer = await ca.call("POST", "/api/v1/revoke", {"serial": "0fF"}, signer=ca.admin)
     assert answer["result"]["RevokedCerts"][0]["Serial"] == "ff"
+
+
+async def test_a_list_of_each_root_that_is_trusted(ca: Ca, tmp_path: Path) -> None:
+    """Who was certified by the root before stays revoked, and may be revoked."""
+    before, after = ca.authority, CertificateAuthority.create("Aurora", "aurora.example")
+    roots = before.certificate_pem, after.certificate_pem
+    admin = ca.admin
+    homes = [
+        authority.issue(name, "client", generate_key().public_key())
+        for name, authority in (("home-1", before), ("home-2", before), ("home-3", after))
+    ]
+
+    async def revoked(home: x509.Certificate) -> tuple[int, dict[str, Any]]:
+        body = {"serial": f"{home.serial_number:x}", "gencrl": True}
+        return await ca.call("POST", "/api/v1/revoke", body, signer=admin)
+
+    status, answer = await revoked(homes[0])
+    assert status == 200
+    assert len(revocation_lists_of(base64.b64decode(answer["result"]["CRL"]))) == 1
+    previous = tmp_path / "kept" / CertificateAuthority.CERTIFICATE_FILE
+    before.save(previous.parent)
+    ca.service._previous_root = previous
+    after.save(tmp_path)
+    for home in homes[1:]:
+        status, answer = await revoked(home)
+        assert status == 200
+    lists = revocation_lists_of(base64.b64decode(answer["result"]["CRL"]))
+    assert len(lists) == 2
+    definition = msp_config("AuroraMSP", roots[0], revocation_lists=lists)
+    inner = msp_pb2.FabricMSPConfig.FromString(definition.config)
+    inner.root_certs.append(roots[1])
+    for unit, identifier in inner.fabric_node_ous.ListFields():
+        if unit.name.endswith("_ou_identifier"):
+            identifier.certificate = b""
+    definition.config = inner.SerializeToString()
+    msp = Msp.from_config(definition)
+    for home in homes:
+        assert "is revoked" in (msp.identity_of(home).problem or "")
+    # A list less would let revoked certificates back in: that is said instead.
+    (previous.parent / CertificateAuthority.KEY_FILE).unlink()
+    status, answer = await revoked(homes[0])
+    assert (status, error(answer)[2]) == (
+        500,
+        "the root before the present one can't sign its revocation list",
+    )
+    previous.unlink()
+    status, answer = await revoked(homes[2])
+    # Nobody trusts the root before any more, and neither its administrator.
+    assert status == 401
 
 
 async def test_an_address_in_use_is_said(ca: Ca, tmp_path: Path) -> None:
