@@ -23,6 +23,12 @@ from .tools import Ledgers, Wire
 START_TIMEOUT_S = 90
 
 
+def without_agents(network: Network) -> None:
+    """Nothing is ordered but what a test sends: some show that nothing was."""
+    for utility in network.utilities:
+        (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
+
+
 @dataclass
 class RunningNetwork:
     """A network that `gridledger network up` runs, and its process."""
@@ -118,9 +124,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     """One network in one process, shared by the tests that leave it running."""
     directory = tmp_path_factory.mktemp("network")
     network = create_network(directory / "data", interval_s=60, base_port=first_port())
-    # Some tests show that nothing was ordered, so the utilities' agents do nothing here.
-    for utility in network.utilities:
-        (utility.directory / "peer" / "agent.json").write_text('{"enabled": false}')
+    without_agents(network)
     port = first_port(1)
     started = start_network(network, directory / "log", "--operations", str(port))
     started.operations_port = port

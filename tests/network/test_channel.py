@@ -18,7 +18,7 @@ from consortium.node.network import create_network
 from gridledger_client import GridLedgerError
 from tests.ports import first_port
 
-from .conftest import RunningNetwork, run_cli, start_network, stop_network
+from .conftest import RunningNetwork, run_cli, start_network, stop_network, without_agents
 from .tools import Ledgers
 
 pytestmark = pytest.mark.network
@@ -31,6 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNetwork
     """A network whose configuration only these tests change."""
     folder = tmp_path_factory.mktemp("channel")
     network = create_network(folder / "data", interval_s=60, base_port=first_port())
+    without_agents(network)
     started = start_network(network, folder / "log")
     yield started
     stop_network(started)
