@@ -333,7 +333,7 @@ async def test_who_registers_whom(ca: Ca) -> None:
 
 async def test_who_asks_nothing_is_hung_up_on(ca: Ca, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may connect, and each connection costs memory."""
-    monkeypatch.setattr(service_module, "SILENT_S", 0.2)
+    monkeypatch.setattr(service_module, "SILENT_S", 3.0)
     trust = ssl.create_default_context(cadata=ca.authority.certificate_pem.decode())
     silent, writer = await asyncio.open_connection("127.0.0.1", ca.service.port, ssl=trust)
     asking, other = await asyncio.open_connection("127.0.0.1", ca.service.port, ssl=trust)
